@@ -1,0 +1,57 @@
+"""What every test gets: one thread, its own seed, and memory that shows when it was not written."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+# sums come out in the same order on every machine, and workers do not fight for cores
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what torch leaves unwritten with NaN, so that reading it before writing shows."""
+    monkeypatch.setattr(torch, "empty", _poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", _poisoned(torch.empty_like))
+    monkeypatch.setattr(Tensor, "new_empty", _poisoned(Tensor.new_empty))
+
+
+def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(allocate)
+    def wrapper(*args: object, **kwargs: object) -> Tensor:
+        tensor = allocate(*args, **kwargs)
+        # a compiled graph holds the package's own calls, not the way they were reached
+        if torch.compiler.is_compiling():
+            return tensor
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.partition(".")[0] == "torchrl_shm":
+            with torch.no_grad():
+                _poison_(tensor)
+        return tensor
+
+    return wrapper
+
+
+def _poison_(tensor: Tensor) -> None:
+    if tensor.is_floating_point() or tensor.is_complex():
+        tensor.fill_(float("nan"))
+    elif tensor.dtype != torch.bool:
+        tensor.fill_(torch.iinfo(tensor.dtype).max)

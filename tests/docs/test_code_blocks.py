@@ -1,0 +1,59 @@
+"""Every python block of the README and of the site runs.
+
+Blocks of one page share their names, top to bottom, as a reader would type them. A block that
+cannot run here stands below a comment that says why: `<!-- no-run: reason -->`.
+"""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"(?P<skip><!-- no-run: \S.*? -->\s*\n)?"
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n"
+    r"(?P<code>.*?)"
+    r"^(?P=indent)```$",
+    re.M | re.S,
+)
+
+
+def blocks(text: str) -> list[tuple[int, str]]:
+    """First line and code of every python block that is to run."""
+    return [
+        (text.count("\n", 0, match.start("code")), textwrap.dedent(match["code"]))
+        for match in BLOCK.finditer(text)
+        if match["language"].startswith("py") and not match["skip"]
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for line, code in blocks(page.read_text()):
+        # blank lines in front, so that a traceback names the line of the page
+        exec(compile("\n" * line + code, page, "exec"), names)
+
+
+def test_blocks_are_found() -> None:
+    page = textwrap.dedent("""\
+        ```python
+        a = 1
+        ```
+        <!-- no-run: needs a GPU -->
+        ```python
+        b = 2
+        ```
+        ```bash
+        c
+        ```
+
+            ```py title="indented"
+            d = 4
+            ```
+        """)
+    assert blocks(page) == [(1, "a = 1\n"), (12, "d = 4\n")]

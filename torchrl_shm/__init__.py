@@ -1,0 +1,61 @@
+"""Stable Hadamard Memory for TorchRL: a matrix memory for agents that cannot see everything.
+
+Names are loaded when they are first used, so importing this package is quick and needs no more
+than what you use of it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchrl_shm.envs import WindEnv
+    from torchrl_shm.modules import (
+        SHM,
+        MemoryCheckError,
+        MemoryModule,
+        MemoryReport,
+        SHMModule,
+        check_memory,
+    )
+    from torchrl_shm.ops import shm_scan, shm_step
+
+    __version__: str
+
+__all__ = [
+    "MemoryCheckError",
+    "MemoryModule",
+    "MemoryReport",
+    "SHM",
+    "SHMModule",
+    "WindEnv",
+    "__version__",
+    "check_memory",
+    "shm_scan",
+    "shm_step",
+]
+
+_HOMES = {
+    "MemoryCheckError": "torchrl_shm.modules",
+    "MemoryModule": "torchrl_shm.modules",
+    "MemoryReport": "torchrl_shm.modules",
+    "SHM": "torchrl_shm.modules",
+    "SHMModule": "torchrl_shm.modules",
+    "WindEnv": "torchrl_shm.envs",
+    "check_memory": "torchrl_shm.modules",
+    "shm_scan": "torchrl_shm.ops",
+    "shm_step": "torchrl_shm.ops",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,15 @@
+"""Memories: cells on plain tensors, and the TensorDict modules around them."""
+
+from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule, State
+from torchrl_shm.modules.row_start import MemoryPrimer
+from torchrl_shm.modules.shm import SHM, Calibration, SHMModule
+
+__all__ = [
+    "SHM",
+    "Calibration",
+    "MemoryCell",
+    "MemoryModule",
+    "MemoryPrimer",
+    "SHMModule",
+    "State",
+]

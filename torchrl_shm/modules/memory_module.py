@@ -1,0 +1,408 @@
+"""The TensorDict contract of TorchRL, once for all memories."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key_list
+from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import expand_as_right, set_lazy_legacy, unravel_key
+from torch import Tensor, nn
+from torchrl.envs import TensorDictPrimer
+from torchrl.modules import recurrent_mode
+from torchrl.objectives import add_random_module
+from torchrl.objectives.value.utils import (
+    _get_num_per_traj_init,
+    _inv_pad_sequence,
+    _split_and_pad_sequence,
+)
+
+from torchrl_shm.modules.row_start import MemoryPrimer, checkable, rebuild_row_start, suffixed
+
+State = Literal["row", "stored", "zero"]
+"""Where a sequence takes its first memory from; see `MemoryModule`."""
+
+
+@runtime_checkable
+class MemoryCell(Protocol):
+    """What a memory on plain tensors has to offer; any `nn.Module` with these members serves.
+
+    `forward` and `step` must agree: a sequence is its steps. `theta_index` stands for whatever
+    random choice a step makes, one int64 number in `[0, num_theta)`; cells that choose nothing
+    have `num_theta = None`, ignore the argument and return `None`.
+    """
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Shape of one agent's memory."""
+        ...
+
+    @property
+    def num_theta(self) -> int | None:
+        """Number of values of the random choice of each step, or `None`."""
+        ...
+
+    def __call__(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        is_init: Tensor | None = None,
+        theta_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run over `x` `[B, T, D]` from `memory` `[B, *memory_shape]`, resetting at `is_init`."""
+        ...
+
+    def step(
+        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run one step: `x` `[..., D]`, `memory` `[..., *memory_shape]`."""
+        ...
+
+
+class MemoryModule(TensorDictModuleBase):
+    """Wraps a memory cell in TorchRL's contract for recurrent modules.
+
+    **Step mode** (the default; collectors): reads one step, of any batch shape. The memory that
+    enters is zero where `is_init` is true. Writes the output, `("next", memory)`, and, for cells
+    that draw, the fresh `theta_index`.
+
+    **Recurrent mode** (losses, and under `torchrl.modules.set_recurrent_mode(True)`): the last
+    batch dimension is time; 1-D data are one sequence. A `theta_index` in the data is used again,
+    so the gates that acted are the gates that learn. `("next", memory)` is not written: nothing
+    reads it, and it would hold a memory per step.
+
+    `state` says where a sequence takes its first memory from:
+
+    - `"row"`: lean. Collectors stack one memory per row of `T` steps instead of one per step, in
+      the entries `<memory>_stripe` `[B, T, ceil(N / T)]` (`N` floats of memory) and
+      `<memory>_row` `[B, T, 3]` (int64: clock, offset in the row, episode start). Rows may be
+      stored, shuffled and batched; slices and cut rows are refused.
+    - `"stored"`: every step's memory is stacked, as with `GRUModule`; each sequence, and each
+      slice of `SliceSampler`, starts from the memory stored at its first step.
+    - `"zero"`: nothing is stacked; sequences and slices start empty. `burn_in` steps at the start
+      of each may warm the memory up.
+
+    Where `is_init` is true the memory that enters the step is zero, at the first step too. With
+    `state="stored"` it is the stored one, which the primer set to zero on true resets.
+
+    Args:
+        cell: the memory on plain tensors.
+        in_key: key of the input; the memory key is then `"memory"`. Exclusive with `in_keys`.
+        in_keys: `[input, memory]`.
+        out_key: key of the output. Exclusive with `out_keys`.
+        out_keys: `[output, ("next", memory)]`.
+        theta_index_key: key of the drawn numbers. Default: `"theta_index"`, or the memory key with
+            `_theta_index` appended where the memory is not called `"memory"`.
+        is_init_key: key of the reset flags, written by `torchrl.envs.InitTracker`.
+        state: `"row"`, `"stored"` or `"zero"`, see above.
+        burn_in: number of steps at the start of each sequence (with `state="stored"` or `"zero"`
+            of each slice, too) through which no gradient flows; exclude them from the loss.
+        default_recurrent_mode: mode outside of `set_recurrent_mode`; `None` means step mode.
+
+    Raises:
+        ValueError: options or keys do not fit.
+        TypeError: `cell` is not a memory cell.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_shm import SHM, MemoryModule
+        >>> module = MemoryModule(SHM(5, 3), in_key="observation", out_key="features")
+        >>> data = TensorDict({"observation": torch.randn(4, 5)}, [4])
+        >>> data["is_init"] = torch.ones(4, 1, dtype=torch.bool)
+        >>> module(data)["next", "memory"].shape
+        torch.Size([4, 24, 24])
+    """
+
+    def __init__(
+        self,
+        cell: MemoryCell,
+        *,
+        in_key: NestedKey | None = None,
+        in_keys: list[NestedKey] | None = None,
+        out_key: NestedKey | None = None,
+        out_keys: list[NestedKey] | None = None,
+        theta_index_key: NestedKey | None = None,
+        is_init_key: NestedKey = "is_init",
+        state: State = "row",
+        burn_in: int = 0,
+        default_recurrent_mode: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(cell, nn.Module) or not isinstance(cell, MemoryCell):
+            raise TypeError(
+                f"cell is a {type(cell).__name__}; it must be an nn.Module with memory_shape, "
+                "num_theta, forward and step, see torchrl_shm.modules.MemoryCell"
+            )
+        if state not in get_args(State):
+            raise ValueError(f"state={state!r} is unknown; choose one of {get_args(State)}")
+        if burn_in < 0:
+            raise ValueError(f"burn_in={burn_in} must not be negative")
+        self.cell = cell
+        self.state: State = state
+        self.burn_in = burn_in
+        self._recurrent_mode = default_recurrent_mode
+
+        in_keys = _one_of("in_key", in_key, in_keys, ["memory"])
+        out_keys = _one_of("out_key", out_key, out_keys, [("next", in_keys[1])])
+        self._in_key, self._memory_key = in_keys
+        self._out_key, self._next_memory_key = out_keys
+        if self._next_memory_key != unravel_key(("next", self._memory_key)):
+            raise ValueError(
+                f"out_keys[1]={self._next_memory_key!r} must be ('next', in_keys[1]) = "
+                f"{unravel_key(('next', self._memory_key))!r}, so that the memory is carried"
+            )
+        self._is_init_key = unravel_key(is_init_key)
+        self._theta_index_key: NestedKey | None = None
+        if cell.num_theta is not None:
+            if theta_index_key is None:
+                default = self._memory_key == "memory"
+                theta_index_key = (
+                    "theta_index" if default else suffixed(self._memory_key, "_theta_index")
+                )
+            self._theta_index_key = unravel_key(theta_index_key)
+
+        # all that recurrent mode may read: value estimators select exactly the in_keys
+        optional: list[NestedKey] = []
+        if self._theta_index_key is not None:
+            optional.append(self._theta_index_key)
+        if state == "row":
+            optional += [suffixed(self._memory_key, s) for s in ("_stripe", "_row")]
+        self.in_keys = [self._in_key, self._memory_key, self._is_init_key, *optional]
+        self.out_keys = [self._out_key, self._next_memory_key]
+        if self._theta_index_key is not None:
+            self.out_keys.append(self._theta_index_key)
+
+    @property
+    def recurrent_mode(self) -> bool:
+        """Whether `forward` reads whole sequences: the global mode, else the module's default."""
+        mode = recurrent_mode()
+        return bool(self._recurrent_mode) if mode is None else bool(mode)
+
+    @property
+    def canonical_keys(self) -> list[NestedKey]:
+        """Keys whose layout matters, for `torchrl.modules.canonicalize_rnn_subset`."""
+        return [*self.in_keys, *self.out_keys]
+
+    @property
+    def _dispatch_keys(self) -> list[NestedKey]:
+        # recurrent mode does not write the next memory
+        if not self.recurrent_mode:
+            return self.out_keys
+        return [key for key in self.out_keys if key != self._next_memory_key]
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """Make the environment transform that starts the memory at zero on every reset.
+
+        `Collector(auto_register_policy_transforms=True)`, `EnvBase(policy=...)` and
+        `torchrl.modules.utils.get_primers_from_module` call this by themselves.
+
+        Returns:
+            A `MemoryPrimer`, one `TensorDictPrimer` for memory and `theta_index`.
+        """
+        return MemoryPrimer(
+            self._memory_key,
+            self.cell.memory_shape,
+            self._memory_dtype,
+            theta_index_key=self._theta_index_key,
+            num_theta=self.cell.num_theta,
+            is_init_key=self._is_init_key,
+            lean=self.state != "stored",
+        )
+
+    @dispatch(dest="_dispatch_keys")
+    @set_lazy_legacy(False)
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Run one step or, in recurrent mode, whole sequences; see the class.
+
+        Args:
+            tensordict: data of shape `[...]` in step mode, `[..., T]` in recurrent mode.
+
+        Returns:
+            The same TensorDict with the `out_keys` written.
+
+        Raises:
+            KeyError: input, reset flags or memory are missing.
+            ValueError: the data do not fit the mode, the memory or the device.
+            IndexError: a `theta_index` lies outside of the table.
+        """
+        if self.recurrent_mode:
+            return self._forward_sequence(tensordict)
+        return self._forward_step(tensordict)
+
+    def _forward_step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        x, is_init = self._read(tensordict)
+        memory = tensordict.get(self._memory_key, None)
+        if memory is None:
+            if not bool(is_init.all()):
+                raise KeyError(
+                    f"memory key {self._memory_key!r} is missing in the middle of an episode, so "
+                    "the past would be forgotten. In a collector pass "
+                    "auto_register_policy_transforms=True, elsewhere append "
+                    "module.make_tensordict_primer() to the environment. If these data are whole "
+                    "sequences, wrap the call in torchrl.modules.set_recurrent_mode(True)"
+                )
+        else:
+            # selection, not multiplication: 0 * NaN would carry the NaN over the reset
+            memory = torch.where(expand_as_right(is_init, memory), 0, memory)
+        # an index in the data is that of an earlier step: always draw
+        y, memory, theta_index = self.cell.step(x, memory)
+        tensordict.set(self._out_key, y)
+        tensordict.set(self._next_memory_key, memory)
+        if self._theta_index_key is not None:
+            tensordict.set(self._theta_index_key, theta_index)
+        return tensordict
+
+    def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
+        shape = tensordict.shape
+        if not shape:
+            raise ValueError(
+                "recurrent mode reads sequences: the last dimension of the TensorDict is time, "
+                "but it has none. Leave set_recurrent_mode(True) for single steps"
+            )
+        data = tensordict.select(*self.in_keys, strict=False)
+        data = data.unsqueeze(0) if len(shape) == 1 else data.flatten(0, -2)
+        x, is_init = self._read(data)
+        index = None
+        if self._theta_index_key is not None:
+            index = data.get(self._theta_index_key, None)
+            self._check_theta_index(index)
+        memory = data.get(self._memory_key, None)
+        if self.state == "row":
+            memory = self._row_start(data, memory, is_init)
+            y, index = self._run(x, memory, is_init, index)
+        else:
+            y, index = self._run_slices(x, memory, is_init, index)
+        tensordict.set(self._out_key, y.reshape(*shape, y.shape[-1]))
+        if self._theta_index_key is not None and index is not None:
+            tensordict.set(self._theta_index_key, index.reshape(shape))
+        return tensordict
+
+    def _row_start(
+        self, data: TensorDictBase, memory: Tensor | None, is_init: Tensor
+    ) -> Tensor | None:
+        stripe = data.get(suffixed(self._memory_key, "_stripe"), None)
+        row = data.get(suffixed(self._memory_key, "_row"), None)
+        if stripe is not None and row is not None:
+            return rebuild_row_start(stripe, row, is_init, self.cell.memory_shape)
+        if memory is not None:
+            # under is_init the cell drops it again
+            return memory[:, 0]
+        if checkable(is_init) and not bool(is_init[:, 0].all()):
+            raise KeyError(
+                f"{int((~is_init[:, 0]).sum())} of {len(is_init)} sequences start in mid-episode, "
+                f"but neither {suffixed(self._memory_key, '_stripe')!r} nor {self._memory_key!r} "
+                "is in the data: collect with a Collector whose environment has the module's "
+                "primer (auto_register_policy_transforms=True), or choose state='zero'"
+            )
+        return None
+
+    def _run_slices(
+        self, x: Tensor, memory: Tensor | None, is_init: Tensor, index: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run each piece between two flags as a sequence of its own, padded to the longest."""
+        if self.state == "stored" and memory is None:
+            raise KeyError(
+                f"state='stored' needs the memory of every step under {self._memory_key!r}: "
+                "collect with the module's primer (auto_register_policy_transforms=True)"
+            )
+        starts = is_init.clone()
+        starts[:, 0] = True
+        splits = _get_num_per_traj_init(starts)
+
+        def split(tensor: Tensor) -> Tensor:
+            return _split_and_pad_sequence(tensor, splits)
+
+        def join(tensor: Tensor) -> Tensor:
+            return _inv_pad_sequence(tensor, splits)
+
+        first = None
+        if self.state == "stored":
+            assert memory is not None
+            first = memory.flatten(0, 1)[starts.flatten()]
+        y, index = self._run(split(x), first, None, None if index is None else split(index))
+        return join(y), None if index is None else join(index)
+
+    def _run(
+        self, x: Tensor, memory: Tensor | None, is_init: Tensor | None, index: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        burn_in = min(self.burn_in, x.shape[1])
+        if not burn_in:
+            y, _, index = self.cell(x, memory, is_init, index)
+            return y, index
+        parts: list[tuple[Tensor, Tensor | None]] = []
+        for steps, grad in ((slice(burn_in), False), (slice(burn_in, None), True)):
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+                y, memory, drawn = self.cell(
+                    x[:, steps],
+                    memory,
+                    None if is_init is None else is_init[:, steps],
+                    None if index is None else index[:, steps],
+                )
+            parts.append((y, drawn))
+        (y_warm, drawn_warm), (y, drawn) = parts
+        if drawn is not None and drawn_warm is not None:
+            index = torch.cat([drawn_warm, drawn], 1)
+        return torch.cat([y_warm, y], 1), index
+
+    def _read(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The input and the flags, one per step."""
+        x = tensordict.get(self._in_key, None)
+        if x is None:
+            raise KeyError(
+                f"input key {self._in_key!r} is missing; the data have "
+                f"{sorted(map(str, tensordict.keys()))}"
+            )
+        parameter = next(self.cell.parameters(), None)
+        if parameter is not None and parameter.device != x.device:
+            raise ValueError(
+                f"{self._in_key!r} is on {x.device} but the module on {parameter.device}: move "
+                f"the data with .to({str(parameter.device)!r})"
+            )
+        is_init = tensordict.get(self._is_init_key, None)
+        if is_init is None:
+            raise KeyError(
+                f"reset flags {self._is_init_key!r} are missing, so episodes would run into each "
+                "other: append torchrl.envs.InitTracker() to the environment, or pass "
+                "auto_register_policy_transforms=True to the collector"
+            )
+        return x, is_init.reshape(tensordict.shape)
+
+    def _check_theta_index(self, index: Tensor | None) -> None:
+        num_theta = self.cell.num_theta
+        assert num_theta is not None
+        if index is None or not checkable(index) or not index.numel():
+            return
+        low, high = (int(bound) for bound in index.aminmax())
+        if low < 0 or high >= num_theta:
+            raise IndexError(
+                f"{self._theta_index_key!r} holds {low if low < 0 else high}, outside of the "
+                f"table's rows 0..{num_theta - 1}: the data come from a module with another "
+                "num_theta"
+            )
+
+    @property
+    def _memory_dtype(self) -> torch.dtype:
+        parameter: Any = next(self.cell.parameters(), None)
+        double = parameter is not None and parameter.dtype == torch.float64
+        return torch.float64 if double else torch.float32
+
+
+def _one_of(
+    name: str,
+    key: NestedKey | None,
+    keys: list[NestedKey] | None,
+    default: list[NestedKey],
+) -> list[NestedKey]:
+    """Resolve `in_key` or `in_keys` as TorchRL's modules do."""
+    if (key is None) == (keys is None):
+        raise ValueError(f"pass {name} or {name}s, one of them; got {key!r} and {keys!r}")
+    resolved: list[NestedKey] = unravel_key_list([key, *default] if keys is None else list(keys))
+    if len(resolved) != 2:
+        raise ValueError(f"{name}s={keys!r} must have two keys, of the value and of the memory")
+    return resolved
+
+
+# losses and estimators that use vmap must let the memory draw
+add_random_module(MemoryModule)

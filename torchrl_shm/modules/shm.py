@@ -1,0 +1,428 @@
+"""Stable Hadamard Memory: the cell on plain tensors and its TensorDict module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrl_shm.modules.memory_module import MemoryModule, State
+from torchrl_shm.ops import Backend, shm_scan, shm_step
+
+Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
+"""How the calibration C of the memory is made; see `SHM`."""
+
+# keeps the normalisation of keys and queries finite when the ReLU silences every unit
+_EPS = 1e-5
+
+# parameter names of the authors' three released copies -> ours
+_REFERENCE_NAMES = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
+
+
+class SHM(nn.Module):
+    """A matrix memory that is calibrated and updated element by element.
+
+    With `x̂ = LayerNorm(x)`, keys and queries `k, q = relu(W x̂)` normalised to sum one, and a
+    memory that starts at zero:
+
+        C_t = 1 + tanh(theta_t ⊗ vc_t)          calibration, in (0, 2)
+        M_t = M_{t-1} ⊙ C_t + eta_t v_t ⊗ k_t   write
+        y_t = W_o (M_t q_t + W_s x̂ + b_s) + b_o  read; W_s is the shortcut
+
+    Source: Le et al., Stable Hadamard Memory (ICLR 2025), and the released code, repository
+    `thaihungle/SHM`: `shm.py` (no shortcut) and `pomdp-baselines/torchkit/shm.py` (shortcut,
+    clamp 100).
+
+    Args:
+        input_size: number of input features, `D`.
+        output_size: number of output features.
+        memory_size: side `H` of the memory, `H * H` floats of state per agent.
+        num_theta: rows `L` of the table from which `theta_t` is drawn.
+        calibration: the ablation of the paper (section 4.4) as one option.
+            `"random"`: a learned table, a random row each step (the proposed method);
+            `"fixed"`: one learned row (what two of the three released copies really compute);
+            `"neural"`: `theta_t` is a linear function of the input;
+            `"none"`: C = 1, which is linear attention;
+            `"constant"`: a learned C that does not look at the input;
+            `"noise"`: a random row of a table that is never learned, blind to the input.
+        shortcut: add a linear map of the input to what is read.
+        clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
+        backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
+        device: device of the parameters.
+        dtype: dtype of the parameters. The memory is float32 for any but float64.
+
+    Raises:
+        ValueError: a size is not positive, or an option is unknown.
+
+    Example:
+        >>> import torch
+        >>> from torchrl_shm import SHM
+        >>> cell = SHM(input_size=5, output_size=3, memory_size=8)
+        >>> y, memory, theta_index = cell(torch.randn(2, 10, 5))
+        >>> y.shape, memory.shape, theta_index.shape
+        (torch.Size([2, 10, 3]), torch.Size([2, 8, 8]), torch.Size([2, 10]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        memory_size: int = 24,
+        *,
+        num_theta: int = 128,
+        calibration: Calibration = "random",
+        shortcut: bool = True,
+        clamp: float | None = None,
+        backend: Backend = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "input_size": input_size,
+            "output_size": output_size,
+            "memory_size": memory_size,
+            "num_theta": num_theta,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        for name, option, options in (
+            ("calibration", calibration, get_args(Calibration)),
+            ("backend", backend, get_args(Backend)),
+        ):
+            if option not in options:
+                raise ValueError(f"{name}={option!r} is unknown; choose one of {options}")
+        if clamp is not None and not clamp > 0:
+            raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
+        self.input_size = input_size
+        self.output_size = output_size
+        self.memory_size = memory_size
+        self.calibration: Calibration = calibration
+        self.clamp = clamp
+        self.backend: Backend = backend
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        width = memory_size
+        self.norm = nn.LayerNorm(input_size, **factory)
+        self.key = nn.Linear(input_size, width, bias=False, **factory)
+        self.query = nn.Linear(input_size, width, bias=False, **factory)
+        self.value = nn.Linear(input_size, width, bias=False, **factory)
+        self.eta = nn.Linear(input_size, 1, bias=False, **factory)
+        self.out = nn.Linear(width, output_size, **factory)
+        self.shortcut = nn.Linear(input_size, width, **factory) if shortcut else None
+
+        # the two factors of the calibration: theta on the rows, vc on the columns
+        table = (num_theta if calibration in ("random", "noise") else 1, width)
+        self.theta: nn.Parameter | nn.Linear | Tensor | None = None
+        self.vc: nn.Parameter | nn.Linear | Tensor | None = None
+        if calibration in ("random", "fixed", "constant"):
+            self.theta = nn.Parameter(torch.empty(table, **factory))
+        elif calibration == "neural":
+            self.theta = nn.Linear(input_size, width, bias=False, **factory)
+        elif calibration == "noise":
+            del self.theta, self.vc
+            self.register_buffer("theta", torch.empty(table, **factory))
+            self.register_buffer("vc", torch.empty(table, **factory))
+        if calibration in ("random", "fixed", "neural"):
+            self.vc = nn.Linear(input_size, width, bias=False, **factory)
+        elif calibration == "constant":
+            self.vc = nn.Parameter(torch.empty(1, width, **factory))
+        self.reset_parameters()
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Shape of one agent's memory, `(H, H)`."""
+        return (self.memory_size, self.memory_size)
+
+    @property
+    def num_theta(self) -> int | None:
+        """Number of rows from which each step draws one, or `None` where nothing is drawn."""
+        if self.calibration not in ("random", "noise"):
+            return None
+        assert isinstance(self.theta, Tensor)
+        return self.theta.shape[0]
+
+    def reset_parameters(self) -> None:
+        """Initialise as the released code does: torch's defaults, Xavier-uniform for theta."""
+        for module in self.children():
+            if isinstance(module, (nn.Linear, nn.LayerNorm)):
+                module.reset_parameters()
+        if isinstance(self.theta, Tensor):
+            nn.init.xavier_uniform_(self.theta)
+        if isinstance(self.vc, Tensor):
+            # spread like the vc_t of a normalised input at initialisation
+            nn.init.uniform_(self.vc, -1.0, 1.0)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        is_init: Tensor | None = None,
+        theta_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run over a whole sequence.
+
+        Args:
+            x: inputs of shape `[B, T, D]`.
+            memory: initial memory of shape `[B, H, H]`; `None` starts empty.
+            is_init: bool of shape `[B, T]`; where true, the memory that enters the step is zero.
+            theta_index: int64 rows of theta of shape `[B, T]`; `None` draws them from torch's
+                default generator. Only the calibrations "random" and "noise" use it.
+
+        Returns:
+            Outputs `[B, T, output_size]`, the final memory `[B, H, H]`, and the rows that acted
+            `[B, T]` (`None` where nothing is drawn).
+        """
+        theta_index = self._draw(x, theta_index)
+        normed, gates = self._project(x, theta_index)
+        y, memory = shm_scan(
+            *gates, memory, is_init, clamp=self.clamp, backend=self.backend
+        )
+        return self._read_out(y, normed), memory, theta_index
+
+    def step(
+        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run one step.
+
+        Args:
+            x: inputs of shape `[..., D]`.
+            memory: memory of shape `[..., H, H]`; `None` is empty.
+            theta_index: int64 rows of theta of shape `[...]`; `None` draws them.
+
+        Returns:
+            Outputs `[..., output_size]`, the new memory `[..., H, H]`, and the rows that acted
+            `[...]` (`None` where nothing is drawn).
+        """
+        theta_index = self._draw(x, theta_index)
+        normed, gates = self._project(x, theta_index)
+        y, memory = shm_step(*gates, memory, clamp=self.clamp)
+        return self._read_out(y, normed), memory, theta_index
+
+    @classmethod
+    def from_reference(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        *,
+        clamp: float | None = None,
+        calibration: Literal["random", "fixed"] = "random",
+        backend: Backend = "auto",
+    ) -> SHM:
+        """Build a cell from the parameters of the authors' released module.
+
+        Sizes, shortcut, dtype and device follow from the tensors.
+
+        Args:
+            state_dict: parameters under the authors' names (`theta_matrix`, `vc_net.weight`,
+                `key.weight`, ...).
+            clamp: 100 for modules of `pomdp-baselines/torchkit/shm.py`, which bounds its memory.
+            calibration: `"fixed"` for modules of `shm.py` and of the POPGym code, which always
+                read row 0 of their table; only that row is then kept.
+            backend: implementation of the scan.
+
+        Returns:
+            The cell; equal to the original in outputs and gradients for equal rows of theta.
+
+        Raises:
+            KeyError: names are missing or unknown.
+            ValueError: `calibration` is neither "random" nor "fixed".
+
+        Example:
+            >>> from torchrl_shm import SHM
+            >>> released = SHM(5, 3, shortcut=False).state_dict()
+            >>> released["theta_matrix"] = released.pop("theta")
+            >>> released["vc_net.weight"] = released.pop("vc.weight")
+            >>> SHM.from_reference(released).memory_size
+            24
+        """
+        if calibration not in ("random", "fixed"):
+            raise ValueError(
+                f"calibration={calibration!r} has no released parameters; use 'random' or 'fixed'"
+            )
+        ours = {_REFERENCE_NAMES.get(name, name): value for name, value in state_dict.items()}
+        required = {"theta", "vc.weight", "key.weight", "query.weight", "value.weight"}
+        required |= {"eta.weight", "norm.weight", "norm.bias", "out.weight", "out.bias"}
+        optional = {"shortcut.weight", "shortcut.bias"}
+        missing = required - ours.keys()
+        unknown = ours.keys() - required - optional
+        if missing or unknown:
+            raise KeyError(
+                f"not a released SHM state_dict: missing {sorted(missing)}, unknown "
+                f"{sorted(unknown)}; strip any prefix from the names first"
+            )
+        memory_size, input_size = ours["key.weight"].shape
+        if calibration == "fixed":
+            ours["theta"] = ours["theta"][:1]
+        cell = cls(
+            input_size,
+            ours["out.weight"].shape[0],
+            memory_size,
+            num_theta=ours["theta"].shape[0],
+            calibration=calibration,
+            shortcut="shortcut.weight" in ours,
+            clamp=clamp,
+            backend=backend,
+            device=ours["theta"].device,
+            dtype=ours["theta"].dtype,
+        )
+        cell.load_state_dict(ours)
+        return cell
+
+    def extra_repr(self) -> str:
+        """Options that no submodule shows."""
+        return (
+            f"memory_size={self.memory_size}, num_theta={self.num_theta}, "
+            f"calibration={self.calibration!r}, clamp={self.clamp}, backend={self.backend!r}"
+        )
+
+    def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:
+        if self.num_theta is None:
+            return None
+        if theta_index is None:
+            # torch's default generator: torch.compile, vmap and CUDA graphs need that
+            return torch.randint(self.num_theta, x.shape[:-1], device=x.device)
+        return theta_index
+
+    def _project(
+        self, x: Tensor, theta_index: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        normed = self.norm(x)
+        k = _normalise(self.key(normed))
+        q = _normalise(self.query(normed))
+        v = torch.sigmoid(self.eta(normed)) * self.value(normed)
+        theta = self._calibration_factor(self.theta, normed, theta_index).expand_as(v)
+        vc = self._calibration_factor(self.vc, normed, theta_index).expand_as(v)
+        return normed, (theta, vc, v, k, q)
+
+    def _calibration_factor(
+        self, source: nn.Linear | Tensor | None, normed: Tensor, theta_index: Tensor | None
+    ) -> Tensor:
+        if source is None:
+            # tanh(0) = 0, hence C = 1
+            return normed.new_zeros(())
+        if isinstance(source, nn.Linear):
+            return source(normed)
+        if source.shape[0] == 1 and theta_index is None:
+            return source.squeeze(0)
+        assert theta_index is not None
+        return F.embedding(theta_index, source)
+
+    def _read_out(self, y: Tensor, normed: Tensor) -> Tensor:
+        if self.shortcut is not None:
+            y = y + self.shortcut(normed)
+        return self.out(y)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    x = torch.relu(x)
+    return x / (_EPS + x.sum(-1, keepdim=True))
+
+
+class SHMModule(MemoryModule):
+    """Stable Hadamard Memory as a TensorDict module: stands where `GRUModule` stands.
+
+    One step at a time in collectors, a whole sequence at once in losses and under
+    `torchrl.modules.set_recurrent_mode(True)`. The rows of theta that acted are written to
+    `theta_index` and used again in recurrent mode, so that log-probabilities of a first PPO epoch
+    equal those of collection. Keys, row start and `state` are those of every `MemoryModule`.
+
+    Args:
+        input_size: number of input features.
+        output_size: number of output features.
+        memory_size: side `H` of the memory.
+        num_theta: rows of the calibration table.
+        calibration: see `SHM`.
+        shortcut: see `SHM`.
+        clamp: see `SHM`.
+        backend: see `torchrl_shm.ops.shm_scan`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        cell: a ready-made `SHM`; exclusive with the arguments above.
+        in_key: key of the input; the memory key is then `"memory"`. Exclusive with `in_keys`.
+        in_keys: `[input, memory]`.
+        out_key: key of the output; the memory is then written to `("next", "memory")`.
+            Exclusive with `out_keys`.
+        out_keys: `[output, ("next", memory)]`.
+        theta_index_key: key of the rows that acted. Default: `"theta_index"`, or the memory key
+            with `_theta_index` appended where the memory is not called `"memory"`.
+        is_init_key: key of the reset flags.
+        state: where a sequence takes its first memory from, see `MemoryModule`.
+        burn_in: steps at the start of each sequence that only fill the memory, see `MemoryModule`.
+        default_recurrent_mode: mode outside of `set_recurrent_mode`.
+
+    Raises:
+        ValueError: a size, an option or a combination of keys does not fit.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.modules import set_recurrent_mode
+        >>> from torchrl_shm import SHMModule
+        >>> module = SHMModule(5, 3, memory_size=8, in_key="observation", out_key="features")
+        >>> is_init = torch.zeros(2, 10, 1, dtype=torch.bool)
+        >>> is_init[:, 0] = True
+        >>> data = TensorDict({"observation": torch.randn(2, 10, 5), "is_init": is_init}, [2, 10])
+        >>> with set_recurrent_mode(True):
+        ...     data = module(data)
+        >>> data["features"].shape
+        torch.Size([2, 10, 3])
+    """
+
+    def __init__(
+        self,
+        input_size: int | None = None,
+        output_size: int | None = None,
+        memory_size: int = 24,
+        *,
+        num_theta: int = 128,
+        calibration: Calibration = "random",
+        shortcut: bool = True,
+        clamp: float | None = None,
+        backend: Backend = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        cell: SHM | None = None,
+        in_key: NestedKey | None = None,
+        in_keys: list[NestedKey] | None = None,
+        out_key: NestedKey | None = None,
+        out_keys: list[NestedKey] | None = None,
+        theta_index_key: NestedKey | None = None,
+        is_init_key: NestedKey = "is_init",
+        state: State = "row",
+        burn_in: int = 0,
+        default_recurrent_mode: bool | None = None,
+    ) -> None:
+        if cell is None:
+            if input_size is None or output_size is None:
+                raise ValueError("pass input_size and output_size, or cell=SHM(...)")
+            cell = SHM(
+                input_size,
+                output_size,
+                memory_size,
+                num_theta=num_theta,
+                calibration=calibration,
+                shortcut=shortcut,
+                clamp=clamp,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+            )
+        elif input_size is not None or output_size is not None:
+            raise ValueError("cell= already fixes the sizes: drop input_size and output_size")
+        super().__init__(
+            cell,
+            in_key=in_key,
+            in_keys=in_keys,
+            out_key=out_key,
+            out_keys=out_keys,
+            theta_index_key=theta_index_key,
+            is_init_key=is_init_key,
+            state=state,
+            burn_in=burn_in,
+            default_recurrent_mode=default_recurrent_mode,
+        )
