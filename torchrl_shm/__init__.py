@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "SHM",
     "MemoryCheckError",
     "MemoryModule",
     "MemoryReport",
-    "SHM",
     "SHMModule",
     "WindEnv",
     "__version__",

@@ -2,20 +2,28 @@
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {"gymnasium", "numba", "popgym", "triton"}
-MODULES = sorted(
+FILES = sorted((ROOT / "torchrl_shm").rglob("*.py"))
+MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for path in (ROOT / "torchrl_shm").rglob("*.py")
-)
+    for path in FILES
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_sections_are_called_examples(path: Path) -> None:
+    """The site shows code below `Examples:` and broken quotations below `Example:`."""
+    assert not re.search(r"^ *Example:$", path.read_text(), re.M)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     try:
         module = importlib.import_module(name)

@@ -1,5 +1,6 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
+from torchrl_shm.modules.baselines import make_gru, make_lstm, make_mlp
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule, State
 from torchrl_shm.modules.row_start import MemoryPrimer
 from torchrl_shm.modules.shm import SHM, Calibration, SHMModule
@@ -12,4 +13,7 @@ __all__ = [
     "MemoryPrimer",
     "SHMModule",
     "State",
+    "make_gru",
+    "make_lstm",
+    "make_mlp",
 ]

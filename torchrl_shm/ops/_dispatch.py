@@ -75,10 +75,10 @@ def shm_scan(
         _check_is_init(is_init, theta)
     scan = _resolve(backend)
     del fast_gate  # no CPU backend has an approximate gate
-    y, memory = scan(
-        *(x.to(memory.dtype) for x in (theta, vc, v, k, q)), memory, is_init, clamp
-    )
-    return y.to(theta.dtype), memory
+    dtype = theta.dtype
+    theta, vc, v, k, q = (x.to(memory.dtype) for x in (theta, vc, v, k, q))
+    y, memory = scan(theta, vc, v, k, q, memory, is_init, clamp)
+    return y.to(dtype), memory
 
 
 def shm_step(

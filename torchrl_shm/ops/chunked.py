@@ -45,7 +45,7 @@ def scan(
     """
     inputs = (theta, vc, v, k, q, memory)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return _Scan.apply(*inputs, is_init, clamp, save)  # pyright: ignore
+    return _Scan.apply(*inputs, is_init, clamp, save)
 
 
 class _Scan(torch.autograd.Function):
@@ -63,16 +63,18 @@ class _Scan(torch.autograd.Function):
         save: bool,
     ) -> tuple[Tensor, Tensor]:
         starts = range(0, theta.shape[1], _CHUNK)
-        chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=False)
         checkpoints = memory.new_empty(len(starts) if save else 0, *memory.shape)
         ctx.save_for_backward(theta, vc, v, k, q, is_init, checkpoints)
         ctx.clamp = clamp
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
+        theta, vc, v, k, q = (_time_major(x) for x in (theta, vc, v, k, q))
+        chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=False)
         for n, t in enumerate(starts):
             if save:
                 checkpoints[n] = memory
             states, gates = chunk.replay(t, memory)
-            torch.sum(torch.mul(states[1:], _columns(q, t), out=gates), -1, out=_part(y, t))
+            products = torch.mul(states[1:], _columns(q, t), out=gates)
+            y[:, t : t + _CHUNK] = products.sum(-1).transpose(0, 1)
             memory = states[-1]
         return y, memory.clone()
 
@@ -82,20 +84,17 @@ class _Scan(torch.autograd.Function):
         # second derivatives through the saved inputs would go missing in silence
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the chunked scan can be differentiated only once, not with create_graph=True; "
-                "use backend='reference' for higher derivatives"
+                "the chunked scan cannot be differentiated twice; use backend='reference'"
             )
-        dy, dmemory = grad_outputs
-        theta, vc, v, k, q, is_init, checkpoints = ctx.saved_tensors
-        needs: tuple[bool, ...] = ctx.needs_input_grad
-        chunk = _Chunk(theta, vc, v, k, is_init, ctx.clamp, mark_unclamped=True)
-        dtheta, dvc, dv, dk, dq = vectors = [
-            torch.empty_like(x, memory_format=torch.contiguous_format) for x in (theta, vc, v, k, q)
-        ]
+        *vectors, is_init, checkpoints = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dy, theta, vc, v, k, q = (_time_major(x) for x in (grad_outputs[0], *vectors))
+        dtheta, dvc, dv, dk, dq = grads = [torch.empty_like(dy) for _ in vectors]
+        chunk = _Chunk(theta, vc, v, k, is_init, ctx.clamp, mark_unclamped=ctx.clamp is not None)
         # adjoint[s + 1] belongs to the state that step s writes, adjoint[0] to the entering one
-        buffer, spare = torch.empty_like(chunk.states), torch.empty_like(dmemory)
-        buffer[0] = dmemory
-        for n, t in reversed(list(enumerate(range(0, theta.shape[1], _CHUNK)))):
+        buffer = torch.empty_like(chunk.states)
+        buffer[0] = grad_outputs[1]
+        for n, t in reversed(list(enumerate(range(0, len(theta), _CHUNK)))):
             states, gates = chunk.replay(t, checkpoints[n])
             adjoint = buffer[: len(states)]
             torch.mul(_rows(dy, t), _columns(q, t), out=adjoint[1:])
@@ -104,10 +103,10 @@ class _Scan(torch.autograd.Function):
             for s in reversed(range(len(gates))):
                 if chunk.unclamped is not None:
                     _select(adjoint[s + 1], chunk.unclamped[s], out=adjoint[s + 1])
-                torch.mul(adjoint[s + 1], gates[s], out=spare)
+                carried = torch.mul(adjoint[s + 1], gates[s], out=chunk.spare)
                 if chunk.keep is not None:
-                    _select(spare, chunk.keep[t + s], out=spare)
-                adjoint[s].add_(spare, alpha=2)
+                    _select(carried, chunk.keep[t + s], out=carried)
+                adjoint[s].add_(carried, alpha=2)
             # on CPU vector @ matrix is the fast sum over rows, matrix @ vector a slow one over
             # columns; `out=` also keeps autocast from rounding the operands
             if needs[4]:
@@ -118,15 +117,16 @@ class _Scan(torch.autograd.Function):
                 dz = torch.mul(adjoint[1:], states[:-1], out=states[:-1])
                 torch.ops.aten.sigmoid_backward.grad_input(dz, gates, grad_input=dz)
                 torch.matmul(_columns(theta, t), dz, out=_columns(dvc, t))
-                torch.sum(dz.mul_(_columns(vc, t)), -1, out=_part(dtheta, t))
+                torch.sum(dz.mul_(_columns(vc, t)), -1, keepdim=True, out=_rows(dtheta, t))
             if needs[2]:
-                torch.sum(torch.mul(adjoint[1:], _columns(k, t), out=gates), -1, out=_part(dv, t))
+                products = torch.mul(adjoint[1:], _columns(k, t), out=gates)
+                torch.sum(products, -1, keepdim=True, out=_rows(dv, t))
         for x in (dtheta, dvc):
             x.mul_(4)  # 2 * sigmoid(2 * z) has the derivative 4 * sigmoid'(2 * z)
             if is_init is not None:
-                x.masked_fill_(is_init.unsqueeze(-1), 0)  # no memory met the gates of these steps
-        grads = (*vectors, buffer[0].clone())
-        return *(x if need else None for x, need in zip(grads, needs, strict=False)), *[None] * 3
+                x.masked_fill_(is_init.T.unsqueeze(-1), 0)  # these gates met no memory
+        grads = [*(_time_major(x) for x in grads), buffer[0].clone(), None, None, None]
+        return tuple(x if need else None for x, need in zip(grads, needs, strict=True))
 
 
 class _Chunk:
@@ -149,24 +149,23 @@ class _Chunk:
         clamp: float | None,
         mark_unclamped: bool,
     ) -> None:
-        (batch, steps, size), bits = theta.shape, _BITS[theta.dtype]
+        (steps, batch, size), bits = theta.shape, _BITS[theta.dtype]
         self.vectors, self.clamp = (theta, vc, v, k), clamp
         self.states = theta.new_empty(min(steps, _CHUNK) + 1, batch, size, size)
         self.gates = torch.empty_like(self.states[1:])
         self.spare = torch.empty_like(self.states[0])
         self.keep = None if is_init is None else is_init.T[..., None, None].to(bits) - 1
-        mark = mark_unclamped and clamp is not None
-        self.unclamped = torch.empty_like(self.gates, dtype=bits) if mark else None
+        self.unclamped = torch.empty_like(self.gates, dtype=bits) if mark_unclamped else None
 
     def replay(self, start: int, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Run the chunk that begins at step `start` with `memory`; return its states and gates."""
         theta, vc, v, k = self.vectors
-        count = min(theta.shape[1] - start, _CHUNK)
-        states, gates = self.states[: count + 1], self.gates[:count]
+        gates = self.gates[: len(theta) - start]
+        states = self.states[: len(gates) + 1]
         states[0] = memory
-        torch.mul(_rows(2 * theta, start), _columns(vc, start), out=gates).sigmoid_()
+        torch.mul(2 * _rows(theta, start), _columns(vc, start), out=gates).sigmoid_()
         torch.mul(_rows(v, start), _columns(k, start), out=states[1:])
-        for s in range(count):
+        for s in range(len(gates)):
             entering, state = states[s], states[s + 1]
             if self.keep is not None:
                 entering = _select(entering, self.keep[start + s], out=self.spare)
@@ -188,14 +187,14 @@ def _select(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _part(x: Tensor, start: int) -> Tensor:
-    """Time-major view `[C, B, H]` of the chunk of `[B, T, H]` that begins at step `start`."""
-    return x.transpose(0, 1)[start : start + _CHUNK]
+def _time_major(x: Tensor) -> Tensor:
+    """`[B, T, H]` to `[T, B, H]` and back; contiguous, for matmul is slow on expanded views."""
+    return x.transpose(0, 1).contiguous()
 
 
 def _rows(x: Tensor, start: int) -> Tensor:
-    return _part(x, start).unsqueeze(-1)
+    return x[start : start + _CHUNK].unsqueeze(-1)
 
 
 def _columns(x: Tensor, start: int) -> Tensor:
-    return _part(x, start).unsqueeze(-2)
+    return x[start : start + _CHUNK].unsqueeze(-2)

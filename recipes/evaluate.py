@@ -1,0 +1,74 @@
+# explained in docs/recipes/ppo_shm.md, section "Look at a trained agent"
+"""Evaluate the checkpoint of a run on every test task and draw what the agent does.
+
+python recipes/evaluate.py run=outputs/ppo_shm/<date>/<time>
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.conf import HydraConf, JobConf, RunDir
+from hydra_zen import MISSING, make_config, store, zen
+
+from torchrl_shm.configs import instantiate_saved
+from torchrl_shm.training import RunFolder, evaluate, make_actor_critic, plot_trajectories
+
+
+def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict[str, Any]:
+    """Evaluate, draw `trajectories.png` into the run folder, and return the results."""
+    torch.set_num_threads(threads)
+    parts = instantiate_saved(run)
+    algo = parts["algo"]
+    env = parts["env"](split="test", device=device)
+    operator = make_actor_critic(
+        env,
+        parts["memory"],
+        policy_keys=algo.policy_keys,
+        embedding_size=algo.embedding_size,
+        hidden_sizes=algo.hidden_sizes,
+        init_scale=algo.init_scale,
+        device=device,
+    )
+    checkpoint = RunFolder(run).load_checkpoint(device)
+    operator.load_state_dict(checkpoint["operator"])
+    result = evaluate(operator.get_policy_operator(), env, seed=seed)
+
+    # tasks from the worst return to the best
+    picked = result.returns.argsort()[torch.linspace(0, len(result.returns) - 1, num_paths).long()]
+    rollout = result.rollout[picked].cpu()
+    positions = torch.cat(
+        [rollout["observation"][:, :1], rollout["next", "observation"]], dim=1
+    )
+    picture = Path(run) / "trajectories.png"
+    plot_trajectories(
+        positions,
+        picture,
+        winds=env.test_tasks[picked].cpu(),
+        goal=env.goal.cpu(),
+        goal_radius=env.goal_radius,
+        returns=result.returns[picked],
+        labels=[f"test task {int(i)}" for i in picked],
+    )
+    summary = {
+        **parts["names"],
+        "seed": parts["seed"],
+        "frames": checkpoint["frames"],
+        "eval_return": round(result.mean_return, 4),
+        "eval_success": result.success_rate,
+        "picture": str(picture),
+    }
+    print(json.dumps(summary), flush=True)
+    return summary
+
+
+if __name__ == "__main__":
+    config = make_config(run=MISSING, device="cpu", threads=1, num_paths=8, seed=0)
+    store(config, name="evaluate")
+    # all output goes to the run folder
+    store(HydraConf(job=JobConf(name="evaluate"), run=RunDir("."), output_subdir=None))
+    store.add_to_hydra_store(overwrite_ok=True)
+    zen(main).hydra_main(config_name="evaluate", config_path=None, version_base="1.3")

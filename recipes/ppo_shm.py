@@ -1,0 +1,232 @@
+# explained block by block in docs/recipes/ppo_shm.md
+"""Proximal policy optimisation with a memory, read from top to bottom.
+
+python recipes/ppo_shm.py env=wind
+python recipes/ppo_shm.py env=wind_hard memory=gru seed=1 algo.total_frames=500_000
+python recipes/ppo_shm.py -m memory=shm,gru seed=0,1
+python recipes/ppo_shm.py --help
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict, TensorDictBase
+from torch.nn.utils import clip_grad_norm_
+from torchrl.envs import EnvBase
+from torchrl.modules import set_recurrent_mode
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
+from torchrl.record.loggers import Logger
+from tqdm import tqdm
+
+from torchrl_shm.configs import PPO, run_recipe, save_config
+from torchrl_shm.training import (
+    MemoryFactory,
+    RowCollector,
+    RunFolder,
+    evaluate,
+    make_actor_critic,
+    plot_learning_curve,
+)
+
+# how far from 1 the probability ratio of a batch's first minibatch may be: nothing was learned
+# from the batch yet, so more than rounding means that recurrent mode lost the memory or the gates
+RATIO_TOLERANCE = 1e-2
+
+
+def main(
+    env: Callable[..., EnvBase],
+    memory: MemoryFactory,
+    algo: PPO,
+    collector: Callable[..., RowCollector],
+    logger: Callable[..., Logger | None],
+    seed: int,
+    device: str,
+    threads: int,
+    names: dict[str, str],
+    run_dir: str,
+    zen_cfg: DictConfig,
+) -> dict[str, Any]:
+    """Train, evaluate on the test tasks, and return the summary."""
+    start = time.perf_counter()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    run = RunFolder(run_dir)
+    save_config(zen_cfg, run_dir)
+    extra_logger = logger(run_dir=run_dir)
+
+    # build: embedding -> memory -> action head and value head
+    test_env = env(split="test", device=device)
+    operator = make_actor_critic(
+        test_env,
+        memory,
+        policy_keys=algo.policy_keys,
+        embedding_size=algo.embedding_size,
+        hidden_sizes=algo.hidden_sizes,
+        init_scale=algo.init_scale,
+        device=device,
+    )
+    policy = operator.get_policy_operator()
+    rows = collector(
+        env,
+        policy,
+        num_envs=algo.num_envs,
+        row_length=algo.row_length,
+        total_frames=algo.total_frames,
+        seed=seed,
+        device=device,
+    )
+    advantage = GAE(
+        gamma=algo.gamma,
+        lmbda=algo.lmbda,
+        value_network=operator.get_value_operator(),
+        # advantages are normalised over the whole batch, not per minibatch of few rows
+        average_gae=True,
+        shifted=True,
+    )
+    loss = ClipPPOLoss(
+        policy,
+        # the policy runs the shared memory; its features feed the value head
+        operator.get_value_head(),
+        clip_epsilon=algo.clip_epsilon,
+        entropy_coeff=algo.entropy_coeff,
+        critic_coeff=algo.critic_coeff,
+        loss_critic_type="l2",
+    )
+    optimizer = torch.optim.Adam(loss.parameters(), lr=algo.learning_rate, eps=1e-5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: 1 - update / rows.num_batches if algo.anneal else 1.0
+    )
+
+    def save_checkpoint() -> None:
+        run.save_checkpoint(
+            {
+                "operator": operator.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "rng": torch.get_rng_state(),
+                "frames": frames,
+            }
+        )
+
+    frames = 0
+    # no bar where nobody looks at it
+    bar = tqdm(total=rows.num_batches * rows.frames_per_batch, unit="frame", disable=None)
+    try:
+        for update, batch in enumerate(rows):
+            update_start = time.perf_counter()
+            frames += batch.numel()
+            row: dict[str, float] = {"update": update, "frames": frames}
+            row |= episode_statistics(batch)
+
+            # reward: the task's own, and while training the environment's help to explore
+            batch = batch.exclude("embedding", "features", "loc", "scale")
+            if ("next", "shaping") in batch.keys(True):
+                reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
+                batch["next", "reward"] = reward
+
+            # advantage: one pass of the memory over each row, which also gives the value of the
+            # observation after each truncation; those are inserted, hence the budget
+            truncated = batch["next", "done"] & ~batch["next", "terminated"]
+            advantage.shifted_budget = 1 + int(truncated.sum(-2).max())
+            with torch.no_grad(), set_recurrent_mode(True):
+                batch = advantage(batch)
+
+            # update: minibatches of whole rows; the loss replays the memory with the gates that
+            # acted, from the memory with which the row started
+            terms: list[TensorDictBase] = []
+            for _ in range(algo.epochs):
+                order = torch.randperm(len(batch), device=batch.device)
+                for index in order.split(algo.rows_per_minibatch):
+                    term = loss(batch[index])
+                    if not terms:
+                        row["max_ratio"] = check_ratio(term)
+                    total = sum(term[key] for key in term.keys() if key.startswith("loss_"))
+                    check_finite(total, term, update)
+                    optimizer.zero_grad()
+                    total.backward()
+                    norm = clip_grad_norm_(loss.parameters(), algo.max_grad_norm)
+                    check_finite(norm, term, update)
+                    optimizer.step()
+                    terms.append(term.detach().set("grad_norm", norm))
+            row["learning_rate"] = schedule.get_last_lr()[0]
+            schedule.step()
+            rows.update_policy()
+
+            # report
+            stacked = TensorDict.maybe_dense_stack(terms)
+            for key in ("loss_objective", "loss_critic", "kl_approx", "clip_fraction", "grad_norm"):
+                row[key] = float(stacked[key].mean())
+            now = time.perf_counter()
+            row["seconds"] = now - start
+            row["frames_per_second"] = batch.numel() / (now - update_start)
+            run.log(row)
+            if extra_logger is not None:
+                for key, value in row.items():
+                    extra_logger.log_scalar(key, value, step=frames)
+            bar.set_postfix({key: f"{row[key]:.2f}" for key in ("return", "success") if key in row})
+            bar.update(batch.numel())
+            if (update + 1) % algo.checkpoint_interval == 0:
+                save_checkpoint()
+    finally:
+        bar.close()
+        rows.close()
+    save_checkpoint()
+
+    # evaluate: every test task once, with the mean action and the task's own reward
+    result = evaluate(policy, test_env)
+    label = f"{names['env']}, {names['memory']}, seed {seed}"
+    plot_learning_curve(run.metrics, run.path / "learning_curve.png", title=label)
+    summary = {
+        "env": names["env"],
+        "memory": names["memory"],
+        "seed": seed,
+        "frames": frames,
+        "seconds": round(time.perf_counter() - start, 1),
+        "eval_return": round(result.mean_return, 4),
+        "eval_success": result.success_rate,
+    }
+    run.write_summary(summary)
+    print(json.dumps(summary), flush=True)
+    return summary
+
+
+def episode_statistics(batch: TensorDictBase) -> dict[str, float]:
+    """Return and success of the episodes that ended in a batch; NaN if none did."""
+    ended = batch["next"][batch["next", "done"].squeeze(-1)]
+    row = {"return": float(ended["episode_reward"].mean())}
+    if "success" in ended.keys():
+        row["success"] = float(ended["success"].double().mean())
+    return row
+
+
+def check_ratio(term: TensorDictBase) -> float:
+    """Stop if the policy of the loss is not the policy that acted."""
+    ratio = float(term["max_ratio"])
+    if not abs(ratio - 1) <= RATIO_TOLERANCE:
+        raise RuntimeError(
+            f"the probability ratio of a first minibatch is {ratio}, not 1: recurrent mode does "
+            "not repeat what acted. Run torchrl_shm.check_memory on your memory module"
+        )
+    return ratio
+
+
+def check_finite(value: torch.Tensor, term: TensorDictBase, update: int) -> None:
+    """Stop before a non-finite number reaches the parameters."""
+    if not bool(torch.isfinite(value)):
+        losses = {key: float(term[key]) for key in term.keys() if key.startswith("loss_")}
+        raise FloatingPointError(
+            f"non-finite loss or gradient in update {update}: {losses}. The parameters and "
+            "checkpoint.pt are those before it; lower algo.learning_rate, or bound the memory "
+            "with memory.clamp=100"
+        )
+
+
+if __name__ == "__main__":
+    run_recipe(main, name="ppo_shm", algo="ppo")

@@ -1,0 +1,82 @@
+"""Hyper-parameters of the algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class PPO:
+    """Hyper-parameters of `recipes/ppo_shm.py`.
+
+    Attributes:
+        total_frames: environment steps, rounded up to whole batches.
+        num_envs: environments that step together, over all workers.
+        row_length: steps per environment and batch; the length of back-propagation through time.
+        epochs: passes over each batch.
+        rows_per_minibatch: rows (environments) per gradient step.
+        learning_rate: of Adam at the start.
+        anneal: let the learning rate fall linearly to zero over the run.
+        gamma: discount factor.
+        lmbda: the lambda of generalised advantage estimation.
+        clip_epsilon: clipping range of the probability ratio.
+        entropy_coeff: weight of the entropy bonus.
+        critic_coeff: weight of the value loss.
+        max_grad_norm: bound on the norm of the gradient.
+        shaping: weight of the environment's `shaping` entry in the training reward, where it has
+            one. Evaluation always uses the task's own reward.
+        policy_keys: observation entries that the policy reads.
+        embedding_size: features per step that the memory reads and writes.
+        hidden_sizes: hidden layers of the action head and of the value head.
+        init_scale: initial standard deviation of the actions.
+        checkpoint_interval: updates between two checkpoints; one more is written at the end.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> from torchrl_shm.configs import PPO
+        >>> PPO(total_frames=20_000).epochs
+        4
+    """
+
+    total_frames: int = 2_000_000
+    num_envs: int = 128
+    row_length: int = 100
+    epochs: int = 4
+    rows_per_minibatch: int = 16
+    learning_rate: float = 1e-3
+    anneal: bool = True
+    gamma: float = 0.9
+    lmbda: float = 0.95
+    clip_epsilon: float = 0.2
+    entropy_coeff: float = 0.0
+    critic_coeff: float = 0.5
+    max_grad_norm: float = 0.5
+    shaping: float = 1.0
+    policy_keys: Sequence[str] = ("observation", "previous_action")
+    embedding_size: int = 64
+    hidden_sizes: Sequence[int] = (64, 64)
+    init_scale: float = 0.6
+    checkpoint_interval: int = 20
+
+    def __post_init__(self) -> None:
+        positive = (
+            "total_frames", "num_envs", "row_length", "epochs", "rows_per_minibatch",
+            "learning_rate", "clip_epsilon", "max_grad_norm", "embedding_size", "init_scale",
+            "checkpoint_interval",
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"algo.{name}={value} must be positive")
+        for name in ("gamma", "lmbda"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"algo.{name}={value} must be between 0 and 1")
+        if self.rows_per_minibatch > self.num_envs:
+            raise ValueError(
+                f"algo.rows_per_minibatch={self.rows_per_minibatch} is more than "
+                f"algo.num_envs={self.num_envs}, the rows of a batch"
+            )

@@ -1,0 +1,135 @@
+"""From groups to a running recipe, and from a run folder back to objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf, JobConf, RunDir, SweepDir
+from hydra_zen import MISSING, ZenStore, instantiate, make_config, zen
+from hydra_zen.third_party.pydantic import pydantic_parser
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+# a saved configuration may only build our own things
+_ALLOWED_TARGETS = ("torchrl_shm.", "torchrl.record.loggers.")
+
+
+def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
+    """Run a recipe from the command line.
+
+    Args:
+        main: the recipe; its parameters are `env`, `memory`, `algo`, `collector`, `logger` (one
+            config group each), `seed`, `device`, `threads`, `names`, `run_dir` and `zen_cfg`.
+        name: name of the recipe, of its configuration and of its output folder.
+        algo: default member of the group `algo`.
+    """
+    register(name, algo=algo)
+    task = zen(main, instantiation_wrapper=pydantic_parser)
+    task.hydra_main(config_name=name, config_path=None, version_base="1.3")
+
+
+def register(name: str, *, algo: str) -> None:
+    """Put the groups and a recipe's configuration into Hydra's store.
+
+    Args:
+        name: name of the recipe and of its configuration.
+        algo: default member of the group `algo`.
+
+    Example:
+        >>> from hydra import compose, initialize
+        >>> from torchrl_shm.configs import register
+        >>> register("my_recipe", algo="ppo")
+        >>> with initialize(version_base="1.3", config_path=None):
+        ...     config = compose("my_recipe", ["memory=gru", "algo.epochs=2"])
+        >>> config.algo.epochs
+        2
+    """
+    # imported here, not above: evaluating a run needs no groups
+    from torchrl_shm.configs.groups import groups
+
+    recipe = make_config(
+        hydra_defaults=[
+            "_self_",
+            {"env": "wind"},
+            {"memory": "shm"},
+            {"algo": algo},
+            {"collector": "single"},
+            {"logger": "csv"},
+        ],
+        env=MISSING,
+        memory=MISSING,
+        algo=MISSING,
+        collector=MISSING,
+        logger=MISSING,
+        seed=0,
+        device="cpu",
+        # more threads than one slow small networks down
+        threads=1,
+        names={"env": "${hydra:runtime.choices.env}", "memory": "${hydra:runtime.choices.memory}"},
+        run_dir="${hydra:runtime.output_dir}",
+        zen_dataclass={"cls_name": name},
+    )
+    folder = f"{name}/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}"
+    hydra = HydraConf(
+        job=JobConf(name=name, chdir=False),
+        run=RunDir(f"outputs/{folder}"),
+        sweep=SweepDir(dir=f"multirun/{folder}", subdir="${hydra.job.override_dirname}"),
+        # the run folder has its own config.yaml
+        output_subdir=None,
+    )
+    local = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
+    local(recipe, name=name)
+    local(hydra, group="hydra", name="config")
+    for store in (groups, local):
+        store.add_to_hydra_store(overwrite_ok=True)
+
+
+def save_config(config: DictConfig, run_dir: str | Path) -> None:
+    """Write `config.yaml`, every value resolved.
+
+    Args:
+        config: the composed configuration.
+        run_dir: folder of the run.
+    """
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    OmegaConf.save(resolved, Path(run_dir) / "config.yaml")
+
+
+def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
+    """Build `env`, `memory` and `algo` of a run from its `config.yaml`.
+
+    Args:
+        run_dir: folder of the run.
+
+    Returns:
+        The built parts, and `seed` and `names` as they were.
+
+    Raises:
+        FileNotFoundError: the folder has no `config.yaml`.
+        ValueError: the file names something to build that is not of this project.
+    """
+    path = Path(run_dir) / "config.yaml"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; run=... must be the folder of a run")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    for target in _targets(config):
+        if not target.startswith(_ALLOWED_TARGETS):
+            raise ValueError(
+                f"{path} would build {target!r}; only targets of torchrl_shm are accepted"
+            )
+    parts = {name: instantiate(config[name]) for name in ("env", "memory", "algo")}
+    return {**parts, "seed": config.seed, "names": OmegaConf.to_container(config.names)}
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key, value in node.items():
+            if key in ("_target_", "_zen_target"):
+                yield str(value)
+            else:
+                yield from _targets(value)
+    elif isinstance(node, ListConfig):
+        for value in node:
+            yield from _targets(value)

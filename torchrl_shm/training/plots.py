@@ -1,0 +1,108 @@
+"""Pictures of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def plot_learning_curve(
+    metrics: Sequence[Mapping[str, float]], path: str | Path, *, title: str = ""
+) -> None:
+    """Draw return and success of training over frames.
+
+    Args:
+        metrics: rows with `frames`, `return` and, if the task has one, `success` in [0, 1].
+        path: file to write; its ending chooses the format.
+        title: above the axes.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from torchrl_shm.training import plot_learning_curve
+        >>> rows = [{"frames": 1, "return": 0.0}, {"frames": 2, "return": 1.0}]
+        >>> plot_learning_curve(rows, mkdtemp() + "/curve.png")
+    """
+    # the object interface: pyplot would keep global state and look for a display
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    frames = [row["frames"] for row in metrics]
+    axes.plot(frames, [row["return"] for row in metrics], color="tab:blue")
+    axes.set(xlabel="environment steps", title=title)
+    axes.set_ylabel("return (training)", color="tab:blue")
+    axes.grid(alpha=0.3)
+    if metrics and "success" in metrics[0]:
+        right = axes.twinx()
+        right.plot(frames, [row["success"] for row in metrics], color="tab:orange")
+        right.set_ylabel("success rate (training)", color="tab:orange")
+        right.set_ylim(-0.02, 1.02)
+    figure.savefig(path, dpi=150)
+
+
+def plot_trajectories(
+    positions: Tensor,
+    path: str | Path,
+    *,
+    winds: Tensor,
+    goal: Tensor,
+    goal_radius: float,
+    returns: Tensor,
+    labels: Sequence[str],
+) -> None:
+    """Draw the paths of several tasks of a two-dimensional navigation environment.
+
+    Args:
+        positions: path of each task, `[N, T + 1, 2]`.
+        path: file to write; its ending chooses the format.
+        winds: displacement per step of each task, `[N, 2]`, drawn as an arrow of ten steps.
+        goal: centre of the goal, `[2]`.
+        goal_radius: radius of the goal.
+        returns: return of each task, `[N]`.
+        labels: name of each task.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import mkdtemp
+        >>> from torchrl_shm.training import plot_trajectories
+        >>> path = torch.linspace(0, 1, 20)[None, :, None].expand(1, 20, 2)
+        >>> plot_trajectories(
+        ...     path, mkdtemp() + "/paths.png", winds=torch.zeros(1, 2), goal=torch.ones(2),
+        ...     goal_radius=0.01, returns=torch.ones(1), labels=["task 0"],
+        ... )
+    """
+    columns = min(4, len(positions))
+    rows = -(-len(positions) // columns)
+    figure = Figure(figsize=(2.6 * columns, 3.0 * rows), layout="constrained")
+    grid: Any = np.atleast_1d(np.array(figure.subplots(rows, columns), dtype=object)).ravel()
+    for axes in grid[len(positions) :]:
+        axes.axis("off")
+    for axes, xy, wind, total, label in zip(
+        grid, positions.numpy(), winds.numpy(), returns.tolist(), labels, strict=False
+    ):
+        axes.plot(*xy.T, ".-", color="tab:blue", linewidth=0.8, markersize=2)
+        axes.plot(*xy[0], "o", color="black", markersize=4)
+        axes.plot(*goal.numpy(), "*", color="tab:orange", markersize=10)
+        circle: Any = axes.add_patch(_circle(goal, goal_radius))
+        circle.set_zorder(3)
+        tip = 10 * wind
+        axes.annotate(
+            "", xy=xy[0] + tip, xytext=xy[0],
+            arrowprops={"arrowstyle": "->", "color": "tab:green"},
+        )  # fmt: skip
+        axes.set_title(f"{label}: return {total:.0f}", fontsize=9)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    figure.suptitle("black: start, star: goal, green: ten steps of wind", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _circle(center: Tensor, radius: float) -> Any:
+    from matplotlib.patches import Circle
+
+    x, y = center.tolist()
+    return Circle((x, y), radius, fill=False, color="tab:orange")
