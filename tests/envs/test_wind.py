@@ -128,6 +128,8 @@ class TestTasks:
         assert torch.equal(hard.train_ids, env.train_ids[:10])
         assert torch.equal(hard.test_ids[-150:], env.test_ids)
         assert torch.equal(hard.test_tasks[-150:], env.test_tasks)
+        # training tasks are the first and tests the last, whatever is left between them
+        assert torch.equal(WindEnv(num_train_tasks=10).test_ids, env.test_ids)
 
     def test_first_task(self) -> None:
         env = WindEnv(num_train_tasks=1, num_test_tasks=199)
@@ -312,16 +314,18 @@ class TestPartialReset:
         assert torch.equal(env.wind[~self.RESET], wind[~self.RESET])
 
     def test_rows_that_wait_stay_as_they_are(self) -> None:
-        env = WindEnv(4, max_steps=2)
-        inject(env, torch.tensor([[0.0, 0.9905]]).expand(4, 2).clone())
-        before = step(env, torch.zeros(4, 2))
+        env = WindEnv(4, max_steps=11)
+        inject(env, torch.zeros(4, 2))
+        for _ in range(10):
+            before = step(env, torch.tensor([[0.0, 1.0]]).expand(4, 2))
         assert before["reward"].all()
-        action = TensorDict({"action": torch.ones(4, 2), "_step": self.RESET}, batch_size=[4])
+        # whoever stays in the goal is paid, whoever waits there is not
+        action = TensorDict({"action": torch.zeros(4, 2), "_step": self.RESET}, batch_size=[4])
         after = env.step(action)["next"]
         waits = ~self.RESET
         for name in ("observation", "previous_action", "success", "done"):
             assert torch.equal(after[name][waits], before[name][waits])
-        assert not after["reward"][waits].any()
+        assert torch.equal(after["reward"][:, 0], self.RESET.float())
         assert after["done"][self.RESET].all()
 
 
@@ -464,7 +468,7 @@ class TestCopies:
         monkeypatch.setattr(WindEnv, "_set_seed", lambda env, seed: seeds.append(seed))
         assert env.to("meta") is env
         assert seeds == [3]
-        tensors = [env.goal, env.train_ids, env.train_tasks, env.test_ids, env.test_tasks]
+        tensors = [value for value in vars(env).values() if isinstance(value, Tensor)]
         assert {tensor.device.type for tensor in (*tensors, *env._running())} == {"meta"}
         start = TensorDict({"action": torch.zeros(5, 2, device="meta")}, batch_size=[5])
         assert {entry.device.type for entry in env._step(start).values()} == {"meta"}

@@ -35,7 +35,7 @@ class PPO:
     Raises:
         ValueError: a value is out of its range.
 
-    Example:
+    Examples:
         >>> from torchrl_shm.configs import PPO
         >>> PPO(total_frames=20_000).epochs
         4

@@ -36,7 +36,7 @@ def register(name: str, *, algo: str) -> None:
         name: name of the recipe and of its configuration.
         algo: default member of the group `algo`.
 
-    Example:
+    Examples:
         >>> from hydra import compose, initialize
         >>> from torchrl_shm.configs import register
         >>> register("my_recipe", algo="ppo")

@@ -1,6 +1,7 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
 from torchrl_shm.modules.baselines import make_gru, make_lstm, make_mlp
+from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule, State
 from torchrl_shm.modules.row_start import MemoryPrimer
 from torchrl_shm.modules.shm import SHM, Calibration, SHMModule
@@ -9,10 +10,13 @@ __all__ = [
     "SHM",
     "Calibration",
     "MemoryCell",
+    "MemoryCheckError",
     "MemoryModule",
     "MemoryPrimer",
+    "MemoryReport",
     "SHMModule",
     "State",
+    "check_memory",
     "make_gru",
     "make_lstm",
     "make_mlp",

@@ -30,7 +30,7 @@ def make_gru(
     Returns:
         The module; its state is kept per step under `recurrent_state`.
 
-    Example:
+    Examples:
         >>> from torchrl_shm.modules import make_gru
         >>> make_gru(5, 3, in_key="observation", out_key="features").out_keys
         ['features', ('next', 'recurrent_state')]
@@ -63,7 +63,7 @@ def make_lstm(
         The module; its states are kept per step under `recurrent_state_h` and
         `recurrent_state_c`.
 
-    Example:
+    Examples:
         >>> from torchrl_shm.modules import make_lstm
         >>> make_lstm(5, 3, in_key="observation", out_key="features").out_keys[0]
         'features'
@@ -95,7 +95,7 @@ def make_mlp(
     Returns:
         The module; it needs neither state nor reset flags.
 
-    Example:
+    Examples:
         >>> from torchrl_shm.modules import make_mlp
         >>> make_mlp(5, 3, in_key="observation", out_key="features").out_keys
         ['features']

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key_list
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import expand_as_right, set_lazy_legacy, unravel_key
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ class MemoryModule(TensorDictModuleBase):
         ValueError: options or keys do not fit.
         TypeError: `cell` is not a memory cell.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_shm import SHM, MemoryModule
@@ -146,33 +146,33 @@ class MemoryModule(TensorDictModuleBase):
 
         in_keys = _one_of("in_key", in_key, in_keys, ["memory"])
         out_keys = _one_of("out_key", out_key, out_keys, [("next", in_keys[1])])
-        self._in_key, self._memory_key = in_keys
-        self._out_key, self._next_memory_key = out_keys
-        if self._next_memory_key != unravel_key(("next", self._memory_key)):
+        self.in_key, self.memory_key = in_keys
+        self.out_key, self.next_memory_key = out_keys
+        if self.next_memory_key != unravel_key(("next", self.memory_key)):
             raise ValueError(
-                f"out_keys[1]={self._next_memory_key!r} must be ('next', in_keys[1]) = "
-                f"{unravel_key(('next', self._memory_key))!r}, so that the memory is carried"
+                f"out_keys[1]={self.next_memory_key!r} must be ('next', in_keys[1]) = "
+                f"{unravel_key(('next', self.memory_key))!r}, so that the memory is carried"
             )
-        self._is_init_key = unravel_key(is_init_key)
-        self._theta_index_key: NestedKey | None = None
+        self.is_init_key = unravel_key(is_init_key)
+        self.theta_index_key: NestedKey | None = None
         if cell.num_theta is not None:
             if theta_index_key is None:
-                default = self._memory_key == "memory"
+                default = self.memory_key == "memory"
                 theta_index_key = (
-                    "theta_index" if default else suffixed(self._memory_key, "_theta_index")
+                    "theta_index" if default else suffixed(self.memory_key, "_theta_index")
                 )
-            self._theta_index_key = unravel_key(theta_index_key)
+            self.theta_index_key = unravel_key(theta_index_key)
 
         # all that recurrent mode may read: value estimators select exactly the in_keys
         optional: list[NestedKey] = []
-        if self._theta_index_key is not None:
-            optional.append(self._theta_index_key)
+        if self.theta_index_key is not None:
+            optional.append(self.theta_index_key)
         if state == "row":
-            optional += [suffixed(self._memory_key, s) for s in ("_stripe", "_row")]
-        self.in_keys = [self._in_key, self._memory_key, self._is_init_key, *optional]
-        self.out_keys = [self._out_key, self._next_memory_key]
-        if self._theta_index_key is not None:
-            self.out_keys.append(self._theta_index_key)
+            optional += [suffixed(self.memory_key, s) for s in ("_stripe", "_row")]
+        self.in_keys = [self.in_key, self.memory_key, self.is_init_key, *optional]
+        self.out_keys = [self.out_key, self.next_memory_key]
+        if self.theta_index_key is not None:
+            self.out_keys.append(self.theta_index_key)
 
     @property
     def recurrent_mode(self) -> bool:
@@ -190,7 +190,7 @@ class MemoryModule(TensorDictModuleBase):
         # recurrent mode does not write the next memory
         if not self.recurrent_mode:
             return self.out_keys
-        return [key for key in self.out_keys if key != self._next_memory_key]
+        return [key for key in self.out_keys if key != self.next_memory_key]
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """Make the environment transform that starts the memory at zero on every reset.
@@ -202,12 +202,12 @@ class MemoryModule(TensorDictModuleBase):
             A `MemoryPrimer`, one `TensorDictPrimer` for memory and `theta_index`.
         """
         return MemoryPrimer(
-            self._memory_key,
+            self.memory_key,
             self.cell.memory_shape,
             self._memory_dtype,
-            theta_index_key=self._theta_index_key,
+            theta_index_key=self.theta_index_key,
             num_theta=self.cell.num_theta,
-            is_init_key=self._is_init_key,
+            is_init_key=self.is_init_key,
             lean=self.state != "stored",
         )
 
@@ -233,11 +233,11 @@ class MemoryModule(TensorDictModuleBase):
 
     def _forward_step(self, tensordict: TensorDictBase) -> TensorDictBase:
         x, is_init = self._read(tensordict)
-        memory = tensordict.get(self._memory_key, None)
+        memory = tensordict.get(self.memory_key, None)
         if memory is None:
             if not bool(is_init.all()):
                 raise KeyError(
-                    f"memory key {self._memory_key!r} is missing in the middle of an episode, so "
+                    f"memory key {self.memory_key!r} is missing in the middle of an episode, so "
                     "the past would be forgotten. In a collector pass "
                     "auto_register_policy_transforms=True, elsewhere append "
                     "module.make_tensordict_primer() to the environment. If these data are whole "
@@ -248,10 +248,10 @@ class MemoryModule(TensorDictModuleBase):
             memory = torch.where(expand_as_right(is_init, memory), 0, memory)
         # an index in the data is that of an earlier step: always draw
         y, memory, theta_index = self.cell.step(x, memory)
-        tensordict.set(self._out_key, y)
-        tensordict.set(self._next_memory_key, memory)
-        if self._theta_index_key is not None:
-            tensordict.set(self._theta_index_key, theta_index)
+        tensordict.set(self.out_key, y)
+        tensordict.set(self.next_memory_key, memory)
+        if self.theta_index_key is not None:
+            tensordict.set(self.theta_index_key, theta_index)
         return tensordict
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -265,25 +265,25 @@ class MemoryModule(TensorDictModuleBase):
         data = data.unsqueeze(0) if len(shape) == 1 else data.flatten(0, -2)
         x, is_init = self._read(data)
         index = None
-        if self._theta_index_key is not None:
-            index = data.get(self._theta_index_key, None)
+        if self.theta_index_key is not None:
+            index = data.get(self.theta_index_key, None)
             self._check_theta_index(index)
-        memory = data.get(self._memory_key, None)
+        memory = data.get(self.memory_key, None)
         if self.state == "row":
             memory = self._row_start(data, memory, is_init)
             y, index = self._run(x, memory, is_init, index)
         else:
             y, index = self._run_slices(x, memory, is_init, index)
-        tensordict.set(self._out_key, y.reshape(*shape, y.shape[-1]))
-        if self._theta_index_key is not None and index is not None:
-            tensordict.set(self._theta_index_key, index.reshape(shape))
+        tensordict.set(self.out_key, y.reshape(*shape, y.shape[-1]))
+        if self.theta_index_key is not None and index is not None:
+            tensordict.set(self.theta_index_key, index.reshape(shape))
         return tensordict
 
     def _row_start(
         self, data: TensorDictBase, memory: Tensor | None, is_init: Tensor
     ) -> Tensor | None:
-        stripe = data.get(suffixed(self._memory_key, "_stripe"), None)
-        row = data.get(suffixed(self._memory_key, "_row"), None)
+        stripe = data.get(suffixed(self.memory_key, "_stripe"), None)
+        row = data.get(suffixed(self.memory_key, "_row"), None)
         if stripe is not None and row is not None:
             return rebuild_row_start(stripe, row, is_init, self.cell.memory_shape)
         if memory is not None:
@@ -292,7 +292,7 @@ class MemoryModule(TensorDictModuleBase):
         if checkable(is_init) and not bool(is_init[:, 0].all()):
             raise KeyError(
                 f"{int((~is_init[:, 0]).sum())} of {len(is_init)} sequences start in mid-episode, "
-                f"but neither {suffixed(self._memory_key, '_stripe')!r} nor {self._memory_key!r} "
+                f"but neither {suffixed(self.memory_key, '_stripe')!r} nor {self.memory_key!r} "
                 "is in the data: collect with a Collector whose environment has the module's "
                 "primer (auto_register_policy_transforms=True), or choose state='zero'"
             )
@@ -304,25 +304,23 @@ class MemoryModule(TensorDictModuleBase):
         """Run each piece between two flags as a sequence of its own, padded to the longest."""
         if self.state == "stored" and memory is None:
             raise KeyError(
-                f"state='stored' needs the memory of every step under {self._memory_key!r}: "
+                f"state='stored' needs the memory of every step under {self.memory_key!r}: "
                 "collect with the module's primer (auto_register_policy_transforms=True)"
             )
         starts = is_init.clone()
         starts[:, 0] = True
         splits = _get_num_per_traj_init(starts)
 
-        def split(tensor: Tensor) -> Tensor:
-            return _split_and_pad_sequence(tensor, splits)
-
-        def join(tensor: Tensor) -> Tensor:
-            return _inv_pad_sequence(tensor, splits)
-
+        entries = {"x": x} if index is None else {"x": x, "index": index}
+        padded = _split_and_pad_sequence(TensorDict(entries, x.shape[:2]), splits)
         first = None
         if self.state == "stored":
             assert memory is not None
             first = memory.flatten(0, 1)[starts.flatten()]
-        y, index = self._run(split(x), first, None, None if index is None else split(index))
-        return join(y), None if index is None else join(index)
+        y, index = self._run(padded["x"], first, None, padded.get("index", None))
+        entries = {"y": y} if index is None else {"y": y, "index": index}
+        joined = _inv_pad_sequence(TensorDict(entries, y.shape[:2]), splits)
+        return joined["y"], joined.get("index", None)
 
     def _run(
         self, x: Tensor, memory: Tensor | None, is_init: Tensor | None, index: Tensor | None
@@ -348,22 +346,22 @@ class MemoryModule(TensorDictModuleBase):
 
     def _read(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The input and the flags, one per step."""
-        x = tensordict.get(self._in_key, None)
+        x = tensordict.get(self.in_key, None)
         if x is None:
             raise KeyError(
-                f"input key {self._in_key!r} is missing; the data have "
+                f"input key {self.in_key!r} is missing; the data have "
                 f"{sorted(map(str, tensordict.keys()))}"
             )
         parameter = next(self.cell.parameters(), None)
         if parameter is not None and parameter.device != x.device:
             raise ValueError(
-                f"{self._in_key!r} is on {x.device} but the module on {parameter.device}: move "
+                f"{self.in_key!r} is on {x.device} but the module on {parameter.device}: move "
                 f"the data with .to({str(parameter.device)!r})"
             )
-        is_init = tensordict.get(self._is_init_key, None)
+        is_init = tensordict.get(self.is_init_key, None)
         if is_init is None:
             raise KeyError(
-                f"reset flags {self._is_init_key!r} are missing, so episodes would run into each "
+                f"reset flags {self.is_init_key!r} are missing, so episodes would run into each "
                 "other: append torchrl.envs.InitTracker() to the environment, or pass "
                 "auto_register_policy_transforms=True to the collector"
             )
@@ -377,7 +375,7 @@ class MemoryModule(TensorDictModuleBase):
         low, high = (int(bound) for bound in index.aminmax())
         if low < 0 or high >= num_theta:
             raise IndexError(
-                f"{self._theta_index_key!r} holds {low if low < 0 else high}, outside of the "
+                f"{self.theta_index_key!r} holds {low if low < 0 else high}, outside of the "
                 f"table's rows 0..{num_theta - 1}: the data come from a module with another "
                 "num_theta"
             )

@@ -58,7 +58,7 @@ class SHM(nn.Module):
     Raises:
         ValueError: a size is not positive, or an option is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchrl_shm import SHM
         >>> cell = SHM(input_size=5, output_size=3, memory_size=8)
@@ -232,7 +232,7 @@ class SHM(nn.Module):
             KeyError: names are missing or unknown.
             ValueError: `calibration` is neither "random" nor "fixed".
 
-        Example:
+        Examples:
             >>> from torchrl_shm import SHM
             >>> released = SHM(5, 3, shortcut=False).state_dict()
             >>> released["theta_matrix"] = released.pop("theta")
@@ -297,7 +297,10 @@ class SHM(nn.Module):
         v = torch.sigmoid(self.eta(normed)) * self.value(normed)
         theta = self._calibration_factor(self.theta, normed, theta_index).expand_as(v)
         vc = self._calibration_factor(self.vc, normed, theta_index).expand_as(v)
-        return normed, (theta, vc, v, k, q)
+        # autocast computes the linear maps in a lower precision than the norm and theta
+        dtype = normed.dtype
+        gates = (theta.to(dtype), vc.to(dtype), v.to(dtype), k.to(dtype), q.to(dtype))
+        return normed, gates
 
     def _calibration_factor(
         self, source: nn.Linear | Tensor | None, normed: Tensor, theta_index: Tensor | None
@@ -358,7 +361,7 @@ class SHMModule(MemoryModule):
     Raises:
         ValueError: a size, an option or a combination of keys does not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl.modules import set_recurrent_mode

@@ -62,7 +62,7 @@ def shm_scan(
         TypeError: a dtype is not supported.
         RuntimeError: the backend cannot run here, or tensors are on different devices.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchrl_shm.ops import shm_scan
         >>> theta, vc, v, k, q = torch.randn(5, 2, 7, 4).unbind(0)
@@ -112,7 +112,7 @@ def shm_step(
         TypeError: a dtype is not supported.
         RuntimeError: tensors are on different devices.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchrl_shm.ops import shm_step
         >>> theta, vc, v, k, q = torch.randn(5, 2, 4).unbind(0)

@@ -44,7 +44,7 @@ class RowCollector:
     Raises:
         ValueError: `backend` is unknown or `num_workers` does not divide `num_envs`.
 
-    Example:
+    Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
         >>> from torchrl_shm.training import RowCollector, make_actor_critic
         >>> operator = make_actor_critic(WindEnv(4), SHMModule, policy_keys=["observation"])

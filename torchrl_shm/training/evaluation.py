@@ -54,7 +54,7 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     Returns:
         Returns, success and the episodes.
 
-    Example:
+    Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
         >>> from torchrl_shm.training import evaluate, make_actor_critic
         >>> env = WindEnv(split="test", max_steps=5)

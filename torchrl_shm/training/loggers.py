@@ -26,7 +26,7 @@ def make_logger(kind: LoggerKind = "csv", *, run_dir: str, project: str = "") ->
         ValueError: `kind` is unknown.
         ModuleNotFoundError: the logger's package is not installed.
 
-    Example:
+    Examples:
         >>> from torchrl_shm.training import make_logger
         >>> make_logger("csv", run_dir="outputs") is None
         True

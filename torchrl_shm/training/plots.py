@@ -21,7 +21,7 @@ def plot_learning_curve(
         path: file to write; its ending chooses the format.
         title: above the axes.
 
-    Example:
+    Examples:
         >>> from tempfile import mkdtemp
         >>> from torchrl_shm.training import plot_learning_curve
         >>> rows = [{"frames": 1, "return": 0.0}, {"frames": 2, "return": 1.0}]
@@ -64,7 +64,7 @@ def plot_trajectories(
         returns: return of each task, `[N]`.
         labels: name of each task.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tempfile import mkdtemp
         >>> from torchrl_shm.training import plot_trajectories

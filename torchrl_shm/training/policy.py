@@ -52,7 +52,7 @@ def make_actor_critic(
         KeyError: a policy key is not an observation of the environment.
         TypeError: the action is not continuous.
 
-    Example:
+    Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
         >>> from torchrl_shm.training import make_actor_critic
         >>> keys = ["observation", "previous_action"]

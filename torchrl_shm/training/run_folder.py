@@ -21,7 +21,7 @@ class RunFolder:
     Args:
         path: the folder; made if it is missing.
 
-    Example:
+    Examples:
         >>> from tempfile import mkdtemp
         >>> from torchrl_shm.training import RunFolder
         >>> run = RunFolder(mkdtemp())
