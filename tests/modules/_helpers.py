@@ -1,0 +1,212 @@
+"""Small environments, policies and collections that the tests of memories share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictSequential as Sequential
+from torch import Tensor, nn
+from torchrl.collectors import Collector
+from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+from torchrl.modules import (
+    ActorValueOperator,
+    IndependentNormal,
+    ProbabilisticActor,
+    ValueOperator,
+    set_recurrent_mode,
+)
+
+from torchrl_shm.modules import SHM, MemoryModule, SHMModule
+
+# step by step against one sequence, through the module
+STEP: dict[str, float] = {"rtol": 1e-5, "atol": 1e-6}
+EXACT: dict[str, float] = {"rtol": 1e-10, "atol": 1e-12}
+
+SIZE = 5
+
+
+class WalkEnv(EnvBase):
+    """Random walks that the action pushes, and whose episodes end at different times.
+
+    Episode `n` of environment `b` lasts `3 + (5 b + 7 n) % 11` steps; the odd ones terminate, the
+    others are truncated.
+    """
+
+    def __init__(
+        self,
+        num_envs: int | None = 3,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | None = "cpu",
+        key: NestedKey = "observation",
+        endless: bool = False,
+    ) -> None:
+        batch = torch.Size(() if num_envs is None else (num_envs,))
+        super().__init__(device=device, batch_size=batch)
+        self.key = key
+        self.dtype = dtype
+        self.endless = endless
+        plane, flag = torch.Size((*batch, SIZE)), torch.Size((*batch, 1))
+        self.observation_spec = Composite({key: Unbounded(plane, dtype=dtype)}, shape=batch)
+        self.action_spec = Unbounded(torch.Size((*batch, 2)), dtype=dtype)
+        self.reward_spec = Unbounded(flag, dtype=dtype)
+        flags = ("done", "terminated", "truncated")
+        self.full_done_spec = Composite(
+            {name: Categorical(2, shape=flag, dtype=torch.bool) for name in flags}, shape=batch
+        )
+        self.place = torch.zeros(plane, dtype=dtype)
+        self.step_count = torch.zeros(flag, dtype=torch.int64)
+        self.episode = torch.zeros(flag, dtype=torch.int64)
+        self.number = torch.arange(batch.numel()).view(flag)
+        self._set_seed(0)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.generator = torch.Generator().manual_seed(seed or 0)
+
+    def _noise(self) -> Tensor:
+        return torch.randn(self.place.shape, generator=self.generator, dtype=self.dtype)
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        mask = torch.ones_like(self.step_count, dtype=torch.bool) if mask is None else mask
+        mask = mask.reshape(self.step_count.shape)
+        self.place = torch.where(mask, self._noise(), self.place)
+        self.step_count = self.step_count.masked_fill(mask, 0)
+        self.episode = self.episode + mask
+        return self._emit(torch.zeros_like(mask))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        push = tensordict.get("action").mean(-1, keepdim=True)
+        self.place = 0.7 * self.place + 0.1 * push + self._noise()
+        self.step_count = self.step_count + 1
+        done = self.step_count >= 3 + (5 * self.number + 7 * self.episode) % 11
+        data = self._emit(done & (not self.endless))
+        return data.set("reward", self.place[..., :1].clone())
+
+    def _emit(self, done: Tensor) -> TensorDictBase:
+        odd = self.episode % 2 == 1
+        entries = {"done": done, "terminated": done & odd, "truncated": done & ~odd}
+        data = TensorDict(entries, self.batch_size, device=self.device)
+        return data.set(self.key, self.place.clone())
+
+
+class EnvFactory:
+    """Makes environments in workers, which receive it by pickling."""
+
+    def __init__(self, make: Callable[..., EnvBase] = WalkEnv, **options: Any) -> None:
+        self.make = make
+        self.options = options
+
+    def __call__(self) -> EnvBase:
+        return self.make(**self.options)
+
+
+def make_memory(memory_size: int = 4, **options: Any) -> SHMModule:
+    """A memory from `observation` to `features` whose gates matter from the start."""
+    options.setdefault("in_key", "observation")
+    options.setdefault("out_key", "features")
+    options.setdefault("num_theta", 7)
+    if "in_keys" in options:
+        del options["in_key"]
+    if "out_keys" in options:
+        del options["out_key"]
+    module = SHMModule(SIZE, 6, memory_size, **options)
+    enlarge_theta(module)
+    return module
+
+
+def enlarge_theta(module: nn.Module, factor: float = 5.0) -> None:
+    """Released theta are so small that hardly anything depends on which row is drawn."""
+    for cell in module.modules():
+        if isinstance(cell, SHM) and isinstance(cell.theta, nn.Parameter):
+            with torch.no_grad():
+                cell.theta.mul_(factor)
+
+
+def make_actor(features: NestedKey = "features", dtype: torch.dtype | None = None) -> Any:
+    """A stochastic action head that writes `action_log_prob`."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 2, dtype=dtype)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.linear(x), torch.full((2,), 0.5, dtype=x.dtype).expand(*x.shape[:-1], 2)
+
+    return ProbabilisticActor(
+        TensorDictModule(Head(), [features], ["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+    )
+
+
+def make_policy(memory: Any | None = None, dtype: torch.dtype | None = None) -> Sequential:
+    memory = make_memory(dtype=dtype) if memory is None else memory
+    return Sequential(memory, make_actor(memory.out_keys[0], dtype))
+
+
+def make_shared(memory: Any | None = None, dtype: torch.dtype | None = None) -> ActorValueOperator:
+    """Actor and critic around one memory."""
+    memory = make_memory(dtype=dtype) if memory is None else memory
+    features = memory.out_keys[0]
+    critic = ValueOperator(nn.Linear(6, 1, dtype=dtype), in_keys=[features])
+    return ActorValueOperator(memory, make_actor(features, dtype), critic)
+
+
+def collect(
+    policy: Any,
+    env: EnvBase | Callable[[], EnvBase] | None = None,
+    *,
+    num_steps: int = 10,
+    num_batches: int = 3,
+    **options: Any,
+) -> list[TensorDictBase]:
+    """Batches of rows `[B, num_steps]`, most of which start in mid-episode."""
+    env = WalkEnv() if env is None else env
+    lanes = env.batch_size.numel() if isinstance(env, EnvBase) else options.pop("num_lanes")
+    frames = lanes * num_steps
+    options = {"auto_register_policy_transforms": True, "total_frames": frames * num_batches} | options
+    collector = Collector(env, policy, frames_per_batch=frames, **options)
+    try:
+        return [batch.clone() for batch in collector]
+    finally:
+        collector.shutdown()
+
+
+def replay(module: Any, batch: TensorDictBase) -> TensorDictBase:
+    """What recurrent mode makes of collected data; neither gates nor memory may be lost."""
+    outputs = [key for key in module.out_keys if key not in module.in_keys and key != "action"]
+    with torch.no_grad(), set_recurrent_mode(True):
+        return module(batch.exclude(*outputs))
+
+
+def make_sequence(
+    batch: tuple[int, ...] = (3, 9), dtype: torch.dtype | None = None
+) -> TensorDictBase:
+    """Random observations with resets at every start and in mid-sequence."""
+    is_init = torch.rand(*batch, 1) < 0.2
+    is_init[..., 0, :] = True
+    return TensorDict(
+        {"observation": torch.randn(*batch, SIZE, dtype=dtype), "is_init": is_init}, batch
+    )
+
+
+def step_through(module: MemoryModule, data: TensorDictBase) -> TensorDictBase:
+    """What a collector with a primer would stack from step mode on `data` `[..., T]`."""
+    memory = None
+    steps = []
+    for step in data.unbind(-1):
+        step = step.copy()
+        if memory is not None:
+            step.set(module.memory_key, memory)
+        step = module(step)
+        memory = step.get(module.next_memory_key)
+        steps.append(step.exclude(module.memory_key))
+    return torch.stack(steps, data.ndim - 1)
