@@ -40,9 +40,7 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     # tasks from the worst return to the best
     picked = result.returns.argsort()[torch.linspace(0, len(result.returns) - 1, num_paths).long()]
     rollout = result.rollout[picked].cpu()
-    positions = torch.cat(
-        [rollout["observation"][:, :1], rollout["next", "observation"]], dim=1
-    )
+    positions = torch.cat([rollout["observation"][:, :1], rollout["next", "observation"]], dim=1)
     picture = Path(run) / "trajectories.png"
     plot_trajectories(
         positions,

@@ -120,7 +120,7 @@ def make_memory(memory_size: int = 4, **options: Any) -> SHMModule:
     return module
 
 
-def enlarge_theta(module: nn.Module, factor: float = 5.0) -> None:
+def enlarge_theta(module: nn.Module, factor: float = 2.0) -> None:
     """Released theta are so small that hardly anything depends on which row is drawn."""
     for cell in module.modules():
         if isinstance(cell, SHM) and isinstance(cell.theta, nn.Parameter):
@@ -172,7 +172,10 @@ def collect(
     env = WalkEnv() if env is None else env
     lanes = env.batch_size.numel() if isinstance(env, EnvBase) else options.pop("num_lanes")
     frames = lanes * num_steps
-    options = {"auto_register_policy_transforms": True, "total_frames": frames * num_batches} | options
+    options = {
+        "auto_register_policy_transforms": True,
+        "total_frames": frames * num_batches,
+    } | options
     collector = Collector(env, policy, frames_per_batch=frames, **options)
     try:
         return [batch.clone() for batch in collector]

@@ -30,7 +30,10 @@ env = groups(group="env")
 # the goal is a disc of radius 0.01: training adds the share of larger discs that are reached
 wind = _partial(WindEnv, zen_exclude=_ENV_RUNTIME, shaping_radius=10.0)
 env(wind, name="wind")
-env(_partial(WindEnv, builds_bases=(wind,), num_train_tasks=10, num_test_tasks=190), name="wind_hard")
+env(
+    _partial(WindEnv, builds_bases=(wind,), num_train_tasks=10, num_test_tasks=190),
+    name="wind_hard",
+)
 env(
     _partial(
         WindEnv,

@@ -256,7 +256,7 @@ class _Checker:
                 mask = is_init.reshape(-1, *(1 for _ in value.shape[1:]))
                 record.set(key, torch.where(mask, 0, value))
             stacked.append(record)
-        return torch.stack(outputs, 1), torch.stack(stacked, 1)
+        return torch.stack(outputs, 1), TensorDict.maybe_dense_stack(stacked, 1)
 
     def _run_sequence(self, data: TensorDictBase) -> Tensor:
         with set_recurrent_mode(True):

@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
+from tensordict import NestedKey, TensorDictBase, unravel_key_list
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import expand_as_right, set_lazy_legacy, unravel_key
 from torch import Tensor, nn
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
 from torchrl.objectives import add_random_module
-from torchrl.objectives.value.utils import (
-    _get_num_per_traj_init,
-    _inv_pad_sequence,
-    _split_and_pad_sequence,
-)
 
 from torchrl_shm.modules.row_start import MemoryPrimer, checkable, rebuild_row_start, suffixed
 
@@ -169,8 +164,8 @@ class MemoryModule(TensorDictModuleBase):
             optional.append(self.theta_index_key)
         if state == "row":
             optional += [suffixed(self.memory_key, s) for s in ("_stripe", "_row")]
-        self.in_keys = [self.in_key, self.memory_key, self.is_init_key, *optional]
-        self.out_keys = [self.out_key, self.next_memory_key]
+        self.in_keys: Any = [self.in_key, self.memory_key, self.is_init_key, *optional]
+        self.out_keys: Any = [self.out_key, self.next_memory_key]
         if self.theta_index_key is not None:
             self.out_keys.append(self.theta_index_key)
 
@@ -261,7 +256,7 @@ class MemoryModule(TensorDictModuleBase):
                 "recurrent mode reads sequences: the last dimension of the TensorDict is time, "
                 "but it has none. Leave set_recurrent_mode(True) for single steps"
             )
-        data = tensordict.select(*self.in_keys, strict=False)
+        data: Any = tensordict.select(*self.in_keys, strict=False)
         data = data.unsqueeze(0) if len(shape) == 1 else data.flatten(0, -2)
         x, is_init = self._read(data)
         index = None
@@ -309,18 +304,24 @@ class MemoryModule(TensorDictModuleBase):
             )
         starts = is_init.clone()
         starts[:, 0] = True
-        splits = _get_num_per_traj_init(starts)
+        starts = starts.flatten()
+        first = starts.nonzero().squeeze(1)
+        # where each step stands: in which piece, and which step of it
+        piece = starts.cumsum(0) - 1
+        step = torch.arange(len(starts), device=starts.device) - first[piece]
+        shape = (len(first), int(step.max()) + 1)
 
-        entries = {"x": x} if index is None else {"x": x, "index": index}
-        padded = _split_and_pad_sequence(TensorDict(entries, x.shape[:2]), splits)
-        first = None
-        if self.state == "stored":
-            assert memory is not None
-            first = memory.flatten(0, 1)[starts.flatten()]
-        y, index = self._run(padded["x"], first, None, padded.get("index", None))
-        entries = {"y": y} if index is None else {"y": y, "index": index}
-        joined = _inv_pad_sequence(TensorDict(entries, y.shape[:2]), splits)
-        return joined["y"], joined.get("index", None)
+        def split(steps: Tensor) -> Tensor:
+            padded = steps.new_zeros(*shape, *steps.shape[2:])
+            return padded.index_put((piece, step), steps.flatten(0, 1))
+
+        start = None if memory is None or self.state == "zero" else memory.flatten(0, 1)[first]
+        padded_index = None if index is None else split(index)
+        y, padded_index = self._run(split(x), start, None, padded_index)
+        y = y[piece, step].unflatten(0, x.shape[:2])
+        if padded_index is not None:
+            index = padded_index[piece, step].unflatten(0, x.shape[:2])
+        return y, index
 
     def _run(
         self, x: Tensor, memory: Tensor | None, is_init: Tensor | None, index: Tensor | None

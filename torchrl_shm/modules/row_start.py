@@ -34,9 +34,8 @@ _CLOCK, _OFFSET, _IS_INIT = range(3)
 
 def suffixed(key: NestedKey, suffix: str) -> NestedKey:
     """Append to the last part of a key, so that `("agent", "memory")` keeps its branch."""
-    if isinstance(key, str):
-        return key + suffix
-    return unravel_key((*key[:-1], key[-1] + suffix))
+    *branch, leaf = (key,) if isinstance(key, str) else key
+    return unravel_key((*branch, f"{leaf}{suffix}"))
 
 
 class MemoryPrimer(TensorDictPrimer):
@@ -66,12 +65,17 @@ class MemoryPrimer(TensorDictPrimer):
         is_init_key: NestedKey = "is_init",
         lean: bool = True,
     ) -> None:
-        primers: dict[NestedKey, Any] = {memory_key: Unbounded(memory_shape, dtype=memory_dtype)}
+        primers: dict[NestedKey, Any] = {
+            memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
+        }
         if theta_index_key is not None and num_theta is not None:
             # primed, so that estimators that read ("next", theta_index) find one
-            primers[theta_index_key] = Categorical(num_theta, shape=(), dtype=torch.int64)
+            primers[theta_index_key] = Categorical(
+                num_theta, shape=torch.Size(()), dtype=torch.int64
+            )
         super().__init__(Composite(primers), expand_specs=True)
         self.memory_key = memory_key
+        self._memory_dtype = memory_dtype
         self.is_init_key = is_init_key
         self.lean = lean
         self._forget_collector()
@@ -93,12 +97,13 @@ class MemoryPrimer(TensorDictPrimer):
         The open dimension also tells collectors not to preallocate buffers, which would bring the
         per-step memories back.
         """
-        input_spec = super().transform_input_spec(input_spec)
+        spec: Any = super().transform_input_spec(input_spec)
         if self.lean:
-            state_spec = input_spec["full_state_spec"]
-            stripe = Unbounded((*state_spec.shape, -1), dtype=self._memory_spec.dtype)
-            state_spec[suffixed(self.memory_key, "_stripe")] = stripe.to(input_spec.device)
-        return input_spec
+            state_spec = spec["full_state_spec"]
+            shape = torch.Size((*state_spec.shape, -1))
+            stripe = Unbounded(shape, dtype=self._memory_dtype, device=spec.device)
+            state_spec[suffixed(self.memory_key, "_stripe")] = stripe
+        return spec
 
     def transform_fake_tensordict(self, fake_tensordict: TensorDictBase) -> TensorDictBase:
         """Drop from the fake data what `_post_step_mdp_hooks` drops from the real one."""
@@ -124,7 +129,8 @@ class MemoryPrimer(TensorDictPrimer):
         offset = self._steps % collector.frames_per_batch
         if offset == 0:
             self._start_row(memory, collector)
-        assert self._stripes is not None and self._lanes is not None
+        assert self._stripes is not None
+        assert self._lanes is not None
         # the collector stacks its carrier, which is another object than `tensordict` where it
         # copies between the devices of policy and environment
         stacked: TensorDictBase = collector._carrier
@@ -151,7 +157,8 @@ class MemoryPrimer(TensorDictPrimer):
                 "collector, or state='stored' to the memory module"
             )
         row_length: int = collector.frames_per_batch
-        batch = self.parent.batch_size
+        parent: Any = self.parent
+        batch: torch.Size = parent.batch_size
         size = memory[(0,) * len(batch)].numel()
         width = math.ceil(size / row_length)
         flat = memory.reshape(*batch, size)
@@ -164,10 +171,6 @@ class MemoryPrimer(TensorDictPrimer):
     def _drop_memory(self, tensordict: TensorDictBase) -> Tensor | None:
         tensordict.get("next").pop(self.memory_key, None)
         return tensordict.pop(self.memory_key, None)
-
-    @property
-    def _memory_spec(self) -> Any:
-        return self.primers[self.memory_key]
 
     def _check_batched_worker_compat(self) -> None:
         if self.lean:
@@ -217,12 +220,14 @@ def rebuild_row_start(
 
 def checkable(x: Tensor) -> bool:
     """Whether a check may look at values: not while compiling or under vmap."""
-    return not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(x)
+    if torch.compiler.is_compiling():
+        return False
+    # torch has no public name for this question
+    functorch: Any = torch._C._functorch  # pyright: ignore
+    return not functorch.is_batchedtensor(x)
 
 
-def _check_rows(
-    row: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_stripes: int
-) -> None:
+def _check_rows(row: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_stripes: int) -> None:
     clock, offset = row[..., _CLOCK], row[..., _OFFSET]
     episode_start = row[..., _IS_INIT].bool()
     advice = (

@@ -180,9 +180,7 @@ class SHM(nn.Module):
         """
         theta_index = self._draw(x, theta_index)
         normed, gates = self._project(x, theta_index)
-        y, memory = shm_scan(
-            *gates, memory, is_init, clamp=self.clamp, backend=self.backend
-        )
+        y, memory = shm_scan(*gates, memory, is_init, clamp=self.clamp, backend=self.backend)
         return self._read_out(y, normed), memory, theta_index
 
     def step(

@@ -87,7 +87,7 @@ class RowCollector:
                     f"num_workers={num_workers} must divide num_envs={num_envs}, so that all "
                     "workers collect as many rows"
                 )
-            factory = _EnvFactory(make_env, num_envs // num_workers)
+            factory: Any = _EnvFactory(make_env, num_envs // num_workers)
             options |= {
                 "backend": "process",
                 "num_collectors": num_workers,

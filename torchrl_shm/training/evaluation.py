@@ -8,9 +8,8 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+from torchrl.envs import EnvBase, ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
-from torchrl.envs import TransformedEnv
 
 
 @dataclass(frozen=True)

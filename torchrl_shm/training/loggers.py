@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torchrl.record.loggers import Logger, get_logger
 
@@ -40,5 +40,7 @@ def make_logger(kind: LoggerKind = "csv", *, run_dir: str, project: str = "") ->
             f"logger={kind} needs the package {kind}; install it with "
             f'pip install "torchrl_shm[{kind}]"'
         )
-    options = {"wandb_kwargs": {"project": project}} if kind == "wandb" and project else {}
+    options: dict[str, Any] = (
+        {"wandb_kwargs": {"project": project}} if kind == "wandb" and project else {}
+    )
     return get_logger(kind, logger_name=run_dir, experiment_name=kind, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import log
+from typing import Any
 
 import torch
 from tensordict import NestedKey
@@ -72,10 +73,11 @@ def make_actor_critic(
             f"{sorted(map(str, available))}"
         )
     input_size = sum(observations[key].shape[-1] for key in policy_keys)
-    embed = TensorDictModule(
+    embed: Any = TensorDictModule(
         _Embedding(input_size, embedding_size, device), list(policy_keys), ["embedding"]
     )
-    memory_module = memory(
+    # tensordict annotates the arguments of Sequential as a list of modules each
+    memory_module: Any = memory(
         input_size=embedding_size,
         output_size=embedding_size,
         in_key="embedding",
@@ -84,13 +86,14 @@ def make_actor_critic(
     )
     head_keys: list[NestedKey] = ["features", "embedding"]
     action_size = action_spec.shape[-1]
-    scale = AddStateIndependentNormalScale(action_size, init_value=log(init_scale), device=device)
+    scale = AddStateIndependentNormalScale(action_size, init_value=log(init_scale)).to(device)
     sizes = (2 * embedding_size, *hidden_sizes)
+    action_head: list[Any] = [
+        TensorDictModule(_Head((*sizes, action_size), 0.01, device), head_keys, ["loc"]),
+        TensorDictModule(scale, ["loc"], ["loc", "scale"]),
+    ]
     actor = ProbabilisticActor(
-        Sequential(
-            TensorDictModule(_Head((*sizes, action_size), 0.01, device), head_keys, ["loc"]),
-            TensorDictModule(scale, ["loc"], ["loc", "scale"]),
-        ),
+        Sequential(*action_head),
         in_keys=["loc", "scale"],
         distribution_class=IndependentNormal,
         return_log_prob=True,

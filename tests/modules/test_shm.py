@@ -1,0 +1,478 @@
+"""The SHM cell: the authors' numbers, the six calibrations, and the claims of the paper."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from tests.modules._helpers import EXACT, STEP
+from torchrl_shm.modules import SHM, Calibration
+from torchrl_shm.ops import Backend
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+CALIBRATIONS = get_args(Calibration)
+# the authors' names of what is called otherwise here
+RENAMED = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
+
+every_calibration = pytest.mark.parametrize("calibration", CALIBRATIONS)
+
+
+def make(calibration: Calibration = "random", **options: Any) -> SHM:
+    options = {"num_theta": 7, "dtype": torch.float64} | options
+    return SHM(5, 3, 6, calibration=calibration, **options)
+
+
+def make_inputs(batch: int = 2, steps: int = 11, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, initial memory and resets."""
+    options = {"dtype": torch.float64} | options
+    x, memory = torch.randn(batch, steps, 5, **options), torch.randn(batch, 6, 6).to(**options)
+    is_init = torch.rand(batch, steps) < 0.2
+    return x, memory, is_init
+
+
+def gate(cell: SHM, x: Tensor, theta_index: Tensor | None = None) -> Tensor:
+    """The product of the calibrations over a sequence: what the memory is linear in."""
+    x = x.unsqueeze(1) if x.ndim == 2 else x
+    if cell.num_theta is not None and theta_index is None:
+        theta_index = torch.randint(cell.num_theta, x.shape[:2])
+    zeros = x.new_zeros(len(x), *cell.memory_shape)
+    with torch.no_grad():
+        ends = [cell(x, memory, None, theta_index)[1] for memory in (zeros + 1, zeros)]
+    return ends[0] - ends[1]
+
+
+# the authors' released code
+
+
+def load(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Recorded tensors and the parameters of the original that made them."""
+    with np.load(FIXTURES / f"shm_module_{name}.npz") as file:
+        tensors = {key: torch.from_numpy(file[key]) for key in file.files}
+    parameters = {
+        key.removeprefix("param."): value
+        for key, value in tensors.items()
+        if key.startswith("param.")
+    }
+    return tensors, parameters
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize(
+    ("name", "clamp"), [("standalone", None), ("pomdp", 100.0), ("clamp", 100.0)]
+)
+def test_equals_the_original(name: str, clamp: float | None, backend: Backend) -> None:
+    recorded, parameters = load(name)
+    cell = SHM.from_reference(parameters, clamp=clamp, backend=backend)
+    x, memory = (recorded[key].requires_grad_() for key in ("x", "M0"))
+    y, final, theta_index = cell(x, memory, theta_index=recorded["theta_index"])
+    assert theta_index is recorded["theta_index"]
+    assert_close(y, recorded["y"], rtol=0, atol=1e-10)
+    assert_close(final, recorded["MT"], rtol=1e-10, atol=1e-10)
+
+    torch.autograd.backward([y, final], [recorded["grad_y"], recorded["grad_MT"]])
+    assert_close(x.grad, recorded["dx"], rtol=1e-10, atol=1e-10)
+    assert_close(memory.grad, recorded["dM0"], rtol=1e-10, atol=1e-10)
+    named = dict(cell.named_parameters())
+    for key in parameters:
+        gradient = named.pop(RENAMED.get(key, key)).grad
+        assert_close(gradient, recorded[f"dparam.{key}"], rtol=1e-10, atol=1e-10, msg=key)
+    assert not named
+
+
+def test_the_recorded_clamp_was_at_work() -> None:
+    recorded, parameters = load("clamp")
+    assert recorded["MT"].abs().max() == 100
+    cell = SHM.from_reference(parameters)
+    y, _, _ = cell(recorded["x"], recorded["M0"], None, recorded["theta_index"])
+    assert not torch.allclose(y, recorded["y"])
+
+
+def test_fixed_reads_row_zero_of_the_released_table() -> None:
+    recorded, parameters = load("standalone")
+    random = SHM.from_reference(parameters)
+    fixed = SHM.from_reference(parameters, calibration="fixed")
+    zeros = torch.zeros_like(recorded["theta_index"])
+    expected = random(recorded["x"], recorded["M0"], theta_index=zeros)
+    y, memory, theta_index = fixed(recorded["x"], recorded["M0"])
+    assert theta_index is None
+    assert fixed.num_theta is None
+    assert_close((y, memory), expected[:2], **EXACT)
+
+
+def test_released_sizes_dtype_and_options_are_kept() -> None:
+    _, parameters = load("pomdp")
+    cell = SHM.from_reference({key: p.float() for key, p in parameters.items()}, backend="chunked")
+    assert (cell.input_size, cell.output_size, cell.memory_shape) == (10, 5, (24, 24))
+    assert (cell.num_theta, cell.clamp, cell.backend) == (128, None, "chunked")
+    assert {p.dtype for p in cell.parameters()} == {torch.float32}
+    assert SHM.from_reference(load("standalone")[1]).shortcut is None
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (("key.weight", "shm.key.weight"), r"missing \['key.weight'\], .*\['shm.key.weight'\]"),
+        (("theta_matrix", "theta_table"), r"missing \['theta'\], unknown \['theta_table'\]"),
+    ],
+    ids=["prefix", "unknown"],
+)
+def test_other_parameters_are_refused(rename: tuple[str, str], message: str) -> None:
+    _, parameters = load("standalone")
+    parameters[rename[1]] = parameters.pop(rename[0])
+    with pytest.raises(KeyError, match=f"{message}.*strip any prefix"):
+        SHM.from_reference(parameters)
+
+
+def test_no_other_calibration_was_released() -> None:
+    calibration: Any = "neural"
+    with pytest.raises(ValueError, match=r"'neural' has no released parameters; use 'random'"):
+        SHM.from_reference(load("standalone")[1], calibration=calibration)
+
+
+# calibrations
+
+
+@every_calibration
+@pytest.mark.parametrize("clamp", [None, 0.3])
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_a_sequence_is_its_steps(
+    calibration: Calibration, clamp: float | None, shortcut: bool
+) -> None:
+    cell = make(calibration, clamp=clamp, shortcut=shortcut)
+    x, memory, is_init = make_inputs()
+    y, final, theta_index = cell(x, memory, is_init)
+    for t in range(x.shape[1]):
+        memory = torch.where(is_init[:, t, None, None], 0, memory)
+        index = None if theta_index is None else theta_index[:, t]
+        y_step, memory, same = cell.step(x[:, t], memory, index)
+        assert same is index
+        assert_close(y_step, y[:, t], **EXACT)
+    assert_close(memory, final, **EXACT)
+    if clamp is not None:
+        assert final.abs().max() <= clamp
+
+
+@every_calibration
+def test_two_halves_are_one_sequence(calibration: Calibration) -> None:
+    cell = make(calibration)
+    x, memory, is_init = make_inputs()
+    y, final, index = cell(x, memory, is_init)
+    halves: list[Tensor] = []
+    for part in (slice(4), slice(4, None)):
+        indices = None if index is None else index[:, part]
+        half, memory, _ = cell(x[:, part], memory, is_init[:, part], indices)
+        halves.append(half)
+    assert_close((torch.cat(halves, 1), memory), (y, final), **EXACT)
+
+
+@every_calibration
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_a_step_takes_any_batch(calibration: Calibration, shape: tuple[int, ...]) -> None:
+    cell = make(calibration)
+    y, memory, index = cell.step(torch.randn(*shape, 5, dtype=torch.float64))
+    assert y.shape == (*shape, 3)
+    assert memory.shape == (*shape, 6, 6)
+    if calibration in ("random", "noise"):
+        assert index is not None
+        assert index.shape == shape
+        assert index.dtype == torch.int64
+    else:
+        assert index is None
+
+
+@every_calibration
+def test_empty_is_zero(calibration: Calibration) -> None:
+    cell = make(calibration)
+    x, memory, is_init = make_inputs()
+    is_init[:, 0] = True
+    y, final, index = cell(x, memory, is_init)
+    assert_close(cell(x, None, is_init, index)[:2], (y, final), **EXACT)
+    assert_close(cell(x, memory * 0, is_init, index)[:2], (y, final), **EXACT)
+
+
+@every_calibration
+def test_number_of_choices(calibration: Calibration) -> None:
+    draws = calibration in ("random", "noise")
+    cell = make(calibration, num_theta=9)
+    assert cell.num_theta == (9 if draws else None)
+    x, _, _ = make_inputs(batch=50)
+    index = cell(x)[2]
+    assert (index is not None) == draws
+    if index is not None:
+        assert set(index.unique().tolist()) == set(range(9))
+
+
+@pytest.mark.parametrize("calibration", ["random", "noise"])
+def test_draws_come_from_the_default_generator(calibration: Calibration) -> None:
+    cell = make(calibration)
+    x, _, _ = make_inputs()
+    seeds = (1, 1, 2)
+    first, second, third = ((torch.manual_seed(s), cell(x)[2])[1] for s in seeds)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_a_table_of_one_row() -> None:
+    cell = make(num_theta=1)
+    x, _, _ = make_inputs()
+    assert not cell(x)[2].any()
+
+
+@pytest.mark.parametrize(
+    ("calibration", "learned"),
+    [
+        ("random", {"theta", "vc.weight"}),
+        ("fixed", {"theta", "vc.weight"}),
+        ("neural", {"theta.weight", "vc.weight"}),
+        ("none", set()),
+        ("constant", {"theta", "vc"}),
+        ("noise", set()),
+    ],
+)
+def test_what_is_learned(calibration: Calibration, learned: set[str]) -> None:
+    cell = make(calibration)
+    x, memory, _ = make_inputs()
+    y, final, index = cell(x, memory)
+    (y.square().sum() + final.square().sum()).backward()
+    names = {name for name, p in cell.named_parameters() if p.grad is not None and p.grad.any()}
+    shared = {f"{name}.weight" for name in ("key", "query", "value", "eta", "out", "shortcut")}
+    shared |= {"out.bias", "shortcut.bias", "norm.weight", "norm.bias"}
+    assert names == learned | shared == set(dict(cell.named_parameters()))
+    if calibration == "random":
+        # rows that were not drawn do not learn
+        assert isinstance(cell.theta, nn.Parameter)
+        assert cell.theta.grad is not None
+        rows = cell.theta.grad.any(1).nonzero().flatten().tolist()
+        assert rows == sorted(set(index.flatten().tolist()))
+
+
+@every_calibration
+def test_gates(calibration: Calibration) -> None:
+    """What they depend on, and that they lie in (0, 2)."""
+    cell = make(calibration)
+    x, other = torch.randn(2, 40, 5, dtype=torch.float64)
+    index = torch.arange(40).unsqueeze(1) % 7 if cell.num_theta else None
+    gates = gate(cell, x, index)
+    assert ((gates > 0) & (gates < 2)).all()
+    same = torch.allclose(gate(cell, other, index), gates, rtol=0, atol=1e-12)
+    assert same == (calibration in ("none", "constant", "noise"))
+    if calibration == "none":
+        assert_close(gates, torch.ones_like(gates), **EXACT)
+    if calibration == "constant":
+        assert_close(gates, gates[:1].expand_as(gates), **EXACT)
+        assert (gates - 1).abs().max() > 0.05
+    if index is not None:
+        assert not torch.allclose(gate(cell, x, (index + 1) % 7), gates, atol=1e-3)
+
+
+def test_theta_is_on_rows_and_vc_on_columns() -> None:
+    cell = make()
+    x = torch.randn(8, 5, dtype=torch.float64)
+    index = torch.randint(7, (8, 1))
+    vc = cell.vc(torch.nn.functional.layer_norm(x, (5,)))
+    expected = 1 + torch.tanh(cell.theta[index[:, 0], :, None] * vc[:, None, :])
+    assert_close(gate(cell, x, index), expected.detach(), **EXACT)
+
+
+def test_none_is_linear_attention() -> None:
+    cell = make("none", shortcut=False)
+    x, _, _ = make_inputs()
+    normed = torch.nn.functional.layer_norm(x, (5,))
+    k, q = (torch.relu(layer(normed)) for layer in (cell.key, cell.query))
+    k, q = (z / (1e-5 + z.sum(-1, keepdim=True)) for z in (k, q))
+    v = torch.sigmoid(cell.eta(normed)) * cell.value(normed)
+    expected = cell.out((q @ k.mT).tril() @ v)
+    assert_close(cell(x)[0], expected, **EXACT)
+
+
+# parameters
+
+
+def test_released_initialisation() -> None:
+    cell = SHM(10, 50, 64, num_theta=128)
+    assert isinstance(cell.theta, nn.Parameter)
+    bound = math.sqrt(6 / (128 + 64))
+    assert 0.99 * bound < cell.theta.abs().max() <= bound
+    # of a uniform distribution, with 8192 samples
+    assert cell.theta.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    for name, layer in cell.named_modules():
+        if isinstance(layer, nn.Linear):
+            bound = 1 / math.sqrt(layer.in_features)
+            few = layer.weight.numel() < 100
+            assert (0.5 if few else 0.9) * bound < layer.weight.abs().max() <= bound, name
+    assert (cell.norm.weight == 1).all()
+    assert (cell.norm.bias == 0).all()
+    assert cell.norm.eps == 1e-5
+
+
+@every_calibration
+def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
+    torch.manual_seed(1)
+    cell = make(calibration)
+    before = copy.deepcopy(cell.state_dict())
+    cell.reset_parameters()
+    changed = {key for key, value in cell.state_dict().items() if not value.equal(before[key])}
+    assert changed == before.keys() - {"norm.weight", "norm.bias"}
+
+
+def through_pickle(cell: SHM) -> SHM:
+    return pickle.loads(pickle.dumps(cell))
+
+
+def through_state_dict(cell: SHM) -> SHM:
+    file = io.BytesIO()
+    torch.save(cell.state_dict(), file)
+    file.seek(0)
+    other = make(cell.calibration, clamp=cell.clamp)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+@every_calibration
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_state_dict])
+def test_copies_are_equal_and_apart(calibration: Calibration, copied: Any) -> None:
+    cell = make(calibration, clamp=0.5)
+    other = copied(cell)
+    x, memory, is_init = make_inputs()
+    y, final, index = cell(x, memory, is_init)
+    assert_close(other(x, memory, is_init, index)[:2], (y, final), rtol=0, atol=0)
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.add_(1)
+    assert_close(cell(x, memory, is_init, index)[0], y, rtol=0, atol=0)
+
+
+def test_sizes_are_shown() -> None:
+    assert "memory_size=6, num_theta=7, calibration='random', clamp=None" in repr(make())
+
+
+# precision
+
+
+@every_calibration
+def test_bfloat16_parameters_keep_a_float32_memory(calibration: Calibration) -> None:
+    cell = make(calibration, dtype=torch.bfloat16)
+    exact = copy.deepcopy(cell).double()
+    x, memory, is_init = make_inputs(dtype=torch.bfloat16)
+    y, final, index = cell(x, memory.float(), is_init)
+    expected = exact(x.double(), memory.double(), is_init, index)
+    assert (y.dtype, final.dtype) == (torch.bfloat16, torch.float32)
+    # three rounded layers in a row
+    assert_close(y.double(), expected[0], rtol=0.05, atol=0.05)
+    assert_close(final.double(), expected[1], rtol=0.05, atol=0.05)
+    step = cell.step(x[:, 0], memory.float())
+    assert (step[0].dtype, step[1].dtype) == (torch.bfloat16, torch.float32)
+    y.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in cell.parameters())
+
+
+@every_calibration
+def test_autocast_keeps_a_float32_memory(calibration: Calibration) -> None:
+    cell = make(calibration, dtype=torch.float32)
+    x, memory, is_init = make_inputs(dtype=torch.float32)
+    expected = cell(x, memory, is_init)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, final, _ = cell(x, memory, is_init, expected[2])
+        step = cell.step(x[:, 0], memory)
+    assert final.dtype == step[1].dtype == torch.float32
+    assert_close(y.float(), expected[0], rtol=0.05, atol=0.05)
+    assert_close(final, expected[1], rtol=0.05, atol=0.05)
+    assert not torch.equal(y.float(), expected[0])
+    y.float().sum().backward()
+
+
+def test_float32_steps_and_sequence() -> None:
+    cell = make(dtype=torch.float32)
+    x, memory, is_init = make_inputs(steps=60, dtype=torch.float32)
+    y, final, index = cell(x, memory, is_init)
+    for t in range(60):
+        memory = torch.where(is_init[:, t, None, None], 0, memory)
+        step, memory, _ = cell.step(x[:, t], memory, index[:, t])
+        assert_close(step, y[:, t], **STEP)
+    assert_close(memory, final, **STEP)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_size": 0}, "input_size=0 must be at least 1"),
+        ({"output_size": -2}, "output_size=-2 must be at least 1"),
+        ({"memory_size": 0}, "memory_size=0 must be at least 1"),
+        ({"num_theta": 0}, "num_theta=0 must be at least 1"),
+        ({"calibration": "rand"}, "calibration='rand' is unknown; choose one of ('random', 'fixed"),
+        ({"backend": "cuda"}, "backend='cuda' is unknown; choose one of ('auto', 'reference'"),
+        ({"clamp": -1.0}, "clamp=-1.0 must be positive, or None for no bound"),
+        ({"clamp": math.nan}, "clamp=nan must be positive"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SHM(**{"input_size": 5, "output_size": 3} | options)
+
+
+def test_float16_memory_is_refused() -> None:
+    cell = make(dtype=torch.float32)
+    x, memory, _ = make_inputs(dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float32"):
+        cell(x, memory.half())
+    with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float32"):
+        cell.step(x[:, 0], memory.half())
+
+
+# claims of the paper: Le et al., Stable Hadamard Memory (ICLR 2025)
+
+
+def paired(steps: int, noise: float, batch: int) -> tuple[SHM, SHM, Tensor]:
+    """A random and a fixed theta, and inputs that hardly change within a sequence."""
+    random, fixed = make("random", num_theta=20), make("fixed")
+    with torch.no_grad():
+        # a table whose rows add up to nothing, as in the mean over all tables
+        half = 0.3 * torch.rand(10, 6, dtype=torch.float64)
+        random.theta.copy_(torch.cat([half, -half]))
+        fixed.theta.fill_(0.15)
+    x = torch.randn(batch, 1, 5, dtype=torch.float64).expand(-1, steps, -1)
+    return random, fixed, x + noise * torch.randn_like(x.contiguous())
+
+
+def test_random_gates_neither_vanish_nor_explode_on_average() -> None:
+    """E[prod C] = 1 for independent theta, even where the inputs repeat."""
+    random, fixed, x = paired(steps=30, noise=0.0, batch=4000)
+    product = gate(random, x)
+    # of 36 means, none strays further than 5 standard errors but once in fifty thousand runs
+    error = product.std(0) / math.sqrt(len(x))
+    assert error.max() < 0.03
+    assert ((product.mean(0) - 1).abs() < 5 * error).all()
+    # although single products are far from 1
+    assert product.std() > 0.3
+
+    constant = gate(fixed, x)
+    assert (constant.mean(0) - 1).abs().min() > 0.3
+
+
+def test_random_gates_of_two_steps_are_not_correlated() -> None:
+    """Pearson correlation of z_t and z_t' is that of the inputs only if theta is fixed."""
+    random, fixed, x = paired(steps=2, noise=0.3, batch=4000)
+
+    def correlation(cell: SHM) -> Tensor:
+        z = [torch.atanh(gate(cell, x[:, t]) - 1) for t in (0, 1)]
+        first, second = ((a - a.mean(0)) / a.std(0) for a in z)
+        return (first * second).mean(0)
+
+    assert correlation(fixed).min() > 0.7
+    # 36 coefficients with a standard error of 1 / sqrt(4000)
+    assert correlation(random).abs().max() < 5 / math.sqrt(4000)
