@@ -64,7 +64,14 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
 
 
 if __name__ == "__main__":
-    config = make_config(run=MISSING, device="cpu", threads=1, num_paths=8, seed=0)
+    config = make_config(
+        hydra_defaults=["_self_", {"override hydra/job_logging": "none"}],
+        run=MISSING,
+        device="cpu",
+        threads=1,
+        num_paths=8,
+        seed=0,
+    )
     store(config, name="evaluate")
     # all output goes to the run folder
     store(HydraConf(job=JobConf(name="evaluate"), run=RunDir("."), output_subdir=None))

@@ -145,10 +145,10 @@ def main(
                 order = torch.randperm(len(batch), device=batch.device)
                 for index in order.split(algo.rows_per_minibatch):
                     term = loss(batch[index])
-                    if not terms:
-                        row["max_ratio"] = check_ratio(term)
                     total = sum(term[key] for key in term.keys() if key.startswith("loss_"))
                     check_finite(total, term, update)
+                    if not terms:
+                        row["max_ratio"] = check_ratio(term)
                     optimizer.zero_grad()
                     total.backward()
                     norm = clip_grad_norm_(loss.parameters(), algo.max_grad_norm)
@@ -220,11 +220,11 @@ def check_ratio(term: TensorDictBase) -> float:
 def check_finite(value: torch.Tensor, term: TensorDictBase, update: int) -> None:
     """Stop before a non-finite number reaches the parameters."""
     if not bool(torch.isfinite(value)):
-        losses = {key: float(term[key]) for key in term.keys() if key.startswith("loss_")}
+        losses = {key: term[key].item() for key in term.keys() if key.startswith("loss_")}
         raise FloatingPointError(
-            f"non-finite loss or gradient in update {update}: {losses}. The parameters and "
-            "checkpoint.pt are those before it; lower algo.learning_rate, or bound the memory "
-            "with memory.clamp=100"
+            f"non-finite loss or gradient in update {update}: {losses}. It did not reach the "
+            "parameters, and checkpoint.pt, if there is one yet, is from before; lower "
+            "algo.learning_rate, or bound the memory with memory.clamp=100"
         )
 
 

@@ -532,7 +532,7 @@ def test_nothing_waits_for_a_value() -> None:
 
 class TestShaping:
     def test_counts_discs_on_a_logarithmic_scale(self) -> None:
-        env = WindEnv(5, shaping_radius=10.0)
+        env = WindEnv(5, shaping_radii=(0.01, 10.0))
         check_env_specs(env)
         # distances 0, 0.01, 0.1, 1 and 20 after a step without action
         position = torch.tensor([1.0, 1.01 - 1e-9, 1.1, 2.0, 21.0], dtype=torch.float64)
@@ -543,13 +543,13 @@ class TestShaping:
         assert data["reward"][:, 0].tolist() == [1, 1, 0, 0, 0]
 
     def test_changes_nothing_else(self) -> None:
-        plain, shaped = WindEnv(4, seed=0), WindEnv(4, seed=0, shaping_radius=10.0)
+        plain, shaped = WindEnv(4, seed=0), WindEnv(4, seed=0, shaping_radii=(0.001, 10.0))
         assert (plain.reset() == shaped.reset().exclude("shaping")).all()
         action = torch.rand(4, 2)
         assert (step(plain, action) == step(shaped, action).exclude("shaping")).all()
 
     def test_tests_never_see_it(self) -> None:
-        env = WindEnv(split="test", shaping_radius=10.0)
+        env = WindEnv(split="test", shaping_radii=(0.001, 10.0))
         assert "shaping" not in env.reset().keys()
         assert "shaping" not in env.observation_spec.keys()
 
@@ -568,7 +568,8 @@ class TestShaping:
         ({"goal_radius": 0.0}, "goal_radius must be finite and positive, got 0.0"),
         ({"num_train_tasks": 51}, r"51 \+ 150 is more than num_tasks = 200.*raise num_tasks"),
         ({"split": "test", "num_envs": 64}, "150 test tasks.*num_envs=64; leave num_envs out"),
-        ({"shaping_radius": 0.01}, "more than goal_radius = 0.01, got 0.01; None emits no"),
+        ({"shaping_radii": (1.0, 0.1)}, r"positive smallest.*got \(1.0, 0.1\); None emits no"),
+        ({"shaping_radii": (0.0, 1.0)}, r"positive smallest.*got \(0.0, 1.0\)"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(arguments: dict[str, Any], message: str) -> None:

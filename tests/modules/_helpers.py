@@ -28,6 +28,9 @@ STEP: dict[str, float] = {"rtol": 1e-5, "atol": 1e-6}
 EXACT: dict[str, float] = {"rtol": 1e-10, "atol": 1e-12}
 
 SIZE = 5
+# keys and queries are divided by their sum, which may be tiny: float32 would ask for tolerances
+# through which an error could slip
+DTYPE = torch.float64
 
 
 class WalkEnv(EnvBase):
@@ -41,7 +44,7 @@ class WalkEnv(EnvBase):
         self,
         num_envs: int | None = 3,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = DTYPE,
         device: str | None = "cpu",
         key: NestedKey = "observation",
         endless: bool = False,
@@ -111,6 +114,7 @@ def make_memory(memory_size: int = 4, **options: Any) -> SHMModule:
     options.setdefault("in_key", "observation")
     options.setdefault("out_key", "features")
     options.setdefault("num_theta", 7)
+    options.setdefault("dtype", DTYPE)
     if "in_keys" in options:
         del options["in_key"]
     if "out_keys" in options:
@@ -128,31 +132,31 @@ def enlarge_theta(module: nn.Module, factor: float = 2.0) -> None:
                 cell.theta.mul_(factor)
 
 
-def make_actor(features: NestedKey = "features", dtype: torch.dtype | None = None) -> Any:
+class Head(nn.Module):
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 2, dtype=dtype)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), torch.full((2,), 0.5, dtype=x.dtype).expand(*x.shape[:-1], 2)
+
+
+def make_actor(features: NestedKey = "features", dtype: torch.dtype = DTYPE) -> Any:
     """A stochastic action head that writes `action_log_prob`."""
-
-    class Head(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(6, 2, dtype=dtype)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.linear(x), torch.full((2,), 0.5, dtype=x.dtype).expand(*x.shape[:-1], 2)
-
     return ProbabilisticActor(
-        TensorDictModule(Head(), [features], ["loc", "scale"]),
+        TensorDictModule(Head(dtype), [features], ["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=IndependentNormal,
         return_log_prob=True,
     )
 
 
-def make_policy(memory: Any | None = None, dtype: torch.dtype | None = None) -> Sequential:
+def make_policy(memory: Any | None = None, dtype: torch.dtype = DTYPE) -> Sequential:
     memory = make_memory(dtype=dtype) if memory is None else memory
     return Sequential(memory, make_actor(memory.out_keys[0], dtype))
 
 
-def make_shared(memory: Any | None = None, dtype: torch.dtype | None = None) -> ActorValueOperator:
+def make_shared(memory: Any | None = None, dtype: torch.dtype = DTYPE) -> ActorValueOperator:
     """Actor and critic around one memory."""
     memory = make_memory(dtype=dtype) if memory is None else memory
     features = memory.out_keys[0]
@@ -191,7 +195,7 @@ def replay(module: Any, batch: TensorDictBase) -> TensorDictBase:
 
 
 def make_sequence(
-    batch: tuple[int, ...] = (3, 9), dtype: torch.dtype | None = None
+    batch: tuple[int, ...] = (3, 9), dtype: torch.dtype = DTYPE
 ) -> TensorDictBase:
     """Random observations with resets at every start and in mid-sequence."""
     is_init = torch.rand(*batch, 1) < 0.2

@@ -41,12 +41,12 @@ class PPO:
         4
     """
 
-    total_frames: int = 2_000_000
-    num_envs: int = 128
+    total_frames: int = 3_200_000
+    num_envs: int = 256
     row_length: int = 100
     epochs: int = 4
-    rows_per_minibatch: int = 16
-    learning_rate: float = 1e-3
+    rows_per_minibatch: int = 32
+    learning_rate: float = 1.5e-3
     anneal: bool = True
     gamma: float = 0.9
     lmbda: float = 0.95
@@ -58,7 +58,7 @@ class PPO:
     policy_keys: Sequence[str] = ("observation", "previous_action")
     embedding_size: int = 64
     hidden_sizes: Sequence[int] = (64, 64)
-    init_scale: float = 0.6
+    init_scale: float = 0.3
     checkpoint_interval: int = 20
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from hydra_zen import MISSING, ZenStore, instantiate, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# a saved configuration may only build our own things
-_ALLOWED_TARGETS = ("torchrl_shm.", "torchrl.record.loggers.")
+# a saved configuration may only build what is defined in these modules
+_ALLOWED_MODULES = (
+    "torchrl_shm.envs.", "torchrl_shm.modules.", "torchrl_shm.configs.algo.",
+    "torchrl_shm.training.collection.", "torchrl_shm.training.loggers.",
+)  # fmt: skip
 
 
 def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
@@ -115,12 +119,24 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     for target in _targets(config):
-        if not target.startswith(_ALLOWED_TARGETS):
+        if not _is_ours(target):
             raise ValueError(
                 f"{path} would build {target!r}; only targets of torchrl_shm are accepted"
             )
     parts = {name: instantiate(config[name]) for name in ("env", "memory", "algo")}
     return {**parts, "seed": config.seed, "names": OmegaConf.to_container(config.names)}
+
+
+def _is_ours(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    if not f"{module}.".startswith(_ALLOWED_MODULES):
+        return False
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return False
+    # a path can lead out of the package again, by what a module of ours imports
+    return getattr(found, "__module__", None) == module
 
 
 def _targets(node: Any) -> Iterator[str]:

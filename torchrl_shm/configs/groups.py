@@ -27,8 +27,9 @@ _COLLECTOR_RUNTIME = (
 groups = ZenStore(name="torchrl_shm", deferred_hydra_store=True)
 
 env = groups(group="env")
-# the goal is a disc of radius 0.01: training adds the share of larger discs that are reached
-wind = _partial(WindEnv, zen_exclude=_ENV_RUNTIME, shaping_radius=10.0)
+# help to explore, in training only: discs from a tenth of the goal, for precision, to beyond where
+# a random policy is carried
+wind = _partial(WindEnv, zen_exclude=_ENV_RUNTIME, shaping_radii=(0.001, 10.0))
 env(wind, name="wind")
 env(
     _partial(WindEnv, builds_bases=(wind,), num_train_tasks=10, num_test_tasks=190),

@@ -55,7 +55,7 @@ class WindEnv(EnvBase):
     | `observation` | `[B, 2]` | float32 | unbounded | position (x, y) |
     | `previous_action` | `[B, 2]` | float32 | [-1, 1] | action that led here, clipped; 0 at reset |
     | `success` | `[B, 1]` | bool | | the goal was reached in this episode; for logs, not policies |
-    | `shaping` | `[B, 1]` | float32 | [0, 1] | only with `shaping_radius`; for training rewards |
+    | `shaping` | `[B, 1]` | float32 | [0, 1] | only with `shaping_radii`; for training rewards |
 
     The position is kept in float64, as in the original, and rounded when it is observed.
 
@@ -64,11 +64,11 @@ class WindEnv(EnvBase):
     1 for every step that ends at a distance of at most `goal_radius` from the goal at (0, 1),
     otherwise 0.
 
-    So small a disc is hardly ever hit by chance. With `shaping_radius` the training split also
-    emits `shaping`: the share of the discs with radii from `goal_radius` to `shaping_radius`,
-    evenly spread on a logarithmic scale, that the point is in. It is 1 where the reward is 1, and
-    grows by the same amount with every halving of the distance. The reward itself is never
-    changed; a training loop adds `shaping` to it if it wants to, and tests never see it.
+    So small a disc is hardly ever hit by chance. With `shaping_radii=(smallest, largest)` the
+    training split also emits `shaping`: the share of the discs around the goal with radii between
+    the two, evenly spread on a logarithmic scale, that the point is in. It grows by the same
+    amount with every halving of the distance. The reward itself is never changed; a training loop
+    adds `shaping` to it if it wants to, and tests never see it.
 
     ## Starting State
 
@@ -97,7 +97,7 @@ class WindEnv(EnvBase):
         max_wind: bound on each component of the wind, per step.
         goal_radius: distance from the goal that is close enough.
         max_steps: length of an episode.
-        shaping_radius: radius of the largest disc that `shaping` counts; `None` emits no `shaping`.
+        shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
         seed: seed of the environment's own generator, which draws the training tasks; `None`
             draws one from torch's default generator.
         device: device of all tensors, state and generator included.
@@ -148,7 +148,7 @@ class WindEnv(EnvBase):
         max_wind: float = 0.1,
         goal_radius: float = 0.01,
         max_steps: int = 100,
-        shaping_radius: float | None = None,
+        shaping_radii: tuple[float, float] | None = None,
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
@@ -180,10 +180,10 @@ class WindEnv(EnvBase):
             raise ValueError(f"max_wind must be finite and not negative, got {max_wind}")
         if not 0 < goal_radius < math.inf:
             raise ValueError(f"goal_radius must be finite and positive, got {goal_radius}")
-        if shaping_radius is not None and not goal_radius < shaping_radius < math.inf:
+        if shaping_radii is not None and not 0 < shaping_radii[0] < shaping_radii[1] < math.inf:
             raise ValueError(
-                f"shaping_radius must be finite and more than goal_radius = {goal_radius}, got "
-                f"{shaping_radius}; None emits no shaping"
+                "shaping_radii must be a positive smallest and a larger, finite largest radius, "
+                f"got {tuple(shaping_radii)}; None emits no shaping"
             )
 
         super().__init__(device=torch.device(device), batch_size=(num_envs,))
@@ -195,7 +195,7 @@ class WindEnv(EnvBase):
         self.goal_radius = goal_radius
         self.max_steps = max_steps
         # tests are scored by the task's own reward alone
-        self.shaping_radius = shaping_radius if split == "train" else None
+        self.shaping_radii = shaping_radii if split == "train" else None
 
         random = np.random.RandomState(_TASK_SEED)
         winds = torch.from_numpy(random.uniform(-max_wind, max_wind, (num_tasks, 2)))
@@ -264,7 +264,7 @@ class WindEnv(EnvBase):
             shape=batch,
             device=device,
         )
-        if self.shaping_radius is not None:
+        if self.shaping_radii is not None:
             self.observation_spec["shaping"] = Bounded(
                 0, 1, shape=flag, dtype=torch.float32, device=device
             )
@@ -359,10 +359,10 @@ class WindEnv(EnvBase):
     def _distance(self, position: Tensor) -> Tensor:
         return torch.linalg.vector_norm(position - self.goal, dim=-1, keepdim=True)
 
-    def _shaping(self, position: Tensor, radius: float) -> Tensor:
+    def _shaping(self, position: Tensor, smallest: float, largest: float) -> Tensor:
         # at the goal itself the logarithm is minus infinity, and the share 1
-        closeness = torch.log(self._distance(position) / radius)
-        return (closeness / math.log(self.goal_radius / radius)).clamp(0, 1).float()
+        closeness = torch.log(self._distance(position) / largest)
+        return (closeness / math.log(smallest / largest)).clamp(0, 1).float()
 
     def _emit(self, state: _State, reward: Tensor | None = None) -> TensorDictBase:
         truncated = state.step_count >= self.max_steps
@@ -375,8 +375,8 @@ class WindEnv(EnvBase):
             "terminated": torch.zeros_like(truncated),
             "truncated": truncated,
         }
-        if self.shaping_radius is not None:
-            entries["shaping"] = self._shaping(state.position, self.shaping_radius)
+        if self.shaping_radii is not None:
+            entries["shaping"] = self._shaping(state.position, *self.shaping_radii)
         if reward is not None:
             entries["reward"] = reward
         # as torchrl's own envs do: checking what is known would cost as much as six operations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key_list
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
 from tensordict.nn import TensorDictModuleBase, dispatch
-from tensordict.utils import expand_as_right, set_lazy_legacy, unravel_key
+from tensordict.utils import expand_as_right, unravel_key
 from torch import Tensor, nn
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
@@ -204,10 +204,10 @@ class MemoryModule(TensorDictModuleBase):
             num_theta=self.cell.num_theta,
             is_init_key=self.is_init_key,
             lean=self.state != "stored",
+            row_start=self.state == "row",
         )
 
     @dispatch(dest="_dispatch_keys")
-    @set_lazy_legacy(False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Run one step or, in recurrent mode, whole sequences; see the class.
 
@@ -256,8 +256,10 @@ class MemoryModule(TensorDictModuleBase):
                 "recurrent mode reads sequences: the last dimension of the TensorDict is time, "
                 "but it has none. Leave set_recurrent_mode(True) for single steps"
             )
-        data: Any = tensordict.select(*self.in_keys, strict=False)
-        data = data.unsqueeze(0) if len(shape) == 1 else data.flatten(0, -2)
+        # one by one: a lazy stack, such as a rollout, may lack an entry here and there
+        found = {key: tensordict.get(key, None) for key in self.in_keys}
+        entries: Any = {key: value for key, value in found.items() if value is not None}
+        data = TensorDict(entries, shape).reshape(shape[:-1].numel(), shape[-1])
         x, is_init = self._read(data)
         index = None
         if self.theta_index_key is not None:

@@ -51,7 +51,8 @@ class MemoryPrimer(TensorDictPrimer):
         theta_index_key: key of the drawn rows, or `None` where the memory draws nothing.
         num_theta: number of rows to draw from.
         is_init_key: key of the reset flags.
-        lean: stack one memory per row, not one per step.
+        lean: keep the memory of every step out of the stacked data.
+        row_start: if lean, stack the memory at the start of each row.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class MemoryPrimer(TensorDictPrimer):
         num_theta: int | None = None,
         is_init_key: NestedKey = "is_init",
         lean: bool = True,
+        row_start: bool = True,
     ) -> None:
         primers: dict[NestedKey, Any] = {
             memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
@@ -78,6 +80,8 @@ class MemoryPrimer(TensorDictPrimer):
         self._memory_dtype = memory_dtype
         self.is_init_key = is_init_key
         self.lean = lean
+        self.row_start = row_start
+        self._registered: weakref.ref[Any] | None = None
         self._forget_collector()
 
     def _forget_collector(self) -> None:
@@ -88,8 +92,31 @@ class MemoryPrimer(TensorDictPrimer):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, in a worker for example, serves another collector."""
-        state = super().__getstate__()
+        state = super().__getstate__() | {"_registered": None}
         return state | {"_seen": None, "_steps": 0, "_stripes": None, "_lanes": None}
+
+    def clone(self) -> MemoryPrimer:
+        """Copy the transform, for another environment of the same collector perhaps.
+
+        A collector with `max_frames_per_traj` wraps its environment, and copies of the transforms,
+        only after it has registered itself there.
+        """
+        other: MemoryPrimer = super().clone()
+        collector = self.collector
+        other._registered = None if collector is None else weakref.ref(collector)
+        return other
+
+    @property
+    def collector(self) -> Any:
+        """The collector that steps this environment, or `None`."""
+        env: Any = self.container
+        if env is None:
+            return None
+        collector: Any = env.collector
+        if collector is None and self._registered is not None:
+            collector = self._registered()
+        # a copy of the environment is not the collector's
+        return collector if getattr(collector, "env", env) is env else None
 
     def transform_input_spec(self, input_spec: Composite) -> Composite:
         """Declare the stripes, whose width follows from the collector's row length.
@@ -124,17 +151,20 @@ class MemoryPrimer(TensorDictPrimer):
             # outside of collectors rows start with a reset and need no memory
             return tensordict, tensordict_
         if self._seen is None or self._seen() is not collector:
+            self._check_collector(collector)
             self._forget_collector()
             self._seen = weakref.ref(collector)
-        offset = self._steps % collector.frames_per_batch
-        if offset == 0:
-            self._start_row(memory, collector)
-        assert self._stripes is not None
-        assert self._lanes is not None
         # the collector stacks its carrier, which is another object than `tensordict` where it
         # copies between the devices of policy and environment
         stacked: TensorDictBase = collector._carrier
         stacked.pop(self.memory_key, None)
+        if not self.row_start:
+            return tensordict, tensordict_
+        offset = self._steps % collector.frames_per_batch
+        if offset == 0:
+            self._start_row(memory, collector.frames_per_batch)
+        assert self._stripes is not None
+        assert self._lanes is not None
         clock = self._lanes + self._steps
         is_init = tensordict.get(self.is_init_key).reshape(clock.shape).to(torch.int64)
         row = torch.stack([clock, torch.full_like(clock, offset), is_init], -1)
@@ -143,7 +173,7 @@ class MemoryPrimer(TensorDictPrimer):
         self._steps += 1
         return tensordict, tensordict_
 
-    def _start_row(self, memory: Tensor, collector: Any) -> None:
+    def _check_collector(self, collector: Any) -> None:
         if not isinstance(getattr(collector, "_carrier", None), TensorDictBase):
             raise RuntimeError(
                 f"{type(collector).__name__} does not step its environment row by row, so it "
@@ -156,7 +186,8 @@ class MemoryPrimer(TensorDictPrimer):
                 f"memory {self.memory_key!r} of every step; pass use_buffers=False to the "
                 "collector, or state='stored' to the memory module"
             )
-        row_length: int = collector.frames_per_batch
+
+    def _start_row(self, memory: Tensor, row_length: int) -> None:
         parent: Any = self.parent
         batch: torch.Size = parent.batch_size
         size = memory[(0,) * len(batch)].numel()

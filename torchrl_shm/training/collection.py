@@ -94,6 +94,8 @@ class RowCollector:
                 "sync": True,
                 "cat_results": "stack",
                 "use_buffers": False,
+                # TorchRL would take one away for every worker
+                "num_threads": torch.get_num_threads(),
             }
             self._collector: Any = Collector(factory, policy, **options)
         else:
@@ -112,4 +114,7 @@ class RowCollector:
 
     def close(self) -> None:
         """End the workers."""
+        threads = torch.get_num_threads()
         self._collector.shutdown()
+        # TorchRL adds one for every worker
+        torch.set_num_threads(threads)

@@ -27,7 +27,7 @@ def make_actor_critic(
     policy_keys: Sequence[NestedKey],
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
-    init_scale: float = 0.6,
+    init_scale: float = 0.3,
     device: torch.device | str | None = None,
 ) -> ActorValueOperator:
     """Build embedding -> memory -> {action head, value head} with one shared memory.

@@ -49,7 +49,7 @@ class RunFolder:
         first = not self.metrics
         self.metrics.append(dict(row))
         with open(self.path / "metrics.csv", "w" if first else "a", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer = csv.DictWriter(file, list(self.metrics[0]), lineterminator="\n")
             if first:
                 writer.writeheader()
             writer.writerow(row)

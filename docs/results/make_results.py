@@ -1,0 +1,111 @@
+"""Gather finished runs as raw data, and draw the curves and the table from the raw data alone.
+
+python docs/results/make_results.py docs/results/wind multirun/ppo_shm/<date>/<time>/* ...
+
+Each run folder given is copied to `<memory>_seed<seed>.csv` (its `metrics.csv`) and to a line of
+`summary.csv`. Without run folders, only the picture and the table are made anew.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+COLOURS = {"shm": "tab:blue", "gru": "tab:orange", "lstm": "tab:green", "mlp": "tab:gray"}
+
+
+def gather(results: Path, runs: list[Path]) -> None:
+    """Copy what finished runs left behind."""
+    rows = {(row["memory"], row["seed"]): row for row in read(results / "summary.csv")}
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        memory, seed = summary["memory"], str(summary["seed"])
+        rows[memory, seed] = {key: str(value) for key, value in summary.items()}
+        shutil.copy(run / "metrics.csv", results / f"{memory}_seed{seed}.csv")
+    ordered = sorted(rows.values(), key=lambda row: (order(row["memory"]), int(row["seed"])))
+    with open(results / "summary.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(ordered[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(ordered)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, none if it is missing."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def order(memory: str) -> int:
+    """Place of a memory in pictures and tables."""
+    return list(COLOURS).index(memory) if memory in COLOURS else len(COLOURS)
+
+
+def draw(results: Path) -> None:
+    """Training curves, mean and range over seeds, beside the final scores of each seed."""
+    summary = read(results / "summary.csv")
+    memories = sorted({row["memory"] for row in summary}, key=order)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    curves, success, scores = figure.subplots(1, 3)
+    for memory in memories:
+        runs = [read(path) for path in sorted(results.glob(f"{memory}_seed*.csv"))]
+        colour = COLOURS.get(memory)
+        for axes, column in ((curves, "return"), (success, "success")):
+            frames = np.array([float(row["frames"]) for row in runs[0]]) / 1e6
+            values = np.array([[float(row[column]) for row in run] for run in runs])
+            # a running mean over ten updates, for the eye
+            kernel = np.ones(10) / 10
+            smooth = np.array([np.convolve(value, kernel, "valid") for value in values])
+            frames = frames[len(kernel) - 1 :]
+            axes.plot(frames, smooth.mean(0), color=colour, label=f"{memory} ({len(runs)} seeds)")
+            axes.fill_between(frames, smooth.min(0), smooth.max(0), color=colour, alpha=0.2)
+        final = [float(row["eval_return"]) for row in summary if row["memory"] == memory]
+        place = np.full(len(final), memories.index(memory))
+        scores.plot(place, final, "o", color=colour, alpha=0.7)
+    curves.set(xlabel="million steps", title="return in training")
+    success.set(xlabel="million steps", title="success in training", ylim=(-0.02, 1.02))
+    curves.legend(fontsize=7)
+    scores.axhline(81.66, color="black", linewidth=0.8, linestyle="--")
+    scores.annotate("knows the wind", (0.02, 82.5), xycoords=("axes fraction", "data"), fontsize=7)
+    scores.set(title="return on unseen winds", ylim=(0, 90))
+    scores.set_xticks(range(len(memories)), memories)
+    for axes in (curves, success, scores):
+        axes.grid(alpha=0.3)
+        axes.title.set_fontsize(10)
+    figure.savefig(results / "learning_curves.png", dpi=150)
+
+
+def write_table(results: Path) -> None:
+    """The final scores as a table of the documentation."""
+    summary = read(results / "summary.csv")
+    lines = [
+        "| memory | seeds | return on the test tasks | success | steps | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for memory in sorted({row["memory"] for row in summary}, key=order):
+        runs = [row for row in summary if row["memory"] == memory]
+        returns = np.array([float(row["eval_return"]) for row in runs])
+        success = np.array([float(row["eval_success"]) for row in runs])
+        seconds = np.array([float(row["seconds"]) for row in runs])
+        lines.append(
+            f"| `{memory}` | {len(runs)} | {returns.mean():.1f} "
+            f"({returns.min():.1f} to {returns.max():.1f}) | {100 * success.mean():.1f} % "
+            f"({100 * success.min():.1f} to {100 * success.max():.1f}) | {runs[0]['frames']} | "
+            f"{seconds.min():.0f} to {seconds.max():.0f} |"
+        )
+    (results / "table.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    if sys.argv[2:]:
+        gather(folder, [Path(run) for run in sys.argv[2:]])
+    draw(folder)
+    write_table(folder)

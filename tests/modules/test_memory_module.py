@@ -1,0 +1,729 @@
+"""The contract with TorchRL: keys, modes, primers, where a sequence starts, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from typing import Any
+
+import pytest
+import torch
+from tensordict import NestedKey, TensorDict
+from tensordict.nn import TensorDictSequential as Sequential
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchrl.collectors import Collector
+from torchrl.data import Composite
+from torchrl.envs import Compose, InitTracker, TensorDictPrimer, TransformedEnv
+from torchrl.modules import ValueOperator, canonicalize_rnn_subset, set_recurrent_mode
+from torchrl.modules.utils import get_env_transforms_from_module, get_primers_from_module
+from torchrl.objectives.value import GAE
+
+from tests.modules._helpers import (
+    DTYPE,
+    EXACT,
+    SIZE,
+    WalkEnv,
+    collect,
+    make_actor,
+    make_memory,
+    make_policy,
+    make_sequence,
+    replay,
+    step_through,
+)
+from torchrl_shm.modules import SHM, MemoryCell, MemoryModule, MemoryPrimer, SHMModule
+
+AGENT: dict[str, Any] = {
+    "in_keys": [("agent", "observation"), ("agent", "memory")],
+    "out_keys": [("agent", "features"), ("next", "agent", "memory")],
+}
+
+
+class Leaky(nn.Module):
+    """A memory that draws nothing and whose memory is a vector: the smallest `MemoryCell`."""
+
+    memory_shape = (SIZE,)
+    num_theta = None
+
+    def step(
+        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, None]:
+        memory = x if memory is None else 0.9 * memory + x
+        return memory, memory, None
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        is_init: Tensor | None = None,
+        theta_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, None]:
+        memory = torch.zeros_like(x[:, 0]) if memory is None else memory
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            if is_init is not None:
+                memory = torch.where(is_init[:, t, None], 0, memory)
+            y, memory, _ = self.step(x[:, t], memory)
+            outputs.append(y)
+        return torch.stack(outputs, 1) if outputs else x, memory, None
+
+
+def first_step(*batch: int, is_init: bool = True) -> TensorDict:
+    entries = {
+        "observation": torch.randn(*batch, SIZE, dtype=DTYPE),
+        "is_init": torch.full((*batch, 1), is_init),
+    }
+    return TensorDict(entries, batch)
+
+
+@set_recurrent_mode(True)
+def run(module: Any, data: Any) -> Any:
+    return module(data.copy())
+
+
+# keys
+
+
+@pytest.mark.parametrize(
+    ("options", "in_keys", "out_keys"),
+    [
+        (
+            {"in_key": "observation", "out_key": "features"},
+            ["observation", "memory", "is_init", "theta_index", "memory_stripe", "memory_row"],
+            ["features", ("next", "memory"), "theta_index"],
+        ),
+        (
+            {"in_keys": ["observation", "m"], "out_key": "features", "state": "stored"},
+            ["observation", "m", "is_init", "m_theta_index"],
+            ["features", ("next", "m"), "m_theta_index"],
+        ),
+        (
+            {"in_key": "x", "out_keys": ["y", ("next", "memory")], "theta_index_key": "rows"},
+            ["x", "memory", "is_init", "rows", "memory_stripe", "memory_row"],
+            ["y", ("next", "memory"), "rows"],
+        ),
+        (
+            {"in_key": "x", "out_key": "y", "is_init_key": ("a", "start"), "state": "zero"},
+            ["x", "memory", ("a", "start"), "theta_index"],
+            ["y", ("next", "memory"), "theta_index"],
+        ),
+        (
+            {"in_key": "x", "out_key": "y", "calibration": "none"},
+            ["x", "memory", "is_init", "memory_stripe", "memory_row"],
+            ["y", ("next", "memory")],
+        ),
+        (
+            AGENT,
+            [
+                ("agent", "observation"),
+                ("agent", "memory"),
+                "is_init",
+                ("agent", "memory_theta_index"),
+                ("agent", "memory_stripe"),
+                ("agent", "memory_row"),
+            ],
+            [("agent", "features"), ("next", "agent", "memory"), ("agent", "memory_theta_index")],
+        ),
+    ],
+    ids=["default", "in_keys", "out_keys", "is_init_key", "draws nothing", "nested"],
+)
+def test_keys(options: dict[str, Any], in_keys: list[NestedKey], out_keys: list[NestedKey]) -> None:
+    module = make_memory(**options)
+    assert module.in_keys == in_keys
+    assert module.out_keys == out_keys
+    assert module.canonical_keys == [*in_keys, *out_keys]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out_key": "y"}, "pass in_key or in_keys, one of them; got None and None"),
+        ({"in_key": "x", "in_keys": ["x", "m"], "out_key": "y"}, "one of them; got 'x' and ['x',"),
+        ({"in_key": "x"}, "pass out_key or out_keys, one of them; got None and None"),
+        ({"in_keys": ["x"], "out_key": "y"}, "in_keys=['x'] must have two keys, of the value and"),
+        ({"in_key": "x", "out_keys": ["y", "z", "m"]}, "out_keys=['y', 'z', 'm'] must have two"),
+        (
+            {"in_keys": ["x", "m"], "out_keys": ["y", ("next", "memory")]},
+            "out_keys[1]=('next', 'memory') must be ('next', in_keys[1]) = ('next', 'm')",
+        ),
+        ({"in_key": "x", "out_keys": ["y", "memory"]}, "out_keys[1]='memory' must be ('next', in"),
+        (
+            {"in_key": "x", "out_key": "y", "state": "rows"},
+            "state='rows' is unknown; choose one of ('row', 'stored', 'zero')",
+        ),
+        ({"in_key": "x", "out_key": "y", "burn_in": -1}, "burn_in=-1 must not be negative"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MemoryModule(SHM(SIZE, 3, 4), **options)
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell(2, 3), len, None], ids=["GRUCell", "len", "None"])
+def test_what_is_no_cell(cell: Any) -> None:
+    with pytest.raises(TypeError, match=f"cell is a {type(cell).__name__}; it must be an nn.Modul"):
+        MemoryModule(cell, in_key="x", out_key="y")
+
+
+def test_a_cell_or_its_sizes() -> None:
+    keys: dict[str, Any] = {"in_key": "x", "out_key": "y"}
+    cell = SHM(SIZE, 3, 4)
+    assert SHMModule(cell=cell, **keys).cell is cell
+    with pytest.raises(ValueError, match="cell= already fixes the sizes: drop input_size"):
+        SHMModule(SIZE, cell=cell, **keys)
+    with pytest.raises(ValueError, match=r"pass input_size and output_size, or cell=SHM"):
+        SHMModule(SIZE, **keys)
+
+
+def test_a_foreign_cell_is_served() -> None:
+    cell = Leaky()
+    assert isinstance(cell, MemoryCell)
+    module = MemoryModule(cell, in_key="observation", out_key="features")
+    data = make_sequence()
+    stepped = step_through(module, data)
+    assert "theta_index" not in stepped.keys()
+    assert_close(run(module, data)["features"], stepped["features"], **EXACT)
+    batches = collect(Sequential(module, make_actor_of_size(SIZE)))
+    assert batches[0]["memory_stripe"].shape == (3, 10, 1)
+    for batch in batches:
+        assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
+
+
+def make_actor_of_size(size: int) -> Any:
+    pad = ValueOperator(nn.Linear(size, 6, dtype=DTYPE), in_keys=["features"], out_keys=["padded"])
+    return Sequential(pad, make_actor("padded"))
+
+
+# TorchRL recognises it
+
+
+@pytest.mark.parametrize("state", ["row", "stored", "zero"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_primer(state: Any, dtype: torch.dtype) -> None:
+    primer = make_memory(state=state, dtype=dtype).make_tensordict_primer()
+    assert isinstance(primer, MemoryPrimer)
+    assert isinstance(primer, TensorDictPrimer)
+    assert set(primer.primers.keys()) == {"memory", "theta_index"}
+    spec = primer.primers["memory"]
+    assert spec.shape == (4, 4)
+    assert spec.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert primer.primers["theta_index"].n == 7
+    assert primer.lean == (state != "stored")
+
+
+def test_primer_of_a_memory_that_draws_nothing() -> None:
+    primer = make_memory(calibration="neural").make_tensordict_primer()
+    assert set(primer.primers.keys()) == {"memory"}
+
+
+def test_primers_are_found() -> None:
+    memory, second = make_memory(), make_memory(in_keys=["features", "b"], out_key="more")
+    assert isinstance(get_primers_from_module(make_policy(memory)), MemoryPrimer)
+    both = get_primers_from_module(Sequential(memory, second))
+    assert isinstance(both, Compose)
+    assert [set(primer.primers.keys()) for primer in both] == [
+        {"memory", "theta_index"},
+        {"b", "b_theta_index"},
+    ]
+    tracker, primer = get_env_transforms_from_module(make_policy(memory))
+    assert isinstance(tracker, InitTracker)
+    assert isinstance(primer, MemoryPrimer)
+
+
+def count(env: Any) -> dict[type, int]:
+    transforms = list(env.transform) if isinstance(env.transform, Compose) else [env.transform]
+    return {kind: sum(type(t) is kind for t in transforms) for kind in (InitTracker, MemoryPrimer)}
+
+
+def registered(how: str, policy: Any) -> Any:
+    if how == "policy=":
+        return WalkEnv(policy=policy)
+    if how == "transforms":
+        return TransformedEnv(WalkEnv(), get_env_transforms_from_module(policy))
+    if how == "one by one":
+        env = TransformedEnv(WalkEnv(), InitTracker())
+        return env.append_transform(policy[0].make_tensordict_primer())
+    return WalkEnv()
+
+
+@pytest.mark.parametrize("how", ["policy=", "transforms", "one by one", "collector"])
+def test_every_way_to_register_is_idempotent(how: str) -> None:
+    policy = make_policy()
+    env = registered(how, policy)
+    for _ in range(2):
+        collector = Collector(
+            env, policy, frames_per_batch=30, total_frames=60,
+            auto_register_policy_transforms=True,
+        )  # fmt: skip
+        assert count(collector.env) == {InitTracker: 1, MemoryPrimer: 1}
+        batches = list(collector)
+        env = collector.env
+        collector.shutdown(close_env=False)
+        for batch in batches:
+            assert "memory" not in batch.keys()
+            assert_close(replay(policy[0], batch)["features"], batch["features"], **EXACT)
+
+
+@pytest.mark.parametrize(
+    "options", [AGENT, {"in_keys": ["observation", ("deep", "er", "m")]}], ids=["agent", "deep"]
+)
+def test_nested_keys_through_a_collector(options: dict[str, Any]) -> None:
+    module = make_memory(**options)
+    env = WalkEnv(key=module.in_key)
+    batches = collect(Sequential(module, make_actor(module.out_key)), env)
+    assert not any(batch["is_init"][:, 0].all() for batch in batches[1:])
+    for batch in batches:
+        keys = set(batch.keys(True, True))
+        assert not keys & {module.memory_key, module.next_memory_key}
+        assert set(module.in_keys) - {module.memory_key} <= keys
+        assert_close(replay(module, batch)[module.out_key], batch[module.out_key], **EXACT)
+
+
+def test_two_memories_in_one_model() -> None:
+    first = make_memory(3, in_keys=["observation", "a"], out_key="hidden", num_theta=5)
+    second = MemoryModule(
+        SHM(6, 6, 7, num_theta=11, dtype=DTYPE), in_keys=["hidden", "b"], out_key="features", burn_in=2
+    )
+    assert {first.theta_index_key, second.theta_index_key} == {"a_theta_index", "b_theta_index"}
+    batches = collect(Sequential(first, second, make_actor()))
+    assert batches[0]["a_stripe"].shape == (3, 10, 1)
+    assert batches[0]["b_stripe"].shape == (3, 10, 5)
+    assert batches[0]["b_theta_index"].max() > 5
+    both = Sequential(first, second)
+    for batch in batches:
+        assert_close(replay(both, batch)["features"], batch["features"], **EXACT)
+
+
+def test_canonical_keys_serve_canonicalize_rnn_subset() -> None:
+    module = make_memory()
+    data = make_sequence((9, 3)).transpose(0, 1).contiguous()
+    data["observation"] = data["observation"].transpose(0, 1).contiguous().transpose(0, 1)
+    assert not data["observation"].is_contiguous()
+    canonical = canonicalize_rnn_subset(data, [module, make_memory(in_keys=["features", "b"])])
+    assert canonical["observation"].is_contiguous()
+    assert torch.equal(canonical["observation"], data["observation"])
+
+
+def test_the_module_is_known_to_draw() -> None:
+    """vmap in losses and estimators would refuse random choices otherwise."""
+    module = make_memory(state="stored")
+    batch = collect(make_policy(module))[-1]
+    critic = Sequential(module, ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"]))
+    estimator = GAE(gamma=0.9, lmbda=0.9, value_network=critic, shifted=False)
+    assert estimator.vmap_randomness == "different"
+    data = batch.exclude("features")
+    with torch.no_grad():
+        estimator(data)
+    assert data["advantage"].isfinite().all()
+
+
+def test_vmap() -> None:
+    module = make_memory(num_theta=1000, backend="reference")
+    data = make_sequence((4, 3, 9))
+
+    def features(x: Tensor, is_init: Tensor) -> tuple[Tensor, ...]:
+        return module(observation=x, is_init=is_init)
+
+    with set_recurrent_mode(True):
+        draw = torch.vmap(features, randomness="different")
+        y, index = draw(data["observation"], data["is_init"])
+    assert not torch.equal(index[0], index[1])
+    expected = run(module, data.set("theta_index", index))
+    assert_close(y, expected["features"], **EXACT)
+
+
+def test_unshifted_estimator_equals_collection_in_step_mode() -> None:
+    """What needs the memory of every step finds it with state='stored'."""
+    module = make_memory(state="stored", calibration="neural")
+    critic = ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"])
+    batch = collect(Sequential(module, critic, make_actor()))[-1]
+    estimator = GAE(gamma=0.9, lmbda=0.9, value_network=Sequential(module, critic), shifted=False)
+    data = batch.exclude("features", "state_value")
+    with torch.no_grad():
+        estimator(data)
+    assert_close(data["state_value"], batch["state_value"], **EXACT)
+
+
+# modes
+
+
+def test_who_sets_the_mode() -> None:
+    for default, expected in ((None, False), (False, False), (True, True)):
+        module = make_memory(default_recurrent_mode=default)
+        assert module.recurrent_mode is expected
+        for mode in (True, False):
+            with set_recurrent_mode(mode):
+                assert module.recurrent_mode is mode
+            assert module.recurrent_mode is expected
+
+
+def test_mode_is_visible_in_what_is_written() -> None:
+    data = make_sequence()
+    by_default, by_context = make_memory(default_recurrent_mode=True), make_memory()
+    by_context.load_state_dict(by_default.state_dict())
+    sequence = by_default(data.copy())
+    assert_close(run(by_context, sequence)["features"], sequence["features"], **EXACT)
+    with set_recurrent_mode(False):
+        step = by_default(first_step(3))
+    assert step["next", "memory"].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_step_mode_takes_any_batch(batch: tuple[int, ...]) -> None:
+    module = make_memory()
+    data = module(first_step(*batch))
+    assert data["features"].shape == (*batch, 6)
+    assert data["theta_index"].shape == batch
+    assert data["next", "memory"].shape == (*batch, 4, 4)
+    later = first_step(*batch, is_init=False).set("memory", data["next", "memory"])
+    y, memory, _ = module.cell.step(
+        later["observation"], later["memory"], module(later)["theta_index"]
+    )
+    assert_close(later["features"], y)
+    assert_close(later["next", "memory"], memory)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_flags_may_have_a_last_dimension_or_not(flat: bool) -> None:
+    module = make_memory(calibration="fixed")
+    data = make_sequence()
+    expected = run(module, data)["features"]
+    if flat:
+        data["is_init"] = data["is_init"].squeeze(-1)
+    assert torch.equal(run(module, data)["features"], expected)
+    assert_close(step_through(module, data)["features"], expected, **EXACT)
+
+
+def test_resets_select_in_step_mode() -> None:
+    module = make_memory(calibration="fixed")
+    data = first_step(3).set("memory", torch.randn(3, 4, 4, dtype=DTYPE))
+    data["memory"][1] = torch.nan
+    data["is_init"][2] = False
+    stepped = module(data.copy())
+    expected = module(data.exclude("memory").set("is_init", torch.ones(3, 1).bool()))
+    assert_close(stepped["features"][:2], expected["features"][:2], **EXACT)
+    assert not torch.allclose(stepped["features"][2], expected["features"][2])
+    # what is in the data stays there
+    assert data["memory"][1].isnan().all()
+
+
+def test_step_mode_draws_again_and_recurrent_mode_does_not() -> None:
+    module = make_memory(num_theta=1000)
+    stale = first_step(50).set("theta_index", torch.full((50,), 999))
+    first = module(stale.copy())["theta_index"]
+    assert (first == 999).sum() < 5
+    assert not torch.equal(module(stale.copy())["theta_index"], first)
+
+    data = make_sequence()
+    index = torch.randint(1000, (3, 9))
+    replayed = run(module, data.copy().set("theta_index", index))
+    assert torch.equal(replayed["theta_index"], index)
+    y = module.cell(data["observation"], None, data["is_init"].squeeze(-1), index)[0]
+    assert_close(replayed["features"], y)
+    drawn = run(module, data)
+    assert not torch.equal(drawn["theta_index"], index)
+    assert_close(run(module, drawn)["features"], drawn["features"], **EXACT)
+
+
+@pytest.mark.parametrize("state", ["row", "zero", "stored"])
+def test_one_two_and_many_dimensions_are_equal(state: Any) -> None:
+    module = make_memory(state=state)
+    stepped = step_through(module, make_sequence((2, 3, 9)))
+    if state == "stored":
+        stepped["memory"] = torch.randn(2, 3, 9, 4, 4, dtype=DTYPE)
+    data = stepped.select("observation", "is_init", "theta_index", "memory", strict=False)
+    expected = run(module, data)["features"]
+    assert expected.shape == (2, 3, 9, 6)
+    flat = run(module, data.flatten(0, 1))
+    assert_close(flat["features"], expected.flatten(0, 1), **EXACT)
+    assert flat["theta_index"].shape == (6, 9)
+    single = run(module, data[1, 2])
+    assert_close(single["features"], expected[1, 2], **EXACT)
+    assert single["theta_index"].shape == (9,)
+    if state != "stored":
+        assert_close(expected, stepped["features"], **EXACT)
+        # slices come as one flat sequence
+        assert_close(run(module, data.flatten())["features"], expected.reshape(-1, 6), **EXACT)
+
+
+@pytest.mark.parametrize("state", ["row", "zero"])
+def test_recurrent_mode_writes_no_memory(state: Any) -> None:
+    data = run(make_memory(state=state), make_sequence())
+    assert set(data.keys(True, True)) == {"observation", "is_init", "features", "theta_index"}
+
+
+def test_dispatch() -> None:
+    module = make_memory()
+    step = first_step(3)
+    x, is_init = step["observation"], step["is_init"]
+    y, memory, index = module(observation=x, is_init=is_init)
+    assert (y.shape, memory.shape, index.shape) == ((3, 6), (3, 4, 4), (3,))
+    y, memory, index = module(x, memory, ~is_init)
+    assert_close(module.cell.step(x, memory * 0, index)[0].shape, y.shape)
+
+    data = make_sequence()
+    with set_recurrent_mode(True):
+        y, index = module(observation=data["observation"], is_init=data["is_init"])
+        again, same = module(
+            observation=data["observation"], is_init=data["is_init"], theta_index=index
+        )
+    assert torch.equal(index, same)
+    assert torch.equal(y, again)
+
+
+def test_dispatch_of_a_memory_that_draws_nothing() -> None:
+    module = make_memory(calibration="none", state="zero")
+    data = make_sequence()
+    with set_recurrent_mode(True):
+        y = module(data["observation"], is_init=data["is_init"])
+    assert_close(y, run(module, data)["features"])
+
+
+def test_pickle_and_deepcopy() -> None:
+    module = make_memory(burn_in=2)
+    data = run(module, make_sequence())
+    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert_close(run(other, data)["features"], data["features"], rtol=0, atol=0)
+        assert other.in_keys == module.in_keys
+        assert not other.recurrent_mode
+        assert other.make_tensordict_primer().primers == module.make_tensordict_primer().primers
+
+
+def test_primer_can_be_pickled() -> None:
+    primer = make_memory().make_tensordict_primer()
+    collect(make_policy(), TransformedEnv(WalkEnv(), Compose(InitTracker(), primer)))
+    for other in (pickle.loads(pickle.dumps(primer)), copy.deepcopy(primer)):
+        assert isinstance(other.primers, Composite)
+        assert other.primers == primer.primers
+        assert (other.memory_key, other.lean) == ("memory", True)
+
+
+@pytest.mark.slow
+def test_step_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.compile cannot trace the poisoned torch.empty
+    monkeypatch.undo()
+    module = make_memory(calibration="fixed")
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    data = first_step(3, is_init=False).set("memory", torch.randn(3, 4, 4, dtype=DTYPE))
+    data["is_init"][1] = True
+    actual, expected = (m(data.copy()) for m in (compiled, module))
+    assert_close(actual["features"], expected["features"], **EXACT)
+    assert_close(actual["next", "memory"], expected["next", "memory"], **EXACT)
+
+
+@pytest.mark.slow
+def test_compiled_steps_draw_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    module = make_memory(num_theta=1000)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    data = first_step(20).set("memory", torch.zeros(20, 4, 4, dtype=DTYPE))
+    first, second = (compiled(data.copy())["theta_index"] for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+# where a sequence starts
+
+
+def given_memory(state: Any, **options: Any) -> tuple[SHMModule, TensorDict, Tensor]:
+    """A module, sequences of which the first starts with a reset, and a memory for each."""
+    module = make_memory(state=state, dtype=torch.float64, **options)
+    data = make_sequence()
+    data["is_init"] = torch.zeros(3, 9, 1, dtype=torch.bool)
+    data["is_init"][0, 0] = True
+    data["is_init"][1, 5] = True
+    data["theta_index"] = torch.randint(7, (3, 9))
+    return module, data, torch.randn(3, 4, 4, dtype=DTYPE)
+
+
+def start_from(module: SHMModule, data: TensorDict, memory: Tensor | None) -> Tensor:
+    """The cell, step by step; a reset empties the memory."""
+    cell = module.cell
+    memory = torch.zeros(3, 4, 4, dtype=DTYPE) if memory is None else memory
+    outputs: list[Tensor] = []
+    for t in range(9):
+        memory = torch.where(data["is_init"][:, t, :, None], 0, memory)
+        y, memory, _ = cell.step(data["observation"][:, t], memory, data["theta_index"][:, t])
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def test_row_takes_the_first_memory_and_drops_it_at_a_reset() -> None:
+    module, data, memory = given_memory("row")
+    expected = start_from(module, data, memory)
+    # later ones are not looked at, nor is one that a reset drops
+    stacked = torch.full((3, 9, 4, 4), torch.nan, dtype=DTYPE)
+    stacked[1:, 0] = memory[1:]
+    actual = run(module, data.set("memory", stacked))["features"]
+    assert_close(actual, expected, **EXACT)
+
+
+def test_zero_takes_no_memory() -> None:
+    module, data, memory = given_memory("zero")
+    expected = start_from(module, data, None)
+    assert_close(run(module, data)["features"], expected, **EXACT)
+    stacked = memory.unsqueeze(1).expand(3, 9, 4, 4)
+    assert_close(run(module, data.set("memory", stacked))["features"], expected, **EXACT)
+
+
+def test_stored_takes_what_is_stored_where_a_slice_starts() -> None:
+    module, data, memory = given_memory("stored")
+    stacked = torch.full((3, 9, 4, 4), torch.nan, dtype=DTYPE)
+    stacked[:, 0] = memory
+    stacked[1, 5] = memory[0]
+    actual = run(module, data.set("memory", stacked))["features"]
+    whole = data.copy()
+    whole["is_init"] = torch.zeros_like(data["is_init"])
+    assert_close(actual[[0, 2]], start_from(module, whole, memory)[[0, 2]], **EXACT)
+    assert_close(actual[1, :5], start_from(module, whole, memory)[1, :5], **EXACT)
+    late = memory[0]
+    for t in range(5, 9):
+        x, index = data["observation"][1, t], data["theta_index"][1, t]
+        y, late, _ = module.cell.step(x, late, index)
+        assert_close(actual[1, t], y, **EXACT)
+
+
+@pytest.mark.parametrize("state", ["row", "zero", "stored"])
+@pytest.mark.parametrize("burn_in", [1, 4, 9, 30])
+def test_burn_in_changes_no_value_and_stops_gradients(state: Any, burn_in: int) -> None:
+    module, data, memory = given_memory(state, burn_in=burn_in)
+    plain = copy.deepcopy(module)
+    plain.burn_in = 0
+    data["memory"] = memory.unsqueeze(1).expand(3, 9, 4, 4)
+    expected = run(plain, data)["features"]
+    x = data["observation"].clone().requires_grad_()
+    data["observation"] = x
+    y = run(module, data)["features"]
+    assert_close(y, expected, **EXACT)
+    # with slices a burn-in starts anew at the reset of row 1
+    warm = torch.arange(9).expand(3, 9) < burn_in
+    if state != "row":
+        warm = warm | torch.tensor([[False] * 9, [False] * 5 + [True] * 4, [False] * 9]) & (
+            torch.arange(9).expand(3, 9) - 5 < burn_in
+        )
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient.any(-1), ~warm)
+
+
+def test_gradient_after_burn_in_is_that_of_a_detached_memory() -> None:
+    module, data, memory = given_memory("row", burn_in=3)
+    data["memory"] = memory.unsqueeze(1).expand(3, 9, 4, 4)
+    x, flags = data["observation"], data["is_init"].squeeze(-1)
+    index = data["theta_index"]
+    run(module, data)["features"][:, 3:].square().sum().backward()
+    actual = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    with torch.no_grad():
+        warm = module.cell(x[:, :3], memory, flags[:, :3], index[:, :3])[1]
+    module.cell(x[:, 3:], warm, flags[:, 3:], index[:, 3:])[0].square().sum().backward()
+    assert actual.keys() == dict(module.named_parameters()).keys()
+    for name, parameter in module.named_parameters():
+        assert_close(actual[name], parameter.grad, **EXACT)
+
+
+def test_zero_keeps_the_memory_out_of_collections() -> None:
+    module = make_memory(state="zero", burn_in=3)
+    batches = collect(make_policy(module))
+    for batch in batches:
+        assert not {"memory", "memory_stripe", "memory_row"} & set(batch.keys()), batch
+        assert "theta_index" in batch.keys()
+        replayed = replay(module, batch)["features"]
+        fresh = batch["is_init"].cumsum(1).squeeze(-1) > 0
+        assert_close(replayed[fresh], batch["features"][fresh], **EXACT)
+    assert not fresh.all()
+    assert not torch.allclose(replayed[~fresh], batches[-1]["features"][~fresh], atol=1e-3)
+
+
+def test_stored_keeps_the_memory_of_every_step() -> None:
+    module = make_memory(state="stored")
+    for batch in collect(make_policy(module)):
+        assert batch["memory"].shape == (3, 10, 4, 4)
+        assert "memory_row" not in batch.keys()
+        assert not batch["memory"][batch["is_init"].squeeze(-1)].any()
+        assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
+
+
+# what is refused
+
+
+def test_missing_input() -> None:
+    data = first_step(3).rename_key_("observation", "pixels")
+    with pytest.raises(KeyError, match=r"'observation' is missing; the data have .*'pixels'"):
+        make_memory()(data)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_missing_flags(recurrent: bool) -> None:
+    data = make_sequence().exclude("is_init")
+    with (
+        set_recurrent_mode(recurrent),
+        pytest.raises(KeyError, match=r"'is_init' are missing.*InitTracker.*auto_register_policy"),
+    ):
+        make_memory()(data)
+
+
+def test_missing_primer() -> None:
+    """Silent forgetting is the commonest bug of recurrent agents."""
+    data = first_step(3)
+    data["is_init"][1] = False
+    message = r"'memory' is missing in the middle.*auto_register_policy_transforms=True.*primer\(\)"
+    with pytest.raises(KeyError, match=message):
+        make_memory()(data)
+    env = TransformedEnv(WalkEnv(), InitTracker())
+    with pytest.raises(KeyError, match=message):
+        env.rollout(5, make_policy())
+
+
+def test_step_mode_on_a_sequence() -> None:
+    with pytest.raises(KeyError, match=r"whole sequences, wrap .*set_recurrent_mode\(True\)"):
+        make_memory()(make_sequence())
+
+
+def test_recurrent_mode_on_a_single_step() -> None:
+    with pytest.raises(ValueError, match=r"last dimension .* is time, but it has none.*Leave set_"):
+        run(make_memory(), first_step())
+
+
+@pytest.mark.parametrize(("bad", "state"), [(7, "row"), (-1, "row"), (7, "zero"), (-3, "zero")])
+def test_theta_index_outside_of_the_table(bad: int, state: Any) -> None:
+    data = make_sequence().set("theta_index", torch.randint(7, (3, 9)))
+    data["theta_index"][1, 3] = bad
+    with pytest.raises(
+        IndexError, match=f"'theta_index' holds {bad}, outside of .* 0..6: .*num_th"
+    ):
+        run(make_memory(state=state), data)
+
+
+@pytest.mark.parametrize("state", ["row", "stored"])
+def test_float16_memory_in_a_sequence(state: Any) -> None:
+    data = make_sequence().set("memory", torch.zeros(3, 9, 4, 4).half())
+    with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64.*cast"):
+        run(make_memory(state=state), data)
+
+
+def test_float16_memory_in_a_step() -> None:
+    data = first_step(3, is_init=False).set("memory", torch.zeros(3, 4, 4).half())
+    with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64.*cast"):
+        make_memory()(data)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_data_on_another_device(recurrent: bool) -> None:
+    data = make_sequence().to("meta")
+    message = r"'observation' is on meta but the module on cpu: move the data with \.to\('cpu'\)"
+    with set_recurrent_mode(recurrent), pytest.raises(ValueError, match=message):
+        make_memory()(data)
+
+
+def test_stored_without_memories() -> None:
+    with pytest.raises(KeyError, match=r"state='stored' needs the memory of every step .*'memory'"):
+        run(make_memory(state="stored"), make_sequence())
+
+
+def test_missing_row_start() -> None:
+    data = make_sequence()
+    data["is_init"][:2, 0] = False
+    message = r"2 of 3 sequences start in mid-episode.*'memory_stripe' nor 'memory'.*state='zero'"
+    with pytest.raises(KeyError, match=message):
+        run(make_memory(), data)
