@@ -115,12 +115,11 @@ def main(
             }
         )
 
-    frames = 0
+    frames, last = 0, time.perf_counter()
     # no bar where nobody looks at it
     bar = tqdm(total=rows.num_batches * rows.frames_per_batch, unit="frame", disable=None)
     try:
         for update, batch in enumerate(rows):
-            update_start = time.perf_counter()
             frames += batch.numel()
             row: dict[str, float] = {"update": update, "frames": frames}
             row |= episode_statistics(batch)
@@ -165,7 +164,8 @@ def main(
                 row[key] = float(stacked[key].mean())
             now = time.perf_counter()
             row["seconds"] = now - start
-            row["frames_per_second"] = batch.numel() / (now - update_start)
+            row["frames_per_second"] = batch.numel() / (now - last)
+            last = now
             run.log(row)
             if extra_logger is not None:
                 for key, value in row.items():

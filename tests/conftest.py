@@ -5,6 +5,9 @@ import sys
 from collections.abc import Callable
 
 import pytest
+
+# before anything is patched: it registers itself for torch.empty_like as it finds it
+import tensordict  # noqa: F401
 import torch
 from torch import Tensor
 

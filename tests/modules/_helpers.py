@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule
-from tensordict.nn import TensorDictSequential as Sequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.collectors import Collector
 from torchrl.data import Categorical, Composite, Unbounded
@@ -20,12 +19,13 @@ from torchrl.modules import (
     ValueOperator,
     set_recurrent_mode,
 )
+from torchrl.objectives.value import GAE
 
 from torchrl_shm.modules import SHM, MemoryModule, SHMModule
 
 # step by step against one sequence, through the module
-STEP: dict[str, float] = {"rtol": 1e-5, "atol": 1e-6}
-EXACT: dict[str, float] = {"rtol": 1e-10, "atol": 1e-12}
+STEP: Any = {"rtol": 1e-5, "atol": 1e-6}
+EXACT: Any = {"rtol": 1e-10, "atol": 1e-12}
 
 SIZE = 5
 # keys and queries are divided by their sum, which may be tiny: float32 would ask for tolerances
@@ -141,27 +141,53 @@ class Head(nn.Module):
         return self.linear(x), torch.full((2,), 0.5, dtype=x.dtype).expand(*x.shape[:-1], 2)
 
 
-def make_actor(features: NestedKey = "features", dtype: torch.dtype = DTYPE) -> Any:
-    """A stochastic action head that writes `action_log_prob`."""
+def make_actor(
+    features: NestedKey = "features", dtype: torch.dtype = DTYPE, *, memory: Any = None
+) -> Any:
+    """A stochastic action head that writes `action_log_prob`, after a memory of its own perhaps."""
+    head: Any = TensorDictModule(Head(dtype), [features], ["loc", "scale"])
     return ProbabilisticActor(
-        TensorDictModule(Head(dtype), [features], ["loc", "scale"]),
+        head if memory is None else join(memory, head),
         in_keys=["loc", "scale"],
         distribution_class=IndependentNormal,
         return_log_prob=True,
     )
 
 
-def make_policy(memory: Any | None = None, dtype: torch.dtype = DTYPE) -> Sequential:
+def join(*modules: Any) -> Any:
+    """One module that runs others in turn."""
+    return TensorDictSequential(*modules)
+
+
+def make_policy(memory: Any = None, dtype: torch.dtype = DTYPE) -> Any:
     memory = make_memory(dtype=dtype) if memory is None else memory
-    return Sequential(memory, make_actor(memory.out_keys[0], dtype))
+    return join(memory, make_actor(memory.out_keys[0], dtype))
 
 
-def make_shared(memory: Any | None = None, dtype: torch.dtype = DTYPE) -> ActorValueOperator:
+def make_critic(features: NestedKey = "features", dtype: torch.dtype = DTYPE) -> Any:
+    return ValueOperator(nn.Linear(6, 1, dtype=dtype), in_keys=[features])
+
+
+def make_shared(memory: Any = None, dtype: torch.dtype = DTYPE) -> ActorValueOperator:
     """Actor and critic around one memory."""
     memory = make_memory(dtype=dtype) if memory is None else memory
     features = memory.out_keys[0]
-    critic = ValueOperator(nn.Linear(6, 1, dtype=dtype), in_keys=[features])
-    return ActorValueOperator(memory, make_actor(features, dtype), critic)
+    return ActorValueOperator(memory, make_actor(features, dtype), make_critic(features, dtype))
+
+
+def estimate(batch: TensorDictBase, critic: Any) -> TensorDictBase:
+    """Advantages as recipes compute them: one pass of the memory over each row."""
+    truncated = batch["next", "done"] & ~batch["next", "terminated"]
+    estimator = GAE(
+        gamma=0.9,
+        lmbda=0.8,
+        value_network=critic,
+        shifted=True,
+        shifted_budget=1 + int(truncated.sum(-2).max()),
+    )
+    batch = batch.refine_names(..., "time").exclude("features", "state_value", "loc", "scale")
+    with torch.no_grad(), set_recurrent_mode(True):
+        return estimator(batch)
 
 
 def collect(
@@ -194,9 +220,7 @@ def replay(module: Any, batch: TensorDictBase) -> TensorDictBase:
         return module(batch.exclude(*outputs))
 
 
-def make_sequence(
-    batch: tuple[int, ...] = (3, 9), dtype: torch.dtype = DTYPE
-) -> TensorDictBase:
+def make_sequence(batch: tuple[int, ...] = (3, 9), dtype: torch.dtype = DTYPE) -> TensorDictBase:
     """Random observations with resets at every start and in mid-sequence."""
     is_init = torch.rand(*batch, 1) < 0.2
     is_init[..., 0, :] = True

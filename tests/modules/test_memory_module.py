@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from tensordict import NestedKey, TensorDict
-from tensordict.nn import TensorDictSequential as Sequential
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.collectors import Collector
@@ -26,6 +25,7 @@ from tests.modules._helpers import (
     SIZE,
     WalkEnv,
     collect,
+    join,
     make_actor,
     make_memory,
     make_policy,
@@ -185,7 +185,7 @@ def test_a_foreign_cell_is_served() -> None:
     stepped = step_through(module, data)
     assert "theta_index" not in stepped.keys()
     assert_close(run(module, data)["features"], stepped["features"], **EXACT)
-    batches = collect(Sequential(module, make_actor_of_size(SIZE)))
+    batches = collect(join(module, make_actor_of_size(SIZE)))
     assert batches[0]["memory_stripe"].shape == (3, 10, 1)
     for batch in batches:
         assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
@@ -193,7 +193,7 @@ def test_a_foreign_cell_is_served() -> None:
 
 def make_actor_of_size(size: int) -> Any:
     pad = ValueOperator(nn.Linear(size, 6, dtype=DTYPE), in_keys=["features"], out_keys=["padded"])
-    return Sequential(pad, make_actor("padded"))
+    return join(pad, make_actor("padded"))
 
 
 # TorchRL recognises it
@@ -221,7 +221,7 @@ def test_primer_of_a_memory_that_draws_nothing() -> None:
 def test_primers_are_found() -> None:
     memory, second = make_memory(), make_memory(in_keys=["features", "b"], out_key="more")
     assert isinstance(get_primers_from_module(make_policy(memory)), MemoryPrimer)
-    both = get_primers_from_module(Sequential(memory, second))
+    both = get_primers_from_module(join(memory, second))
     assert isinstance(both, Compose)
     assert [set(primer.primers.keys()) for primer in both] == [
         {"memory", "theta_index"},
@@ -272,7 +272,7 @@ def test_every_way_to_register_is_idempotent(how: str) -> None:
 def test_nested_keys_through_a_collector(options: dict[str, Any]) -> None:
     module = make_memory(**options)
     env = WalkEnv(key=module.in_key)
-    batches = collect(Sequential(module, make_actor(module.out_key)), env)
+    batches = collect(join(module, make_actor(module.out_key)), env)
     assert not any(batch["is_init"][:, 0].all() for batch in batches[1:])
     for batch in batches:
         keys = set(batch.keys(True, True))
@@ -284,14 +284,17 @@ def test_nested_keys_through_a_collector(options: dict[str, Any]) -> None:
 def test_two_memories_in_one_model() -> None:
     first = make_memory(3, in_keys=["observation", "a"], out_key="hidden", num_theta=5)
     second = MemoryModule(
-        SHM(6, 6, 7, num_theta=11, dtype=DTYPE), in_keys=["hidden", "b"], out_key="features", burn_in=2
+        SHM(6, 6, 7, num_theta=11, dtype=DTYPE),
+        in_keys=["hidden", "b"],
+        out_key="features",
+        burn_in=2,
     )
     assert {first.theta_index_key, second.theta_index_key} == {"a_theta_index", "b_theta_index"}
-    batches = collect(Sequential(first, second, make_actor()))
+    batches = collect(join(first, second, make_actor()))
     assert batches[0]["a_stripe"].shape == (3, 10, 1)
     assert batches[0]["b_stripe"].shape == (3, 10, 5)
     assert batches[0]["b_theta_index"].max() > 5
-    both = Sequential(first, second)
+    both = join(first, second)
     for batch in batches:
         assert_close(replay(both, batch)["features"], batch["features"], **EXACT)
 
@@ -310,7 +313,7 @@ def test_the_module_is_known_to_draw() -> None:
     """vmap in losses and estimators would refuse random choices otherwise."""
     module = make_memory(state="stored")
     batch = collect(make_policy(module))[-1]
-    critic = Sequential(module, ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"]))
+    critic = join(module, ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"]))
     estimator = GAE(gamma=0.9, lmbda=0.9, value_network=critic, shifted=False)
     assert estimator.vmap_randomness == "different"
     data = batch.exclude("features")
@@ -338,8 +341,8 @@ def test_unshifted_estimator_equals_collection_in_step_mode() -> None:
     """What needs the memory of every step finds it with state='stored'."""
     module = make_memory(state="stored", calibration="neural")
     critic = ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"])
-    batch = collect(Sequential(module, critic, make_actor()))[-1]
-    estimator = GAE(gamma=0.9, lmbda=0.9, value_network=Sequential(module, critic), shifted=False)
+    batch = collect(join(module, critic, make_actor()))[-1]
+    estimator = GAE(gamma=0.9, lmbda=0.9, value_network=join(module, critic), shifted=False)
     data = batch.exclude("features", "state_value")
     with torch.no_grad():
         estimator(data)

@@ -103,9 +103,7 @@ def test_the_memory_that_is_rebuilt_is_the_one_that_was() -> None:
     memory = torch.zeros(3, 4, 4, dtype=torch.float64)
     for batch in collect(policy, num_batches=4):
         is_init = batch["is_init"].squeeze(-1)
-        rebuilt = rebuild_row_start(
-            batch["memory_stripe"], batch["memory_row"], is_init, (4, 4)
-        )
+        rebuilt = rebuild_row_start(batch["memory_stripe"], batch["memory_row"], is_init, (4, 4))
         expected = torch.where(is_init[:, 0, None, None], 0, memory)
         assert_close(rebuilt, expected, **EXACT)
         with torch.no_grad():

@@ -63,7 +63,7 @@ def command(script: str, *arguments: str, terminal: bool = False) -> Result:
     path = str(ROOT / "recipes" / script)
     code = 0
     with (
-        patch.object(sys, "argv", [path, *_QUIET, *arguments]),
+        patch.object(sys, "argv", [path, *arguments, *_QUIET]),
         redirect_stdout(stdout),
         redirect_stderr(stderr),
     ):
@@ -95,7 +95,7 @@ def train(run_dir: Path, **replace: Any) -> dict[str, Any]:
         "learning_rate": 3e-3, "checkpoint_interval": 1,
     }  # fmt: skip
     parts: dict[str, Any] = {
-        "env": partial(WindEnv, max_steps=30, shaping_radius=10.0),
+        "env": partial(WindEnv, max_steps=30, shaping_radii=(0.001, 10.0)),
         "memory": SHMModule,
         "collector": RowCollector,
         "logger": make_logger,

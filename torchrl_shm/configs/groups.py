@@ -5,6 +5,8 @@ Adding a member is one line here; its options and their defaults come from its s
 
 from __future__ import annotations
 
+from typing import Any
+
 from hydra_zen import ZenStore, builds, make_custom_builds_fn
 
 from torchrl_shm.configs.algo import PPO
@@ -29,22 +31,19 @@ groups = ZenStore(name="torchrl_shm", deferred_hydra_store=True)
 env = groups(group="env")
 # help to explore, in training only: discs from a tenth of the goal, for precision, to beyond where
 # a random policy is carried
-wind = _partial(WindEnv, zen_exclude=_ENV_RUNTIME, shaping_radii=(0.001, 10.0))
-env(wind, name="wind")
-env(
-    _partial(WindEnv, builds_bases=(wind,), num_train_tasks=10, num_test_tasks=190),
-    name="wind_hard",
-)
+_WIND: dict[str, Any] = {"zen_exclude": _ENV_RUNTIME, "shaping_radii": (0.001, 10.0)}
+env(_partial(WindEnv, **_WIND), name="wind")
+env(_partial(WindEnv, num_train_tasks=10, num_test_tasks=190, **_WIND), name="wind_hard")
 env(
     _partial(
         WindEnv,
-        builds_bases=(wind,),
         num_tasks=60,
         num_train_tasks=40,
         num_test_tasks=20,
         max_wind=0.08,
         goal_radius=0.03,
         max_steps=75,
+        **_WIND,
     ),
     name="wind_original",
 )

@@ -18,20 +18,20 @@ CollectorBackend = Literal["single", "multi_sync"]
 class _EnvFactory:
     """Makes a worker's environment; a class, because workers receive it by pickling."""
 
-    def __init__(self, make_env: Callable[..., EnvBase], num_envs: int) -> None:
+    def __init__(self, make_env: Callable[..., EnvBase], **options: Any) -> None:
         self.make_env = make_env
-        self.num_envs = num_envs
+        self.options = options
 
     def __call__(self) -> EnvBase:
         # the sum of the rewards of an episode, for the logs
-        return TransformedEnv(self.make_env(num_envs=self.num_envs), RewardSum())
+        return TransformedEnv(self.make_env(**self.options), RewardSum())
 
 
 class RowCollector:
     """Yields batches of rows `[num_envs, row_length]`, whichever backend collects them.
 
     Args:
-        make_env: makes a batched environment from `num_envs`.
+        make_env: makes a batched environment from `num_envs` and, if it is given, `device`.
         policy: the policy; its memory's transforms are added to the environments.
         num_envs: environments over all workers.
         row_length: steps per environment and batch.
@@ -81,13 +81,14 @@ class RowCollector:
             "device": device,
             "auto_register_policy_transforms": True,
         }
+        env_options: dict[str, Any] = {} if device is None else {"device": device}
         if backend == "multi_sync":
             if num_workers < 1 or num_envs % num_workers:
                 raise ValueError(
                     f"num_workers={num_workers} must divide num_envs={num_envs}, so that all "
                     "workers collect as many rows"
                 )
-            factory: Any = _EnvFactory(make_env, num_envs // num_workers)
+            factory: Any = _EnvFactory(make_env, num_envs=num_envs // num_workers, **env_options)
             options |= {
                 "backend": "process",
                 "num_collectors": num_workers,
@@ -99,7 +100,8 @@ class RowCollector:
             }
             self._collector: Any = Collector(factory, policy, **options)
         else:
-            self._collector = Collector(_EnvFactory(make_env, num_envs)(), policy, **options)
+            factory = _EnvFactory(make_env, num_envs=num_envs, **env_options)
+            self._collector = Collector(factory(), policy, **options)
         self._collector.set_seed(seed)
 
     def __iter__(self) -> Iterator[TensorDictBase]:

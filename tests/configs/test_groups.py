@@ -1,0 +1,175 @@
+"""Every member of every group builds what its name says, with the defaults of its signature."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra_zen import instantiate
+from omegaconf import ListConfig
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+from torchrl.modules import GRUModule, LSTMModule
+
+from tests.configs._helpers import compose_recipe
+from torchrl_shm import SHMModule
+from torchrl_shm.configs import PPO
+from torchrl_shm.configs.groups import groups
+from torchrl_shm.training import RowCollector, make_logger
+
+MEMBERS = sorted((str(entry["group"]), entry["name"]) for entry in groups)
+
+# what the recipe passes itself: choosing it on the command line would have no effect, or a bad one
+RUNTIME = {
+    "env": {"num_envs", "split", "seed", "device"},
+    "memory": {"input_size", "output_size", "cell", "in_key", "in_keys", "out_key", "out_keys",
+               "theta_index_key", "is_init_key", "default_recurrent_mode", "device", "dtype"},
+    "algo": set(),
+    "collector": {"make_env", "policy", "num_envs", "row_length", "total_frames", "seed", "device"},
+    "logger": {"run_dir"},
+}  # fmt: skip
+
+# what a member sets: everything else is the default of its signature
+CHOICES: dict[tuple[str, str], dict[str, Any]] = {
+    ("env", "wind"): {"shaping_radii": (0.001, 10.0)},
+    ("env", "wind_hard"): {
+        "num_train_tasks": 10, "num_test_tasks": 190, "shaping_radii": (0.001, 10.0),
+    },
+    ("env", "wind_original"): {
+        "num_tasks": 60, "num_train_tasks": 40, "num_test_tasks": 20, "max_wind": 0.08,
+        "goal_radius": 0.03, "max_steps": 75, "shaping_radii": (0.001, 10.0),
+    },
+    ("collector", "multi_sync"): {"backend": "multi_sync"},
+    ("logger", "tensorboard"): {"kind": "tensorboard"},
+    ("logger", "wandb"): {"kind": "wandb"},
+}  # fmt: skip
+
+
+def build(group: str, name: str) -> Any:
+    return instantiate(compose_recipe(f"{group}={name}")[group])
+
+
+def of(group: str) -> list[str]:
+    return [name for member_group, name in MEMBERS if member_group == group]
+
+
+def test_members() -> None:
+    assert {group: of(group) for group, _ in MEMBERS} == {
+        "algo": ["ppo"],
+        "collector": ["multi_sync", "single"],
+        "env": ["wind", "wind_hard", "wind_original"],
+        "logger": ["csv", "tensorboard", "wandb"],
+        "memory": ["gru", "lstm", "mlp", "shm"],
+    }
+
+
+@pytest.mark.parametrize(("group", "name"), MEMBERS)
+def test_options_are_those_of_the_signature(group: str, name: str) -> None:
+    built = build(group, name)
+    if isinstance(built, PPO):
+        target, options = PPO, vars(built)
+    else:
+        target, options = built.func, built.keywords
+    # a metaclass may hide the signature of a class
+    target: Any = target.__init__ if inspect.isclass(target) else target
+    parameters = dict(inspect.signature(target).parameters)
+    parameters.pop("self", None)
+    options = {
+        # lists in files are tuples in signatures
+        key: tuple(value) if isinstance(value, (list, ListConfig)) else value
+        for key, value in options.items()
+    }
+    defaults = {key: parameters[key].default for key in options}
+    assert options == defaults | CHOICES.get((group, name), {})
+    # all that is left out is passed by the recipe
+    missing = parameters.keys() - options.keys() - RUNTIME[group]
+    assert missing <= {"num_workers"}
+    assert not options.keys() & RUNTIME[group]
+
+
+@pytest.mark.parametrize("name", of("env"))
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_environments(name: str, split: str) -> None:
+    make: Callable[..., EnvBase] = build("env", name)
+    env: Any = make(split=split, device="cpu")
+    shaped = "shaping" in env.rollout(2)["next"].keys()
+    assert shaped == (split == "train")
+    for key, value in CHOICES["env", name].items():
+        if key != "shaping_radii":
+            assert getattr(env, key) == value
+    assert len(env.train_tasks) == env.num_train_tasks
+    assert len(env.test_tasks) == env.num_test_tasks
+
+
+@pytest.mark.parametrize("name", of("memory"))
+def test_memories(name: str) -> None:
+    make: Callable[..., TensorDictModuleBase] = build("memory", name)
+    module = make(input_size=5, output_size=3, in_key="x", out_key="y", device="cpu")
+    data = TensorDict({"x": torch.randn(4, 5)}, [4])
+    data["is_init"] = torch.ones(4, 1, dtype=torch.bool)
+    if name in ("gru", "lstm"):
+        for key, spec in module.make_tensordict_primer().primers.items():
+            data[key] = spec.expand(4, *spec.shape).zero()
+    assert module(data)["y"].shape == (4, 3)
+    types = {"shm": SHMModule, "gru": GRUModule, "lstm": LSTMModule}
+    assert isinstance(module, types.get(name, TensorDictModuleBase))
+
+
+def test_memory_options_arrive() -> None:
+    config = compose_recipe("memory=shm", "memory.memory_size=7", "memory.calibration=fixed")
+    module = instantiate(config.memory)(input_size=5, output_size=3, in_key="x", out_key="y")
+    assert (module.cell.memory_size, module.cell.calibration) == (7, "fixed")
+    config = compose_recipe("memory=gru", "memory.num_layers=2")
+    module = instantiate(config.memory)(input_size=5, output_size=3, in_key="x", out_key="y")
+    assert module.gru.num_layers == 2
+
+
+def test_collectors_and_loggers() -> None:
+    for name in of("collector"):
+        assert build("collector", name).func is RowCollector
+    for name in of("logger"):
+        assert build("logger", name).func is make_logger
+    assert build("logger", "csv")(run_dir="run") is None
+
+
+def test_presets_keep_their_own_options() -> None:
+    config = compose_recipe("env=wind_original", "env.max_steps=10", "env.shaping_radii=null")
+    env = instantiate(config.env)(split="train")
+    assert (env.max_steps, env.goal_radius, env.shaping_radii) == (10, 0.03, None)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("group", sorted({group for group, _ in MEMBERS}))
+    def test_unknown_member_lists_the_others(self, group: str) -> None:
+        with pytest.raises(MissingConfigException) as error:
+            compose_recipe(f"{group}=foo")
+        found = str(error.value).split(f"Available options in '{group}':")[1].split()
+        assert set(of(group)) <= set(found)
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "memory.memory_size=large",
+            "memory.shortcut=3.5",
+            "env.max_steps=1.5",
+            "algo.learning_rate=fast",
+            "algo.epochs=null",
+            "algo.hidden_sizes=[a]",
+        ],
+    )
+    def test_wrong_type(self, override: str) -> None:
+        key = override.partition("=")[0]
+        with pytest.raises(ConfigCompositionException, match=re.escape(override)) as error:
+            compose_recipe(override)
+        assert key in str(error.value.__cause__)
+
+    @pytest.mark.parametrize("override", ["memory.sise=3", "algo.lr=1", "env.seed=1", "sed=1"])
+    def test_unknown_key(self, override: str) -> None:
+        with pytest.raises(ConfigCompositionException, match=override.partition("=")[0]):
+            compose_recipe(override)
