@@ -160,7 +160,6 @@ class TestMistakes:
             "env.max_steps=1.5",
             "algo.learning_rate=fast",
             "algo.epochs=null",
-            "algo.hidden_sizes=[a]",
         ],
     )
     def test_wrong_type(self, override: str) -> None:

@@ -575,3 +575,11 @@ class TestShaping:
 def test_wrong_arguments_say_what_to_do(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WindEnv(**arguments)
+
+
+def test_wind_is_given_without_a_batch_size() -> None:
+    env, wind = WindEnv(3), torch.rand(3, 2, dtype=torch.float64)
+    env.reset(TensorDict({"wind": wind}), set_state=True)
+    assert torch.equal(env.wind, wind)
+    with pytest.raises(ValueError, match=r'"wind" of shape \(3, 2\), got \(2, 2\)'):
+        env.reset(TensorDict({"wind": wind[:2]}), set_state=True)

@@ -208,7 +208,8 @@ def collect(
     } | options
     collector = Collector(env, policy, frames_per_batch=frames, **options)
     try:
-        return [batch.clone() for batch in collector]
+        # nothing comes out where the collector fills a buffer
+        return [batch.clone() for batch in collector if batch is not None]
     finally:
         collector.shutdown()
 

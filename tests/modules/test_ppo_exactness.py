@@ -207,7 +207,7 @@ def test_value_after_a_truncation_is_that_of_the_last_observation() -> None:
             assert_close(batch["next", "state_value"][row, step], value, **EXACT)
             values.append(value)
 
-    train(agent, WalkEnv(), check)
+    train(agent, WalkEnv(), check, num_steps=25)
     assert len(values) > 3
 
 
@@ -233,7 +233,7 @@ def test_estimators_that_need_a_memory_per_step_refuse_rows() -> None:
         data = collected.exclude("state_value", "features")
         with (
             set_recurrent_mode(True),
-            pytest.raises(RuntimeError, match="sets of keys .* are exclusive"),
+            pytest.raises(RuntimeError, match=r"sets of keys .* are exclusive"),
         ):
             estimator(data)
 

@@ -209,6 +209,7 @@ class TestMistakes:
             ("algo.gamma=1.5", ["algo.gamma=1.5 must be between 0 and 1"]),
             ("algo.rows_per_minibatch=9", ["algo.rows_per_minibatch=9", "algo.num_envs=8"]),
             ("algo.policy_keys=[place]", ["place", "observation", "previous_action"]),
+            ("algo.hidden_sizes=[wide]", ["hidden_sizes", "'wide'", "integer"]),
             ("env.num_train_tasks=0", ["num_train_tasks=0"]),
             ("seed=first", ["seed", "'first'", "integer"]),
         ],

@@ -74,7 +74,7 @@ class WindEnv(EnvBase):
 
     The point starts at (0, 0). With `split="train"`, every reset draws one of the training tasks,
     uniformly and independently per environment. With `split="test"`, environment `i` always plays
-    test task `i`. `reset(TensorDict({"wind": wind}, [B]), set_state=True)` takes the winds given,
+    test task `i`. `reset(TensorDict({"wind": wind}), set_state=True)` takes the winds given,
     of shape `[B, 2]`, for one episode. TorchRL's transforms drop the entry, so below them call
     `base_env.reset` after `reset`: the wind is all that it changes.
 
@@ -297,6 +297,13 @@ class WindEnv(EnvBase):
             self.num_train_tasks, self.batch_size, generator=self._generator, device=self.device
         )
         return self.train_tasks[ids]
+
+    def _assert_tensordict_shape(self, tensordict: TensorDictBase) -> None:
+        # TensorDict({"wind": wind}), without a batch size, means that of the environment
+        if not tensordict.batch_size and tensordict.get("wind", None) is not None:
+            self._given_winds(tensordict)
+            tensordict.batch_size = self.batch_size
+        super()._assert_tensordict_shape(tensordict)
 
     def _given_winds(self, tensordict: TensorDictBase | None) -> Tensor:
         wind = None if tensordict is None else tensordict.get("wind", None)

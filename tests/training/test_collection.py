@@ -1,0 +1,157 @@
+"""Rows of whole batches, from this process or from others."""
+
+from __future__ import annotations
+
+import multiprocessing
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from tests.training._helpers import MEMORIES, make_operator, time_limit
+from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm.training import RowCollector
+
+
+class Failing(WindEnv):
+    """Breaks in a step of its own choice."""
+
+    def __init__(self, *args: Any, fail_at: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fail_at, self.steps = fail_at, 0
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.steps += 1
+        if self.steps == self.fail_at:
+            raise ZeroDivisionError("the wind has stopped")
+        return super()._step(tensordict)
+
+
+def collect(
+    memory: Any = SHMModule, seed: int = 0, make_env: Any = None, **options: Any
+) -> list[TensorDict]:
+    torch.manual_seed(1)
+    policy = make_operator(memory).get_policy_operator()
+    options = {"num_envs": 4, "row_length": 10, "total_frames": 120} | options
+    rows = RowCollector(make_env or partial(WindEnv, max_steps=15), policy, seed=seed, **options)
+    try:
+        return list(rows)
+    finally:
+        rows.close()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_rows(memory: str) -> None:
+    batches = collect(MEMORIES[memory])
+    assert len(batches) == 3
+    for batch in batches:
+        assert batch.shape == (4, 10)
+        assert batch.names == [None, "time"]
+        assert {"observation", "action", "action_log_prob", "is_init"} <= set(batch.keys())
+    first, second, _ = batches
+    # episodes go on in the next row
+    assert torch.equal(second["observation"][:, 0], first["next", "observation"][:, -1])
+    assert not second["is_init"][:, 0].any()
+    # and end where they end
+    assert second["next", "done"].squeeze(-1).nonzero()[:, 1].tolist() == [4] * 4
+    assert second["is_init"].squeeze(-1).nonzero()[:, 1].tolist() == [5] * 4
+    # the sum of rewards of the running episode
+    reward, total = second["next", "reward"], second["next", "episode_reward"]
+    torch.testing.assert_close(total[:, 5:], reward[:, 5:].cumsum(1))
+
+
+@pytest.mark.parametrize(
+    ("total_frames", "batches"), [(1, 1), (39, 1), (40, 1), (41, 2), (80, 2), (81, 3)]
+)
+def test_total_is_rounded_up_to_whole_batches(total_frames: int, batches: int) -> None:
+    policy = make_operator().get_policy_operator()
+    rows = RowCollector(WindEnv, policy, num_envs=4, row_length=10, total_frames=total_frames)
+    assert (rows.num_batches, rows.frames_per_batch) == (batches, 40)
+    assert sum(1 for _ in rows) == batches
+    rows.close()
+
+
+def test_seeds() -> None:
+    first, same, other = (collect(seed=seed) for seed in (0, 0, 1))
+    for a, b, c in zip(first, same, other, strict=True):
+        assert torch.equal(a["observation"], b["observation"])
+        assert torch.equal(a["theta_index"], b["theta_index"])
+        assert not torch.equal(a["observation"], c["observation"])
+
+
+def test_the_environment_gets_the_device() -> None:
+    made: list[dict[str, Any]] = []
+
+    def make_env(**options: Any) -> WindEnv:
+        made.append(options)
+        return WindEnv(**options)
+
+    collect(make_env=make_env, device="cpu")
+    collect(make_env=make_env)
+    assert made == [{"num_envs": 4, "device": "cpu"}, {"num_envs": 4}]
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match=r"backend='foo'.*'single', 'multi_sync'"):
+        collect(backend="foo")
+
+
+@pytest.mark.parametrize("num_workers", [0, -1, 3, 8])
+def test_workers_share_the_environments_evenly(num_workers: int) -> None:
+    with pytest.raises(ValueError, match=f"num_workers={num_workers} must divide num_envs=4"):
+        collect(backend="multi_sync", num_workers=num_workers)
+    assert multiprocessing.active_children() == []
+
+
+def test_errors_of_this_process_are_shown_as_they_are() -> None:
+    with pytest.raises(ZeroDivisionError, match="the wind has stopped"):
+        collect(make_env=partial(Failing, fail_at=12))
+
+
+def test_workers(capfd: pytest.CaptureFixture[str]) -> None:
+    """One life of two workers, which start in seconds: rows, new parameters, failure, the end."""
+    operator = make_operator()
+    policy = operator.get_policy_operator()
+    with time_limit(120):
+        rows = RowCollector(
+            partial(Failing, max_steps=15, fail_at=25), policy, num_envs=4, row_length=10,
+            total_frames=200, backend="multi_sync", device="cpu",
+        )  # fmt: skip
+        try:
+            assert rows.num_batches == 5
+            assert torch.get_num_threads() == 1
+            batches = iter(rows)
+            first = next(batches)
+            assert first.shape == (4, 10)
+            assert first.names == [None, "time"]
+            assert first["is_init"][:, 0].all()
+            # every environment of every worker is one of its own
+            assert len(first["observation"][:, -1, 0].unique()) == 4
+
+            with torch.no_grad():
+                action_head: Any = operator.get_policy_head()
+                for name, value in action_head.named_parameters():
+                    value.fill_(3.0 if name.endswith("layers.4.bias") else 0.0)
+            rows.update_policy()
+            second = next(batches)
+            assert (second["loc"] == 3).all()
+            assert (second["scale"] == 1).all()
+            assert torch.equal(second["observation"][:, 0], first["next", "observation"][:, -1])
+
+            with pytest.raises(RuntimeError, match="process failed"):
+                next(batches)
+        finally:
+            rows.close()
+    assert multiprocessing.active_children() == []
+    assert torch.get_num_threads() == 1
+    assert "ZeroDivisionError: the wind has stopped" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_workers_repeat() -> None:
+    first, same = (collect(backend="multi_sync") for _ in range(2))
+    for a, b in zip(first, same, strict=True):
+        assert torch.equal(a["observation"], b["observation"])
+        assert torch.equal(a["theta_index"], b["theta_index"])

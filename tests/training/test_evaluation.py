@@ -1,0 +1,142 @@
+"""Every test task once, with the mean action, and without a trace."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs import ExplorationType, TransformedEnv, exploration_type
+
+from tests.training._helpers import MEMORIES, Countdown, make_operator
+from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm.training import Evaluation, evaluate
+
+make_test_env = partial(
+    WindEnv, split="test", num_tasks=16, num_train_tasks=4, num_test_tasks=12, max_steps=10,
+    goal_radius=0.9,
+)  # fmt: skip
+
+
+@pytest.fixture(params=MEMORIES)
+def policy(request: pytest.FixtureRequest) -> Any:
+    return make_operator(MEMORIES[request.param]).get_policy_operator()
+
+
+def test_result(policy: Any) -> None:
+    env = make_test_env()
+    result = evaluate(policy, env)
+    assert result.rollout.shape == (12, 10)
+    assert result.rollout["next", "done"].squeeze(-1).sum(-1).tolist() == [1] * 12
+    assert result.returns.dtype == torch.float64
+    expected = result.rollout["next", "reward"].double().sum((1, 2))
+    torch.testing.assert_close(result.returns, expected, rtol=0, atol=0)
+    assert result.success is not None
+    assert torch.equal(result.success, result.returns > 0)
+    assert result.mean_return == float(result.returns.mean())
+    assert result.success_rate == float((result.returns > 0).double().mean())
+    # a mixture, or the test shows nothing
+    assert 0 < result.success_rate < 1
+
+
+def test_every_task_once_in_order(policy: Any) -> None:
+    env = make_test_env()
+    rollout = evaluate(policy, env).rollout
+    moved = rollout["next", "observation"] - rollout["observation"]
+    wind = moved - 0.1 * rollout["action"].clamp(-1, 1)
+    expected = env.test_tasks.float()[:, None].expand_as(wind)
+    torch.testing.assert_close(wind, expected, rtol=0, atol=1e-6)
+
+
+def test_the_mean_acts(policy: Any) -> None:
+    rollout = evaluate(policy, make_test_env()).rollout
+    assert torch.equal(rollout["action"], rollout["loc"])
+    assert exploration_type() != ExplorationType.DETERMINISTIC
+
+
+def test_the_memory_starts_empty_and_is_carried(policy: Any) -> None:
+    rollout = evaluate(policy, make_test_env()).rollout
+    assert rollout["is_init"][:, 0].all()
+    assert not rollout["is_init"][:, 1:].any()
+
+
+def test_repeats_and_leaves_the_generator_alone(policy: Any) -> None:
+    env = make_test_env()
+    before = torch.get_rng_state()
+    first = evaluate(policy, env)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    second = evaluate(policy, env)
+    assert torch.equal(first.returns, second.returns)
+    assert torch.equal(first.rollout["action"], second.rollout["action"])
+
+
+def test_seed_chooses_the_gates() -> None:
+    policy = make_operator(SHMModule).get_policy_operator()
+    first, second = (evaluate(policy, make_test_env(), seed=seed).rollout for seed in (0, 1))
+    assert not torch.equal(first["theta_index"], second["theta_index"])
+
+
+def test_parameters_and_gradients_are_left_alone(policy: Any) -> None:
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    result = evaluate(policy, make_test_env())
+    assert not result.rollout["loc"].requires_grad
+    for name, value in policy.named_parameters():
+        assert torch.equal(value, before[name])
+        assert value.grad is None
+
+
+def test_shaping_does_not_count() -> None:
+    policy = make_operator().get_policy_operator()
+    env = WindEnv(4, max_steps=5, goal_radius=1e-9, shaping_radii=(0.001, 10.0))
+    result = evaluate(policy, env)
+    assert result.rollout["next", "shaping"].min() > 0
+    assert result.returns.tolist() == [0.0] * 4
+
+
+class TestEpisodesOfDifferentLength:
+    def test_returns_stop_at_the_end(self, policy: Any) -> None:
+        result = evaluate(policy, Countdown(4))
+        assert result.returns.tolist() == [1, 1 + 2, 1 + 2 + 3, 1 + 2 + 3 + 4]
+        assert result.rollout.shape == (4, 4)
+
+    def test_task_without_success(self) -> None:
+        result = evaluate(make_operator().get_policy_operator(), Countdown(2))
+        assert result.success is None
+        assert result.success_rate is None
+
+    def test_success_counts_up_to_the_end(self) -> None:
+        # in the first step; only later than the end; in the last step; in between
+        steps = [[1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 0], [0, 1, 0, 0]]
+        env = Countdown(4, success=torch.tensor(steps, dtype=torch.bool))
+        result = evaluate(make_operator().get_policy_operator(), env)
+        assert result.success is not None
+        assert result.success.tolist() == [True, False, True, True]
+        assert result.success_rate == 0.75
+
+    def test_what_goes_on_after_the_end_does_not_count(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether a rollout repeats the last step or plays on is up to TorchRL."""
+        done = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1]], dtype=torch.bool)
+        success = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
+        rewards = torch.tensor([[1.0, 2.0, 4.0, 8.0]] * 2)
+        data = TensorDict({}, [2, 4])
+        data["next"] = TensorDict(
+            {"done": done[..., None], "success": success[..., None], "reward": rewards[..., None]},
+            [2, 4],
+        )
+        monkeypatch.setattr(TransformedEnv, "rollout", lambda *_, **__: data)
+        result = evaluate(make_operator().get_policy_operator(), WindEnv(2))
+        assert result.returns.tolist() == [3.0, 15.0]
+        assert result.success is not None
+        assert result.success.tolist() == [False, True]
+
+
+def test_evaluation_is_a_record() -> None:
+    record = Evaluation(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), TensorDict({}, [2]))
+    assert (record.mean_return, record.success_rate) == (1.5, 0.5)
+    with pytest.raises(AttributeError):
+        record.returns = torch.zeros(2)  # type: ignore[misc]
