@@ -465,3 +465,15 @@ def test_memory_does_not_grow_with_steps_times_matrix(
     with torch.no_grad(), _Sizes() as inference:
         shm_scan(*inputs, is_init=is_init, clamp=clamp, backend=backend)
     assert inference.largest <= max((CHUNK + 1) * matrix, vectors)
+
+
+def test_auto_runs_under_torch_func() -> None:
+    vectors = torch.randn(5, 3, 2, 9, 4, dtype=torch.float64)
+    y, memory = torch.vmap(lambda x: shm_scan(*x), in_dims=1)(vectors)
+    for i in range(3):
+        expected = shm_scan(*vectors[:, i], backend="reference")
+        torch.testing.assert_close((y[i], memory[i]), expected)
+    gradient = torch.func.grad(lambda x: shm_scan(*x)[0].sum())(vectors[:, 0])
+    leaf = vectors[:, 0].clone().requires_grad_()
+    shm_scan(*leaf)[0].sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)

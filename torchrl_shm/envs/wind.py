@@ -302,7 +302,7 @@ class WindEnv(EnvBase):
         # TensorDict({"wind": wind}), without a batch size, means that of the environment
         if not tensordict.batch_size and tensordict.get("wind", None) is not None:
             self._given_winds(tensordict)
-            tensordict.batch_size = self.batch_size
+            tensordict.batch_size = self.batch_size  # pyright: ignore[reportAttributeAccessIssue]
         super()._assert_tensordict_shape(tensordict)
 
     def _given_winds(self, tensordict: TensorDictBase | None) -> Tensor:

@@ -59,10 +59,10 @@ def check_memory(
     For any module with the contract of `torchrl.modules.GRUModule`: ours, TorchRL's or yours.
     Random inputs with resets in mid-sequence run through step mode and recurrent mode:
 
-    - `steps_equal_sequence`: step by step gives what one sequence gives, from step mode's records
-      (resets, stored states, recorded choices such as `theta_index`);
     - `calls_repeat`: recurrent mode gives the same twice on the same data, so that every random
       choice that acted is recorded and replayed;
+    - `steps_equal_sequence`: step by step gives what one sequence gives, from step mode's records
+      (resets, stored states, recorded choices such as `theta_index`);
     - `past_is_remembered`: the first input of an episode changes later outputs;
     - `state_is_carried`: a sequence that starts in mid-episode goes on from the state it is given;
     - `resets_drop_values`: nothing from before a reset reaches after it, NaN and infinity
@@ -92,7 +92,7 @@ def check_memory(
         >>> from torchrl_shm import SHMModule, check_memory
         >>> module = SHMModule(5, 3, in_key="observation", out_key="features")
         >>> check_memory(module).promises[0]
-        'steps_equal_sequence'
+        'calls_repeat'
     """
     if num_steps < 6:
         raise ValueError(f"num_steps={num_steps} must be at least 6 to hold resets")
@@ -146,8 +146,9 @@ class _Checker:
 
     def run(self) -> MemoryReport:
         checks: list[Callable[[], None]] = [
-            self.steps_equal_sequence,
+            # first: an unrecorded choice would make steps differ from the sequence, too
             self.calls_repeat,
+            self.steps_equal_sequence,
             self.past_is_remembered,
         ]
         if self.carries:
@@ -158,19 +159,19 @@ class _Checker:
         return MemoryReport(tuple(check.__name__ for check in checks), self.max_error)
 
     @torch.no_grad()
-    def steps_equal_sequence(self) -> None:
-        outputs, data = self._run_steps(self.x)
-        sequence = self._run_sequence(data)
-        self.max_error = float((outputs - sequence).abs().max())
-        self._compare("steps_equal_sequence", sequence, outputs, "of recurrent mode and step mode")
-
-    @torch.no_grad()
     def calls_repeat(self) -> None:
         _, data = self._run_steps(self.x)
         first, second = self._run_sequence(data), self._run_sequence(data)
         self._compare(
             "calls_repeat", first, second, "of two equal calls (is every random choice recorded?)"
         )
+
+    @torch.no_grad()
+    def steps_equal_sequence(self) -> None:
+        outputs, data = self._run_steps(self.x)
+        sequence = self._run_sequence(data)
+        self.max_error = float((outputs - sequence).abs().max())
+        self._compare("steps_equal_sequence", sequence, outputs, "of recurrent mode and step mode")
 
     @torch.no_grad()
     def past_is_remembered(self) -> None:

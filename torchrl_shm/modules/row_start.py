@@ -26,6 +26,8 @@ from torch import Tensor
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import TensorDictPrimer
 
+from torchrl_shm.ops._dispatch import is_transformed
+
 # a lane is one environment of a batch; its clock counts steps, starting well apart from others'
 _LANE = 1 << 40
 # columns of `<memory>_row`
@@ -251,11 +253,7 @@ def rebuild_row_start(
 
 def checkable(x: Tensor) -> bool:
     """Whether a check may look at values: not while compiling or under vmap."""
-    if torch.compiler.is_compiling():
-        return False
-    # torch has no public name for this question
-    functorch: Any = torch._C._functorch  # pyright: ignore
-    return not functorch.is_batchedtensor(x)
+    return not torch.compiler.is_compiling() and not is_transformed(x)
 
 
 def _check_rows(row: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_stripes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -48,7 +48,8 @@ def shm_scan(
         is_init: bool of shape `[B, T]`. Where true, the memory that enters the step is zero, at
             `t = 0` too. Old content is dropped by selection: a NaN before a reset stays there.
         clamp: bound on `|M|` after each write; `None` for no bound.
-        backend: which implementation runs, see `Backend`.
+        backend: which implementation runs, see `Backend`. Under `torch.func` (`vmap`, `grad`, ...)
+            `"auto"` is the reference; the fast backends have no rules for it.
         fast_gate: allow the hardware's approximate tanh (1e-3 relative) where a backend has one;
             the CPU backends ignore it.
 
@@ -73,6 +74,8 @@ def shm_scan(
     memory = _check(theta, vc, v, k, q, memory, clamp, ndim=3)
     if is_init is not None:
         _check_is_init(is_init, theta)
+    if backend == "auto" and is_transformed(theta, vc, v, k, q, memory):
+        backend = "reference"
     scan = _resolve(backend)
     del fast_gate  # no CPU backend has an approximate gate
     dtype = theta.dtype
@@ -131,6 +134,15 @@ def shm_step(
         memory = memory.clamp(-clamp, clamp)
     y = (memory * q.unsqueeze(-2)).sum(-1)
     return y.to(dtype), memory
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether `torch.func` is at work, under which only plain operations may be used."""
+    if torch.compiler.is_compiling():
+        return False
+    # torch has no public name for this question
+    functorch: Any = torch._C._functorch  # pyright: ignore
+    return any(functorch.is_functorch_wrapped_tensor(x) for x in tensors)
 
 
 def _resolve(backend: str):

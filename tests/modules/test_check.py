@@ -1,0 +1,310 @@
+"""`check_memory` lets good memories pass and names the promise that a bad one breaks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.modules import GRUModule
+
+from tests.modules._helpers import SIZE, join, make_memory
+from torchrl_shm.modules import (
+    SHM,
+    Calibration,
+    MemoryCheckError,
+    MemoryModule,
+    MemoryReport,
+    State,
+    check_memory,
+    make_gru,
+    make_lstm,
+    make_mlp,
+)
+
+KEYS: dict[str, Any] = {"in_key": "observation", "out_key": "features"}
+PROMISES = (
+    "calls_repeat",
+    "steps_equal_sequence",
+    "past_is_remembered",
+    "state_is_carried",
+    "resets_drop_values",
+    "resets_stop_gradients",
+)
+
+
+class Trace(nn.Module):
+    """A good memory, written so that each way to break it is one method."""
+
+    memory_shape = (SIZE,)
+    num_theta: int | None = None
+    input_size = SIZE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(SIZE, SIZE)
+
+    def carry(self, memory: Tensor) -> Tensor:
+        """What a step leaves to the next one."""
+        return memory
+
+    def start(self, memory: Tensor) -> Tensor:
+        """What a sequence makes of a given memory."""
+        return memory
+
+    def reset(self, memory: Tensor, is_init: Tensor) -> Tensor:
+        """What a reset leaves of the memory."""
+        return torch.where(is_init, 0, memory)
+
+    def read(self, memory: Tensor) -> Tensor:
+        """The output of a step."""
+        return memory
+
+    def read_sequence(self, y: Tensor) -> Tensor:
+        """The outputs of a sequence."""
+        return y
+
+    def step(
+        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        memory = torch.zeros_like(x) if memory is None else memory
+        memory = 0.5 * self.carry(memory) + torch.tanh(self.linear(x))
+        return self.read(memory), memory, None
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        is_init: Tensor | None = None,
+        theta_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        memory = torch.zeros_like(x[:, 0]) if memory is None else self.start(memory)
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            if is_init is not None:
+                memory = self.reset(memory, is_init[:, t, None])
+            y, memory, _ = self.step(x[:, t], memory)
+            outputs.append(y)
+        return self.read_sequence(torch.stack(outputs, 1)), memory, None
+
+
+class Leaks(Trace):
+    def reset(self, memory: Tensor, is_init: Tensor) -> Tensor:
+        return memory
+
+
+class LeaksALittle(Trace):
+    def reset(self, memory: Tensor, is_init: Tensor) -> Tensor:
+        return torch.where(is_init, 1e-3 * memory, memory)
+
+
+class Multiplies(Trace):
+    def reset(self, memory: Tensor, is_init: Tensor) -> Tensor:
+        return memory * ~is_init
+
+
+class LeaksGradients(Trace):
+    def reset(self, memory: Tensor, is_init: Tensor) -> Tensor:
+        finite = memory.nan_to_num()
+        return torch.where(is_init, finite - finite.detach(), memory)
+
+
+class Differs(Trace):
+    def read_sequence(self, y: Tensor) -> Tensor:
+        return 1.001 * y
+
+
+class DropsTheStart(Trace):
+    def start(self, memory: Tensor) -> Tensor:
+        return torch.zeros_like(memory)
+
+
+class Forgets(Trace):
+    def carry(self, memory: Tensor) -> Tensor:
+        return 0 * memory.nan_to_num()
+
+
+class Draws(Trace):
+    def read(self, memory: Tensor) -> Tensor:
+        return memory + 0.1 * torch.rand_like(memory)
+
+
+class StepLeaks(MemoryModule):
+    """Relies on the primer to empty the memory that enters a step."""
+
+    def _forward_step(self, tensordict: Any) -> Any:
+        is_init = tensordict["is_init"]
+        data = tensordict.copy().set("is_init", torch.zeros_like(is_init))
+        return tensordict.update(super()._forward_step(data).set("is_init", is_init))
+
+
+class StepForgets(MemoryModule):
+    """Empty memories at each step, but whole sequences remember."""
+
+    def _forward_step(self, tensordict: Any) -> Any:
+        is_init = tensordict["is_init"]
+        data = tensordict.copy().set("is_init", torch.ones_like(is_init))
+        return tensordict.update(super()._forward_step(data).set("is_init", is_init))
+
+
+class DrawsAgain(SHM):
+    """Does not use the rows that acted."""
+
+    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        return super().forward(x, *args[:2])
+
+
+def wrap(cell: Any, **options: Any) -> MemoryModule:
+    return MemoryModule(cell, **KEYS, **options)
+
+
+@pytest.mark.parametrize("state", get_args(State))
+@pytest.mark.parametrize("calibration", get_args(Calibration))
+def test_shm_passes(calibration: Calibration, state: State) -> None:
+    for dtype in (torch.float32, torch.float64):
+        report = check_memory(make_memory(16, calibration=calibration, state=state, dtype=dtype))
+        expected = [p for p in PROMISES if state != "zero" or p != "state_is_carried"]
+        assert report.promises == tuple(expected)
+        assert report.max_error <= (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("options", [{"clamp": 0.3}, {"burn_in": 2}, {"shortcut": False}], ids=str)
+def test_shm_passes_with_options(options: dict[str, Any]) -> None:
+    assert check_memory(make_memory(**options)).promises == PROMISES
+
+
+@pytest.mark.parametrize("make", [make_gru, make_lstm])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_torchrls_memories_pass(make: Any, num_layers: int) -> None:
+    assert check_memory(make(SIZE, 7, num_layers=num_layers, **KEYS)).promises == PROMISES
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"in_keys": [("agent", "observation"), ("agent", "memory")]},
+        {"in_keys": ["observation", "m"], "theta_index_key": "rows", "is_init_key": "start"},
+    ],
+    ids=["nested", "renamed"],
+)
+def test_other_keys_pass(options: dict[str, Any]) -> None:
+    assert check_memory(make_memory(**options)).promises == PROMISES
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_a_foreign_cell_passes(state: State) -> None:
+    report = check_memory(wrap(Trace(), state=state))
+    assert set(PROMISES) - set(report.promises) <= {"state_is_carried"}
+
+
+@pytest.mark.parametrize(
+    ("module", "promise", "message"),
+    [
+        (wrap(Leaks()), "resets_drop_values", "after a reset in step mode|recurrent mode, with"),
+        (wrap(LeaksALittle()), "resets_drop_values", "in recurrent mode, with inputs of 3.0"),
+        (wrap(Multiplies()), "resets_drop_values", r"inputs of nan .*use torch\.where"),
+        (StepLeaks(Trace(), **KEYS), "steps_equal_sequence", "first in row 0 at step 6"),
+        (StepForgets(Trace(), **KEYS), "steps_equal_sequence", "first in row 0 at step 1"),
+        (wrap(Differs()), "steps_equal_sequence", "recurrent mode and step mode differ by up to"),
+        (wrap(DropsTheStart()), "state_is_carried", "is the given state used"),
+        (wrap(Forgets()), "past_is_remembered", "the state is dropped between steps"),
+        (wrap(LeaksGradients()), "resets_stop_gradients", "after the reset at step 6 send a grad"),
+        (wrap(Draws()), "calls_repeat", "is every random choice recorded"),
+        (wrap(DrawsAgain(SIZE, 3)), "calls_repeat", "is every random choice recorded"),
+    ],
+    ids=lambda value: (
+        type(getattr(value, "cell", value)).__name__ if isinstance(value, nn.Module) else ""
+    ),
+)
+def test_the_broken_promise_is_named(module: Any, promise: str, message: str) -> None:
+    with pytest.raises(MemoryCheckError, match=f"^{promise}: .*{message}") as caught:
+        check_memory(module)
+    assert caught.value.promise == promise
+    assert isinstance(caught.value, AssertionError)
+
+
+@pytest.mark.parametrize("broken", [Leaks, Multiplies, LeaksGradients])
+def test_a_module_that_selects_for_its_cell_is_safe(broken: type[Trace]) -> None:
+    """With slices the cell never sees a reset."""
+    assert "resets_drop_values" in check_memory(wrap(broken(), state="stored")).promises
+
+
+def test_the_seed_makes_the_check() -> None:
+    module = make_memory(dtype=torch.float32)
+    first, second, third = (check_memory(module, seed=seed) for seed in (1, 1, 2))
+    assert first == second
+    assert first.max_error != third.max_error
+
+
+@pytest.mark.parametrize(("batch_size", "num_steps"), [(1, 6), (4, 30)])
+def test_sizes(batch_size: int, num_steps: int) -> None:
+    report = check_memory(make_memory(), batch_size=batch_size, num_steps=num_steps)
+    assert report.promises == PROMISES
+
+
+def test_nothing_is_changed() -> None:
+    module = make_memory(default_recurrent_mode=True)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    module.cell.out.weight.grad = torch.ones_like(module.cell.out.weight)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    check_memory(module)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.requires_grad
+        assert (parameter.grad is None) == (name != "cell.out.weight")
+    assert (module.cell.out.weight.grad == 1).all()
+    assert module.recurrent_mode
+
+
+def test_nothing_is_changed_by_a_failure() -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(MemoryCheckError):
+        check_memory(wrap(Draws()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_report_reads_well() -> None:
+    lines = str(check_memory(make_memory())).splitlines()
+    assert lines[:-1] == [f"ok  {promise}" for promise in PROMISES]
+    assert re.fullmatch(r"largest step-sequence difference: \d\.\de-\d\d", lines[-1])
+    assert str(MemoryReport((), 0.0)) == "largest step-sequence difference: 0.0e+00"
+
+
+def test_what_is_no_memory() -> None:
+    for module in (make_mlp(SIZE, 3, **KEYS), join(make_memory())):
+        with pytest.raises(TypeError, match=r"has no make_tensordict_primer.*MemoryModule"):
+            check_memory(module)
+
+
+def test_unknown_input_size() -> None:
+    class Nameless(Trace):
+        input_size: Any = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(SIZE))
+            del self.linear
+
+        def linear(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    module = wrap(Nameless())
+    with pytest.raises(ValueError, match=r"does not name its input_size; pass check_memory\(mod"):
+        check_memory(module)
+    assert check_memory(module, input_size=SIZE).promises == PROMISES
+
+
+def test_input_size_is_found() -> None:
+    gru = GRUModule(SIZE, 4, **KEYS)
+    assert check_memory(gru).promises == PROMISES
+    assert not isinstance(TensorDictModule(nn.Linear(SIZE, 3), ["a"], ["b"]), GRUModule)
+
+
+def test_too_few_steps() -> None:
+    with pytest.raises(ValueError, match="num_steps=5 must be at least 6 to hold resets"):
+        check_memory(make_memory(), num_steps=5)

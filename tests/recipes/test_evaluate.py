@@ -1,0 +1,110 @@
+"""Looking at a trained agent gives the numbers of its run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from matplotlib.image import imread
+
+from recipes import evaluate
+from tests.recipes._helpers import FRAMES, MEMORIES, TINY, command, process
+
+OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "num_paths": 8, "seed": 0}
+
+
+def make_run(folder: Path, memory: str = "shm") -> dict[str, Any]:
+    result = command("ppo_shm.py", *TINY, f"memory={memory}", f"hydra.run.dir={folder}")
+    assert result.code == 0, result.stderr
+    return result.summary
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    make_run(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def check_same(found: dict[str, Any], run: Path) -> None:
+    expected = json.loads((run / "summary.json").read_text())
+    # a mixture, or equality shows nothing
+    assert 0 < expected["eval_success"] < 1
+    assert found == {
+        **{key: expected[key] for key in ("env", "memory", "seed", "eval_return", "eval_success")},
+        "frames": FRAMES,
+        "picture": str(run / "trajectories.png"),
+    }
+    assert imread(run / "trajectories.png").shape[:2] == (900, 1560)
+
+
+def test_command(run: Path, tmp_path: Path) -> None:
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    before = {path.name for path in run.iterdir()}
+    result = process("evaluate.py", f"run={run}", cwd=cwd)
+    assert (result.code, result.stderr) == (0, "")
+    check_same(result.summary, run)
+    # a picture, and nothing else, is new
+    assert {path.name for path in run.iterdir()} - before == {"trajectories.png"}
+    assert list(cwd.iterdir()) == []
+
+
+@pytest.mark.parametrize("memory", [name for name in MEMORIES if name != "shm"])
+def test_other_memories(tmp_path: Path, memory: str) -> None:
+    make_run(tmp_path, memory)
+    check_same(evaluate.main(str(tmp_path), **OPTIONS), tmp_path)
+
+
+def test_another_seed_draws_other_gates(run: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = evaluate.main(str(run), **OPTIONS)
+    other = evaluate.main(str(run), **OPTIONS | {"seed": 1})
+    assert first["seed"] == other["seed"] == 0
+    again = evaluate.main(str(run), **OPTIONS)
+    assert again == first
+    del before
+
+
+@pytest.mark.parametrize("num_paths", [1, 3, 12])
+def test_number_of_paths(run: Path, num_paths: int) -> None:
+    evaluate.main(str(run), **OPTIONS | {"num_paths": num_paths})
+    height = {1: 450, 3: 450, 12: 1350}[num_paths]
+    assert imread(run / "trajectories.png").shape[0] == height
+
+
+class TestMistakes:
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; run=\.\.\."):
+            evaluate.main(str(tmp_path / "no_run"), **OPTIONS)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_missing_checkpoint(self, run: Path) -> None:
+        (run / "checkpoint.pt").unlink()
+        with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt does not exist: the run was"):
+            evaluate.main(str(run), **OPTIONS)
+
+    def test_checkpoint_of_another_memory(self, run: Path) -> None:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["memory"]["memory_size"] = 5
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(RuntimeError, match="size mismatch for .*key.weight"):
+            evaluate.main(str(run), **OPTIONS)
+
+    def test_foreign_target(self, run: Path) -> None:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["env"]["_target_"] = "os.system"
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(ValueError, match=r"'os\.system'; only targets of torchrl_shm"):
+            evaluate.main(str(run), **OPTIONS)
