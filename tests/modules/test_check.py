@@ -7,9 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import GRUModule
 
 from tests.modules._helpers import SIZE, join, make_memory
 from torchrl_shm.modules import (
@@ -28,11 +26,11 @@ from torchrl_shm.modules import (
 KEYS: dict[str, Any] = {"in_key": "observation", "out_key": "features"}
 PROMISES = (
     "calls_repeat",
-    "steps_equal_sequence",
-    "past_is_remembered",
-    "state_is_carried",
     "resets_drop_values",
     "resets_stop_gradients",
+    "past_is_remembered",
+    "steps_equal_sequence",
+    "state_is_carried",
 )
 
 
@@ -203,15 +201,16 @@ def test_a_foreign_cell_passes(state: State) -> None:
 @pytest.mark.parametrize(
     ("module", "promise", "message"),
     [
-        (wrap(Leaks()), "resets_drop_values", "after a reset in step mode|recurrent mode, with"),
+        (wrap(Leaks()), "resets_drop_values", "recurrent mode, .* of 3.0 .* in row 0 at step 6"),
         (wrap(LeaksALittle()), "resets_drop_values", "in recurrent mode, with inputs of 3.0"),
-        (wrap(Multiplies()), "resets_drop_values", r"inputs of nan .*use torch\.where"),
-        (StepLeaks(Trace(), **KEYS), "steps_equal_sequence", "first in row 0 at step 6"),
+        (StepLeaks(Trace(), **KEYS), "resets_drop_values", "in step mode, with inputs of 3.0"),
+        (StepLeaks(Leaks(), **KEYS), "resets_drop_values", "in step mode, with inputs of 3.0"),
+        (wrap(Multiplies()), "resets_drop_values", r"inputs of (inf|nan) .*use torch\.where"),
+        (wrap(LeaksGradients()), "resets_stop_gradients", "after the reset at step 6 send a grad"),
+        (wrap(Forgets()), "past_is_remembered", "the state is dropped between steps"),
         (StepForgets(Trace(), **KEYS), "steps_equal_sequence", "first in row 0 at step 1"),
         (wrap(Differs()), "steps_equal_sequence", "recurrent mode and step mode differ by up to"),
-        (wrap(DropsTheStart()), "state_is_carried", "is the given state used"),
-        (wrap(Forgets()), "past_is_remembered", "the state is dropped between steps"),
-        (wrap(LeaksGradients()), "resets_stop_gradients", "after the reset at step 6 send a grad"),
+        (wrap(DropsTheStart()), "state_is_carried", "given state used.* first in row 0 at step 3"),
         (wrap(Draws()), "calls_repeat", "is every random choice recorded"),
         (wrap(DrawsAgain(SIZE, 3)), "calls_repeat", "is every random choice recorded"),
     ],
@@ -233,10 +232,13 @@ def test_a_module_that_selects_for_its_cell_is_safe(broken: type[Trace]) -> None
 
 
 def test_the_seed_makes_the_check() -> None:
-    module = make_memory(dtype=torch.float32)
-    first, second, third = (check_memory(module, seed=seed) for seed in (1, 1, 2))
-    assert first == second
-    assert first.max_error != third.max_error
+    module = wrap(Differs())
+    errors: list[str] = []
+    for seed in (1, 1, 2):
+        with pytest.raises(MemoryCheckError) as caught:
+            check_memory(module, seed=seed)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1] != errors[2]
 
 
 @pytest.mark.parametrize(("batch_size", "num_steps"), [(1, 6), (4, 30)])
@@ -262,9 +264,10 @@ def test_nothing_is_changed() -> None:
 
 
 def test_nothing_is_changed_by_a_failure() -> None:
+    module = wrap(Draws())
     state = torch.get_rng_state()
     with pytest.raises(MemoryCheckError):
-        check_memory(wrap(Draws()))
+        check_memory(module)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -297,12 +300,6 @@ def test_unknown_input_size() -> None:
     with pytest.raises(ValueError, match=r"does not name its input_size; pass check_memory\(mod"):
         check_memory(module)
     assert check_memory(module, input_size=SIZE).promises == PROMISES
-
-
-def test_input_size_is_found() -> None:
-    gru = GRUModule(SIZE, 4, **KEYS)
-    assert check_memory(gru).promises == PROMISES
-    assert not isinstance(TensorDictModule(nn.Linear(SIZE, 3), ["a"], ["b"]), GRUModule)
 
 
 def test_too_few_steps() -> None:

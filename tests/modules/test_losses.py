@@ -1,0 +1,73 @@
+"""SAC, which runs the critics under vmap, and the memory on the next observations."""
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule as Mod
+from tensordict.nn import TensorDictSequential as Seq
+from torch import Tensor, nn
+from torchrl.collectors import Collector
+from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal
+from torchrl.objectives import SACLoss, SoftUpdate
+
+from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm.modules import State
+
+
+class Concatenate(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, -1)
+
+
+def sac(state: State) -> tuple[Collector, SACLoss]:
+    observations = ["observation", "previous_action"]
+    memory = SHMModule(4, 16, memory_size=6, in_key="x", out_key="features", state=state)
+    head = nn.Sequential(nn.Linear(16, 4), NormalParamExtractor())
+    actor = ProbabilisticActor(
+        Seq(
+            Mod(Concatenate(), observations, ["x"]),
+            memory,
+            Mod(head, ["features"], ["loc", "scale"]),
+        ),
+        in_keys=["loc", "scale"],
+        distribution_class=TanhNormal,
+        return_log_prob=True,
+    )
+    critic_memory = SHMModule(
+        6,
+        16,
+        memory_size=6,
+        in_keys=["xa", "critic_memory"],
+        out_keys=["critic_features", ("next", "critic_memory")],
+        state=state,
+    )
+    critic = Seq(
+        Mod(Concatenate(), [*observations, "action"], ["xa"]),
+        critic_memory,
+        Mod(nn.Linear(16, 1), ["critic_features"], ["state_action_value"]),
+    )
+    collector = Collector(
+        WindEnv(4, max_steps=20, seed=0),
+        actor,
+        frames_per_batch=4 * 20,
+        total_frames=4 * 40,
+        auto_register_policy_transforms=True,
+    )
+    loss = SACLoss(actor, critic, num_qvalue_nets=2, target_entropy=-2.0)
+    SoftUpdate(loss, eps=0.99)
+    return collector, loss
+
+
+def test_sac_learns_actor_and_critics_with_memories() -> None:
+    collector, loss = sac("zero")
+    for batch in collector:
+        terms = loss(batch)
+        total = terms["loss_actor"] + terms["loss_qvalue"] + terms["loss_alpha"]
+        gradients = torch.autograd.grad(total, [p for p in loss.parameters() if p.requires_grad])
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert sum(bool(gradient.any()) for gradient in gradients) == len(gradients)
+
+
+def test_sac_on_lean_rows_says_what_to_do() -> None:
+    collector, loss = sac("row")
+    with pytest.raises(KeyError, match="choose state='zero'"):
+        loss(next(iter(collector)))
