@@ -98,6 +98,12 @@ class WalkEnv(EnvBase):
         return data.set(self.key, self.place.clone())
 
 
+def make_env(policy: Any, **options: Any) -> Any:
+    """An environment that primes the memories of a policy."""
+    make: Any = WalkEnv
+    return make(policy=policy, **options)
+
+
 class EnvFactory:
     """Makes environments in workers, which receive it by pickling."""
 
@@ -109,7 +115,7 @@ class EnvFactory:
         return self.make(**self.options)
 
 
-def make_memory(memory_size: int = 4, **options: Any) -> SHMModule:
+def make_memory(memory_size: int = 4, **options: Any) -> Any:
     """A memory from `observation` to `features` whose gates matter from the start."""
     options.setdefault("in_key", "observation")
     options.setdefault("out_key", "features")
@@ -168,14 +174,14 @@ def make_critic(features: NestedKey = "features", dtype: torch.dtype = DTYPE) ->
     return ValueOperator(nn.Linear(6, 1, dtype=dtype), in_keys=[features])
 
 
-def make_shared(memory: Any = None, dtype: torch.dtype = DTYPE) -> ActorValueOperator:
+def make_shared(memory: Any = None, dtype: torch.dtype = DTYPE) -> Any:
     """Actor and critic around one memory."""
     memory = make_memory(dtype=dtype) if memory is None else memory
     features = memory.out_keys[0]
     return ActorValueOperator(memory, make_actor(features, dtype), make_critic(features, dtype))
 
 
-def estimate(batch: TensorDictBase, critic: Any) -> TensorDictBase:
+def estimate(batch: Any, critic: Any) -> Any:
     """Advantages as recipes compute them: one pass of the memory over each row."""
     truncated = batch["next", "done"] & ~batch["next", "terminated"]
     estimator = GAE(
@@ -192,12 +198,12 @@ def estimate(batch: TensorDictBase, critic: Any) -> TensorDictBase:
 
 def collect(
     policy: Any,
-    env: EnvBase | Callable[[], EnvBase] | None = None,
+    env: Any = None,
     *,
     num_steps: int = 10,
     num_batches: int = 3,
     **options: Any,
-) -> list[TensorDictBase]:
+) -> list[Any]:
     """Batches of rows `[B, num_steps]`, most of which start in mid-episode."""
     env = WalkEnv() if env is None else env
     lanes = env.batch_size.numel() if isinstance(env, EnvBase) else options.pop("num_lanes")
@@ -214,14 +220,14 @@ def collect(
         collector.shutdown()
 
 
-def replay(module: Any, batch: TensorDictBase) -> TensorDictBase:
+def replay(module: Any, batch: Any) -> Any:
     """What recurrent mode makes of collected data; neither gates nor memory may be lost."""
     outputs = [key for key in module.out_keys if key not in module.in_keys and key != "action"]
     with torch.no_grad(), set_recurrent_mode(True):
         return module(batch.exclude(*outputs))
 
 
-def make_sequence(batch: tuple[int, ...] = (3, 9), dtype: torch.dtype = DTYPE) -> TensorDictBase:
+def make_sequence(batch: tuple[int, ...] = (3, 9), dtype: torch.dtype = DTYPE) -> Any:
     """Random observations with resets at every start and in mid-sequence."""
     is_init = torch.rand(*batch, 1) < 0.2
     is_init[..., 0, :] = True
@@ -230,7 +236,7 @@ def make_sequence(batch: tuple[int, ...] = (3, 9), dtype: torch.dtype = DTYPE) -
     )
 
 
-def step_through(module: MemoryModule, data: TensorDictBase) -> TensorDictBase:
+def step_through(module: MemoryModule, data: Any) -> Any:
     """What a collector with a primer would stack from step mode on `data` `[..., T]`."""
     memory = None
     steps = []

@@ -151,7 +151,10 @@ class StepForgets(MemoryModule):
 class DrawsAgain(SHM):
     """Does not use the rows that acted."""
 
-    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __init__(self) -> None:
+        super().__init__(SIZE, 3)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         return super().forward(x, *args[:2])
 
 
@@ -199,28 +202,25 @@ def test_a_foreign_cell_passes(state: State) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "promise", "message"),
+    ("kind", "cell", "promise", "message"),
     [
-        (wrap(Leaks()), "resets_drop_values", "recurrent mode, .* of 3.0 .* in row 0 at step 6"),
-        (wrap(LeaksALittle()), "resets_drop_values", "in recurrent mode, with inputs of 3.0"),
-        (StepLeaks(Trace(), **KEYS), "resets_drop_values", "in step mode, with inputs of 3.0"),
-        (StepLeaks(Leaks(), **KEYS), "resets_drop_values", "in step mode, with inputs of 3.0"),
-        (wrap(Multiplies()), "resets_drop_values", r"inputs of (inf|nan) .*use torch\.where"),
-        (wrap(LeaksGradients()), "resets_stop_gradients", "after the reset at step 6 send a grad"),
-        (wrap(Forgets()), "past_is_remembered", "the state is dropped between steps"),
-        (StepForgets(Trace(), **KEYS), "steps_equal_sequence", "first in row 0 at step 1"),
-        (wrap(Differs()), "steps_equal_sequence", "recurrent mode and step mode differ by up to"),
-        (wrap(DropsTheStart()), "state_is_carried", "given state used.* first in row 0 at step 3"),
-        (wrap(Draws()), "calls_repeat", "is every random choice recorded"),
-        (wrap(DrawsAgain(SIZE, 3)), "calls_repeat", "is every random choice recorded"),
+        (MemoryModule, Leaks, "resets_drop_values", "recurrent mode, .* 3.0 .* at step 6"),
+        (MemoryModule, LeaksALittle, "resets_drop_values", "in recurrent mode, .* of 3.0"),
+        (StepLeaks, Trace, "resets_drop_values", "in step mode, with inputs of 3.0"),
+        (StepLeaks, Leaks, "resets_drop_values", "in step mode, with inputs of 3.0"),
+        (MemoryModule, Multiplies, "resets_drop_values", r"of (inf|nan) .*use torch\.where"),
+        (MemoryModule, LeaksGradients, "resets_stop_gradients", "after the reset at step 6 send"),
+        (MemoryModule, Forgets, "past_is_remembered", "the state is dropped between steps"),
+        (StepForgets, Trace, "steps_equal_sequence", "differ by up to .* in row 0 at step 1"),
+        (MemoryModule, Differs, "steps_equal_sequence", "of recurrent mode and step mode differ"),
+        (MemoryModule, DropsTheStart, "state_is_carried", "state used.* in row 0 at step 3"),
+        (MemoryModule, Draws, "calls_repeat", "is every random choice recorded"),
+        (MemoryModule, DrawsAgain, "calls_repeat", "is every random choice recorded"),
     ],
-    ids=lambda value: (
-        type(getattr(value, "cell", value)).__name__ if isinstance(value, nn.Module) else ""
-    ),
 )
-def test_the_broken_promise_is_named(module: Any, promise: str, message: str) -> None:
+def test_the_broken_promise_is_named(kind: Any, cell: Any, promise: str, message: str) -> None:
     with pytest.raises(MemoryCheckError, match=f"^{promise}: .*{message}") as caught:
-        check_memory(module)
+        check_memory(kind(cell(), **KEYS))
     assert caught.value.promise == promise
     assert isinstance(caught.value, AssertionError)
 

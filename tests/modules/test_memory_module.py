@@ -27,6 +27,7 @@ from tests.modules._helpers import (
     collect,
     join,
     make_actor,
+    make_env,
     make_memory,
     make_policy,
     make_sequence,
@@ -202,14 +203,14 @@ def make_actor_of_size(size: int) -> Any:
 @pytest.mark.parametrize("state", ["row", "stored", "zero"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_primer(state: Any, dtype: torch.dtype) -> None:
-    primer = make_memory(state=state, dtype=dtype).make_tensordict_primer()
+    primer: Any = make_memory(state=state, dtype=dtype).make_tensordict_primer()
     assert isinstance(primer, MemoryPrimer)
     assert isinstance(primer, TensorDictPrimer)
-    assert set(primer.primers.keys()) == {"memory", "theta_index"}
-    spec = primer.primers["memory"]
-    assert spec.shape == (4, 4)
-    assert spec.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert primer.primers["theta_index"].n == 7
+    specs: Any = primer.primers
+    assert set(specs.keys()) == {"memory", "theta_index"}
+    assert specs["memory"].shape == (4, 4)
+    assert specs["memory"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert specs["theta_index"].n == 7
     assert primer.lean == (state != "stored")
 
 
@@ -221,13 +222,14 @@ def test_primer_of_a_memory_that_draws_nothing() -> None:
 def test_primers_are_found() -> None:
     memory, second = make_memory(), make_memory(in_keys=["features", "b"], out_key="more")
     assert isinstance(get_primers_from_module(make_policy(memory)), MemoryPrimer)
-    both = get_primers_from_module(join(memory, second))
+    both: Any = get_primers_from_module(join(memory, second))
     assert isinstance(both, Compose)
     assert [set(primer.primers.keys()) for primer in both] == [
         {"memory", "theta_index"},
         {"b", "b_theta_index"},
     ]
-    tracker, primer = get_env_transforms_from_module(make_policy(memory))
+    found: Any = get_env_transforms_from_module(make_policy(memory))
+    tracker, primer = found
     assert isinstance(tracker, InitTracker)
     assert isinstance(primer, MemoryPrimer)
 
@@ -239,7 +241,7 @@ def count(env: Any) -> dict[type, int]:
 
 def registered(how: str, policy: Any) -> Any:
     if how == "policy=":
-        return WalkEnv(policy=policy)
+        return make_env(policy)
     if how == "transforms":
         return TransformedEnv(WalkEnv(), get_env_transforms_from_module(policy))
     if how == "one by one":
@@ -323,7 +325,7 @@ def test_the_module_is_known_to_draw() -> None:
 
 
 def test_vmap() -> None:
-    module = make_memory(num_theta=1000, backend="reference")
+    module = make_memory(num_theta=1000)
     data = make_sequence((4, 3, 9))
 
     def features(x: Tensor, is_init: Tensor) -> tuple[Tensor, ...]:
@@ -503,12 +505,11 @@ def test_primer_can_be_pickled() -> None:
         assert (other.memory_key, other.lean) == ("memory", True)
 
 
-@pytest.mark.slow
 def test_step_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     # torch.compile cannot trace the poisoned torch.empty
     monkeypatch.undo()
     module = make_memory(calibration="fixed")
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
     data = first_step(3, is_init=False).set("memory", torch.randn(3, 4, 4, dtype=DTYPE))
     data["is_init"][1] = True
     actual, expected = (m(data.copy()) for m in (compiled, module))
@@ -520,10 +521,22 @@ def test_step_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch
 def test_compiled_steps_draw_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     module = make_memory(num_theta=1000)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
     data = first_step(20).set("memory", torch.zeros(20, 4, 4, dtype=DTYPE))
     first, second = (compiled(data.copy())["theta_index"] for _ in range(2))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+# torch.compile does that itself to an autograd function it traces
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
+def test_recurrent_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    rows = collect(policy)[1].exclude("features")
+    expected = run(policy[0], rows)["features"]
+    monkeypatch.undo()
+    compiled: Any = torch.compile(policy[0], backend="aot_eager", fullgraph=True)
+    assert_close(run(compiled, rows)["features"], expected, **EXACT)
 
 
 # where a sequence starts
@@ -627,15 +640,15 @@ def test_gradient_after_burn_in_is_that_of_a_detached_memory() -> None:
 
 def test_zero_keeps_the_memory_out_of_collections() -> None:
     module = make_memory(state="zero", burn_in=3)
-    batches = collect(make_policy(module))
-    for batch in batches:
+    lost = 0
+    for batch in collect(make_policy(module)):
         assert not {"memory", "memory_stripe", "memory_row"} & set(batch.keys()), batch
         assert "theta_index" in batch.keys()
         replayed = replay(module, batch)["features"]
         fresh = batch["is_init"].cumsum(1).squeeze(-1) > 0
         assert_close(replayed[fresh], batch["features"][fresh], **EXACT)
-    assert not fresh.all()
-    assert not torch.allclose(replayed[~fresh], batches[-1]["features"][~fresh], atol=1e-3)
+        lost += int(((replayed - batch["features"]).abs() > 1e-3)[~fresh].sum())
+    assert lost > 0
 
 
 def test_stored_keeps_the_memory_of_every_step() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, ListStorage, TensorDictReplayBuffer
@@ -35,15 +34,14 @@ from tests.modules._helpers import (
 SAMPLERS = [SliceSampler, SliceSamplerWithoutReplacement]
 
 
-def log_prob(policy: Any, batch: TensorDictBase) -> Tensor:
+def log_prob(policy: Any, batch: Any) -> Tensor:
     with torch.no_grad(), set_recurrent_mode(True):
         return policy.get_dist(batch.copy()).log_prob(batch["action"])
 
 
-def stored_rows(sampler: Sampler, batch_size: int, **options: Any) -> TensorDictReplayBuffer:
-    storage = LazyTensorStorage(20)
+def stored_rows(sampler: Sampler, batch_size: int) -> Any:
     return TensorDictReplayBuffer(
-        storage=storage, sampler=sampler, batch_size=batch_size, **options
+        storage=LazyTensorStorage(20), sampler=sampler, batch_size=batch_size
     )
 
 
@@ -56,7 +54,7 @@ def test_rows_keep_their_log_probabilities(sampler: type[Sampler]) -> None:
     buffer = stored_rows(sampler(), 4)
     batches = collect(policy, num_batches=4)
     # numbered, since samples come in any order
-    before = torch.cat(batches)
+    before: Any = torch.cat(batches)
     before["number"] = torch.arange(12).unsqueeze(-1).expand(12, 10)
     expected = log_prob(policy, before)
     assert_close(expected, before["action_log_prob"], **EXACT)
@@ -84,7 +82,7 @@ def test_rows_keep_their_log_probabilities_on_disk(tmp_path: Any) -> None:
 
 def test_rows_of_a_list_storage() -> None:
     policy = make_shared().get_policy_operator()
-    buffer = TensorDictReplayBuffer(storage=ListStorage(20), batch_size=4)
+    buffer: Any = TensorDictReplayBuffer(storage=ListStorage(20), batch_size=4)
     for batch in collect(policy):
         buffer.extend(batch)
     sample = buffer.sample()
@@ -134,12 +132,10 @@ def test_from_collector_to_loss(backend: str) -> None:
 # slices
 
 
-def sliced(
-    batches: list[TensorDictBase], sampler: type[Sampler], ndim: int, **options: Any
-) -> TensorDictReplayBuffer:
+def sliced(batches: list[Any], sampler: type[Sampler], ndim: int, **options: Any) -> Any:
     """A buffer of single steps, of shape `[90]` or `[3, 30]`, that gives slices."""
     options = {"traj_key": ("collector", "traj_ids"), "strict_length": False} | options
-    buffer = TensorDictReplayBuffer(
+    buffer: Any = TensorDictReplayBuffer(
         storage=LazyTensorStorage(90, ndim=ndim), sampler=sampler(**options), batch_size=24
     )
     if ndim == 1:
@@ -215,7 +211,7 @@ def test_lean_rows_refuse_slices(sampler: type[Sampler], ndim: int) -> None:
 def test_lean_rows_refuse_single_steps(ndim: int) -> None:
     """What a sampler of steps gives is no sequence, though it may look like one."""
     policy = make_policy()
-    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(90, ndim=ndim), batch_size=24)
+    buffer: Any = TensorDictReplayBuffer(storage=LazyTensorStorage(90, ndim=ndim), batch_size=24)
     buffer.extend(torch.cat(collect(policy), 1) if ndim == 2 else collect(policy)[0].reshape(-1))
     with pytest.raises(ValueError, match="slices or joined rows"):
         replay(policy[0], buffer.sample())

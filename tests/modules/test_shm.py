@@ -28,7 +28,7 @@ RENAMED = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
 every_calibration = pytest.mark.parametrize("calibration", CALIBRATIONS)
 
 
-def make(calibration: Calibration = "random", **options: Any) -> SHM:
+def make(calibration: Calibration = "random", **options: Any) -> Any:
     options = {"num_theta": 7, "dtype": torch.float64} | options
     return SHM(5, 3, 6, calibration=calibration, **options)
 
@@ -421,8 +421,9 @@ def test_float32_steps_and_sequence() -> None:
     ids=str,
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    sizes: dict[str, Any] = {"input_size": 5, "output_size": 3}
     with pytest.raises(ValueError, match=re.escape(message)):
-        SHM(**{"input_size": 5, "output_size": 3} | options)
+        SHM(**sizes | options)
 
 
 def test_float16_memory_is_refused() -> None:
@@ -437,7 +438,7 @@ def test_float16_memory_is_refused() -> None:
 # claims of the paper: Le et al., Stable Hadamard Memory (ICLR 2025)
 
 
-def paired(steps: int, noise: float, batch: int) -> tuple[SHM, SHM, Tensor]:
+def paired(steps: int, noise: float, batch: int) -> tuple[Any, Any, Tensor]:
     """A random and a fixed theta, and inputs that hardly change within a sequence."""
     random, fixed = make("random", num_theta=20), make("fixed")
     with torch.no_grad():

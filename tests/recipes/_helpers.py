@@ -30,12 +30,12 @@ TIME_COLUMNS = ("seconds", "frames_per_second")
 # rows are shorter than episodes, so most of them start in mid-episode; the goal is large enough
 # for an untrained agent to earn something, so that results can be told apart
 TINY = (
-    "algo.total_frames=900", "algo.num_envs=8", "algo.row_length=20", "algo.rows_per_minibatch=4",
+    "algo.total_frames=500", "algo.num_envs=8", "algo.row_length=20", "algo.rows_per_minibatch=4",
     "algo.epochs=2", "env.max_steps=30", "env.goal_radius=0.9", "env.num_tasks=20",
     "env.num_train_tasks=8", "env.num_test_tasks=12",
 )  # fmt: skip
-# 900 frames in batches of 8 * 20, rounded up
-UPDATES, FRAMES = 6, 960
+# 500 frames in batches of 8 * 20, rounded up
+UPDATES, FRAMES = 4, 640
 
 # what Hydra sets up would outlive the command
 _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -91,7 +91,7 @@ def process(script: str, *arguments: str, cwd: Path) -> Result:
 def train(run_dir: Path, **replace: Any) -> dict[str, Any]:
     """Call the recipe with parts that are already built; `algo` updates the tiny one."""
     algo: dict[str, Any] = {
-        "total_frames": 900, "num_envs": 8, "row_length": 20, "rows_per_minibatch": 4, "epochs": 2,
+        "total_frames": 640, "num_envs": 8, "row_length": 20, "rows_per_minibatch": 4, "epochs": 2,
         "learning_rate": 3e-3, "checkpoint_interval": 1,
     }  # fmt: skip
     parts: dict[str, Any] = {

@@ -13,27 +13,14 @@ import yaml
 from matplotlib.image import imread
 
 from recipes import evaluate
-from tests.recipes._helpers import FRAMES, MEMORIES, TINY, command, process
+from tests.recipes._helpers import FRAMES, MEMORIES, process
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "num_paths": 8, "seed": 0}
 
 
-def make_run(folder: Path, memory: str = "shm") -> dict[str, Any]:
-    result = command("ppo_shm.py", *TINY, f"memory={memory}", f"hydra.run.dir={folder}")
-    assert result.code == 0, result.stderr
-    return result.summary
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    make_run(folder)
-    return folder
-
-
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run(finished: Any, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished("shm")[0], tmp_path / "run"))
 
 
 def check_same(found: dict[str, Any], run: Path) -> None:
@@ -60,10 +47,10 @@ def test_command(run: Path, tmp_path: Path) -> None:
     assert list(cwd.iterdir()) == []
 
 
-@pytest.mark.parametrize("memory", [name for name in MEMORIES if name != "shm"])
-def test_other_memories(tmp_path: Path, memory: str) -> None:
-    make_run(tmp_path, memory)
-    check_same(evaluate.main(str(tmp_path), **OPTIONS), tmp_path)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_memories(finished: Any, tmp_path: Path, memory: str) -> None:
+    run = Path(shutil.copytree(finished(memory)[0], tmp_path / "run"))
+    check_same(evaluate.main(str(run), **OPTIONS), run)
 
 
 def test_repeats_whatever_was_drawn_before(run: Path) -> None:

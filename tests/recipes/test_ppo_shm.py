@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -39,13 +40,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MEMORIES)
-def run(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[str, Path, Result]:
-    memory = request.param
-    folder = tmp_path_factory.mktemp(memory)
-    result = command("ppo_shm.py", *TINY, f"memory={memory}", f"hydra.run.dir={folder}")
-    assert result.code == 0, result.stderr
-    return memory, folder, result
+@pytest.fixture(params=MEMORIES)
+def run(request: pytest.FixtureRequest, finished: Any) -> tuple[str, Path, Result]:
+    return request.param, *finished(request.param)
 
 
 class TestRun:
@@ -110,21 +107,18 @@ def test_bar_and_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert json.loads(summary.read_text())["frames"] == 320
 
 
-def test_equal_seeds_give_equal_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_seeds_give_equal_metrics(tmp_path: Path, finished: Any) -> None:
     """In another process, too."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    arguments = [(*TINY, f"seed={seed}", f"hydra.run.dir={tmp_path / name}")
-                 for name, seed in (("here", 3), ("there", 3), ("other", 4))]  # fmt: skip
-    here = command("ppo_shm.py", *arguments[0])
-    there = process("ppo_shm.py", *arguments[1], cwd=tmp_path / "cwd")
-    command("ppo_shm.py", *arguments[2])
-    assert there.code == 0, there.stderr
-    assert there.stderr == ""
-    assert without_time(tmp_path / "here") == without_time(tmp_path / "there")
-    assert without_time(tmp_path / "here") != without_time(tmp_path / "other")
-    assert here.summary["eval_return"] == there.summary["eval_return"]
-    assert list((tmp_path / "cwd").iterdir()) == []
+    here, result = finished("shm")
+    cwd, there, other = (tmp_path / name for name in ("cwd", "there", "other"))
+    cwd.mkdir()
+    found = process("ppo_shm.py", *TINY, f"hydra.run.dir={there}", cwd=cwd)
+    assert (found.code, found.stderr) == (0, "")
+    assert without_time(there) == without_time(here)
+    assert found.summary["eval_return"] == result.summary["eval_return"]
+    assert list(cwd.iterdir()) == []
+    command("ppo_shm.py", *TINY, "seed=1", f"hydra.run.dir={other}")
+    assert without_time(other) != without_time(here)
 
 
 def test_sweep_makes_a_folder_per_combination(tmp_path: Path) -> None:
@@ -138,23 +132,28 @@ def test_sweep_makes_a_folder_per_combination(tmp_path: Path) -> None:
     assert all((path.parent / "metrics.csv").exists() for path in tmp_path.glob("*/summary.json"))
 
 
-def test_collecting_in_workers(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    result = command("ppo_shm.py", *TINY, "collector=multi_sync", f"hydra.run.dir={folder}")
-    assert result.code == 0, result.stderr
-    assert result.summary["frames"] == FRAMES
-    rows = read_metrics(folder)
-    assert len(rows) == UPDATES
-    assert all(abs(float(row["max_ratio"]) - 1) <= 1e-3 for row in rows)
-    assert torch.get_num_threads() == 1
+def test_collecting_in_a_worker(tmp_path: Path) -> None:
+    arguments = (*TINY, "collector=multi_sync", "collector.num_workers=1")
+    result = command("ppo_shm.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
+    check_workers(result, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_collecting_in_workers_repeats(tmp_path: Path) -> None:
     for name in ("first", "second"):
         arguments = (*TINY, "collector=multi_sync", f"hydra.run.dir={tmp_path / name}")
-        assert command("ppo_shm.py", *arguments).code == 0
+        check_workers(command("ppo_shm.py", *arguments), tmp_path / name)
     assert without_time(tmp_path / "first") == without_time(tmp_path / "second")
+
+
+def check_workers(result: Result, folder: Path) -> None:
+    assert result.code == 0, result.stderr
+    assert result.summary["frames"] == FRAMES
+    rows = read_metrics(folder)
+    assert len(rows) == UPDATES
+    assert all(abs(float(row["max_ratio"]) - 1) <= 1e-3 for row in rows)
+    assert torch.get_num_threads() == 1
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow

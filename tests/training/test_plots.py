@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from torchrl_shm.training import plot_learning_curve, plot_trajectories
 
 NAN = float("nan")
+GREEN = (44 / 255, 160 / 255, 44 / 255)
 
 
 def check_picture(path: Path) -> tuple[int, int]:
@@ -45,18 +46,25 @@ def test_ending_chooses_the_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "shape"), [(1, (1, 1)), (3, (1, 3)), (5, (2, 4)), (8, (2, 4))])
 def test_trajectories(tmp_path: Path, number: int, shape: tuple[int, int]) -> None:
-    positions = torch.randn(number, 21, 2).cumsum(1)
+    positions = 0.1 * torch.randn(number, 21, 2).cumsum(1)
     # an agent that got lost for good
     positions[0, 5:] = NAN
     plot_trajectories(
         positions,
         tmp_path / "paths.png",
-        winds=0.1 * torch.randn(number, 2),
+        winds=torch.empty(number, 2).uniform_(-0.1, 0.1),
         goal=torch.tensor([0.0, 1.0]),
         goal_radius=0.01,
         returns=torch.arange(number, dtype=torch.float64),
         labels=[f"test task {i}" for i in range(number)],
     )
     height, width = check_picture(tmp_path / "paths.png")
+    # the arrow of every wind is inside its axes
+    pixels = imread(tmp_path / "paths.png")[..., :3]
+    for i in range(number):
+        row, column = divmod(i, shape[1])
+        panel = pixels[height * row // shape[0] :, width * column // shape[1] :]
+        panel = panel[: height // shape[0], : width // shape[1]]
+        assert (abs(panel - GREEN).max(-1) < 0.1).sum() > 50
     assert height == 450 * shape[0]
     assert width == pytest.approx(390 * shape[1], abs=1)

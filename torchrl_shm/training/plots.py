@@ -58,7 +58,7 @@ def plot_trajectories(
     Args:
         positions: path of each task, `[N, T + 1, 2]`.
         path: file to write; its ending chooses the format.
-        winds: displacement per step of each task, `[N, 2]`, drawn as an arrow of ten steps.
+        winds: displacement per step of each task, `[N, 2]`, drawn as an arrow of five steps.
         goal: centre of the goal, `[2]`.
         goal_radius: radius of the goal.
         returns: return of each task, `[N]`.
@@ -83,21 +83,23 @@ def plot_trajectories(
     for axes, xy, wind, total, label in zip(
         grid, positions.numpy(), winds.numpy(), returns.tolist(), labels, strict=False
     ):
+        # below the path, whose end it would hide
+        axes.plot(*goal.numpy(), "*", color="tab:orange", markersize=12, zorder=1)
+        axes.add_patch(_circle(goal, goal_radius))
         axes.plot(*xy.T, ".-", color="tab:blue", linewidth=0.8, markersize=2)
         axes.plot(*xy[0], "o", color="black", markersize=4)
-        axes.plot(*goal.numpy(), "*", color="tab:orange", markersize=10)
-        circle: Any = axes.add_patch(_circle(goal, goal_radius))
-        circle.set_zorder(3)
-        tip = 10 * wind
+        tip = xy[0] + 5 * wind
         axes.annotate(
-            "", xy=xy[0] + tip, xytext=xy[0],
-            arrowprops={"arrowstyle": "->", "color": "tab:green"},
-        )  # fmt: skip
+            "", xy=tip, xytext=xy[0], arrowprops={"arrowstyle": "->", "color": "tab:green"}
+        )
+        # arrows neither count for the limits nor are drawn beyond them
+        axes.update_datalim([tip])
+        axes.autoscale_view()
         axes.set_title(f"{label}: return {total:.0f}", fontsize=9)
         axes.set_aspect("equal", adjustable="datalim")
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-    figure.suptitle("black: start, star: goal, green: ten steps of wind", fontsize=9)
+    figure.suptitle("black: start, star: goal, green: five steps of wind", fontsize=9)
     figure.savefig(path, dpi=150)
 
 
