@@ -211,7 +211,7 @@ def test_primer(state: Any, dtype: torch.dtype) -> None:
     assert specs["memory"].shape == (4, 4)
     assert specs["memory"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert specs["theta_index"].n == 7
-    assert primer.lean == (state != "stored")
+    assert primer.state == state
 
 
 def test_primer_of_a_memory_that_draws_nothing() -> None:
@@ -502,7 +502,7 @@ def test_primer_can_be_pickled() -> None:
     for other in (pickle.loads(pickle.dumps(primer)), copy.deepcopy(primer)):
         assert isinstance(other.primers, Composite)
         assert other.primers == primer.primers
-        assert (other.memory_key, other.lean) == ("memory", True)
+        assert (other.memory_key, other.state) == ("memory", "row")
 
 
 def test_step_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 from torchrl_shm.modules.baselines import make_gru, make_lstm, make_mlp
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
-from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule, State
-from torchrl_shm.modules.row_start import MemoryPrimer
+from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
+from torchrl_shm.modules.row_start import MemoryPrimer, State
 from torchrl_shm.modules.shm import SHM, Calibration, SHMModule
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
@@ -13,10 +13,13 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
 from torchrl.objectives import add_random_module
 
-from torchrl_shm.modules.row_start import MemoryPrimer, checkable, rebuild_row_start, suffixed
-
-State = Literal["row", "stored", "zero"]
-"""Where a sequence takes its first memory from; see `MemoryModule`."""
+from torchrl_shm.modules.row_start import (
+    MemoryPrimer,
+    State,
+    checkable,
+    rebuild_row_start,
+    suffixed,
+)
 
 
 @runtime_checkable
@@ -203,8 +206,7 @@ class MemoryModule(TensorDictModuleBase):
             theta_index_key=self.theta_index_key,
             num_theta=self.cell.num_theta,
             is_init_key=self.is_init_key,
-            lean=self.state != "stored",
-            row_start=self.state == "row",
+            state=self.state,
         )
 
     @dispatch(dest="_dispatch_keys")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -27,6 +27,9 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import TensorDictPrimer
 
 from torchrl_shm.ops._dispatch import is_transformed
+
+State = Literal["row", "stored", "zero"]
+"""Where a sequence takes its first memory from; see `MemoryModule`."""
 
 # a lane is one environment of a batch; its clock counts steps, starting well apart from others'
 _LANE = 1 << 40
@@ -41,7 +44,7 @@ def suffixed(key: NestedKey, suffix: str) -> NestedKey:
 
 
 class MemoryPrimer(TensorDictPrimer):
-    """Starts a memory at zero on every reset and, if `lean`, keeps it out of the stacked data.
+    """Starts a memory at zero on every reset and keeps it out of the stacked data.
 
     Made by `MemoryModule.make_tensordict_primer`; collectors with
     `auto_register_policy_transforms=True` append it by themselves.
@@ -53,8 +56,8 @@ class MemoryPrimer(TensorDictPrimer):
         theta_index_key: key of the drawn rows, or `None` where the memory draws nothing.
         num_theta: number of rows to draw from.
         is_init_key: key of the reset flags.
-        lean: keep the memory of every step out of the stacked data.
-        row_start: if lean, stack the memory at the start of each row.
+        state: `"row"` stacks the memory at the start of each row, `"zero"` none, `"stored"` that of
+            every step; see `MemoryModule`.
     """
 
     def __init__(
@@ -66,8 +69,7 @@ class MemoryPrimer(TensorDictPrimer):
         theta_index_key: NestedKey | None = None,
         num_theta: int | None = None,
         is_init_key: NestedKey = "is_init",
-        lean: bool = True,
-        row_start: bool = True,
+        state: State = "row",
     ) -> None:
         primers: dict[NestedKey, Any] = {
             memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
@@ -81,8 +83,7 @@ class MemoryPrimer(TensorDictPrimer):
         self.memory_key = memory_key
         self._memory_dtype = memory_dtype
         self.is_init_key = is_init_key
-        self.lean = lean
-        self.row_start = row_start
+        self.state: State = state
         self._registered: weakref.ref[Any] | None = None
         self._forget_collector()
 
@@ -127,7 +128,7 @@ class MemoryPrimer(TensorDictPrimer):
         per-step memories back.
         """
         spec: Any = super().transform_input_spec(input_spec)
-        if self.lean:
+        if self.state != "stored":
             state_spec = spec["full_state_spec"]
             shape = torch.Size((*state_spec.shape, -1))
             stripe = Unbounded(shape, dtype=self._memory_dtype, device=spec.device)
@@ -136,7 +137,7 @@ class MemoryPrimer(TensorDictPrimer):
 
     def transform_fake_tensordict(self, fake_tensordict: TensorDictBase) -> TensorDictBase:
         """Drop from the fake data what `_post_step_mdp_hooks` drops from the real one."""
-        if self.lean:
+        if self.state != "stored":
             self._drop_memory(fake_tensordict)
         return fake_tensordict
 
@@ -145,7 +146,7 @@ class MemoryPrimer(TensorDictPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
-        if not self.lean:
+        if self.state == "stored":
             return tensordict, tensordict_
         memory = self._drop_memory(tensordict)
         collector = self.collector
@@ -160,7 +161,7 @@ class MemoryPrimer(TensorDictPrimer):
         # copies between the devices of policy and environment
         stacked: TensorDictBase = collector._carrier
         stacked.pop(self.memory_key, None)
-        if not self.row_start:
+        if self.state == "zero":
             return tensordict, tensordict_
         offset = self._steps % collector.frames_per_batch
         if offset == 0:
@@ -206,7 +207,7 @@ class MemoryPrimer(TensorDictPrimer):
         return tensordict.pop(self.memory_key, None)
 
     def _check_batched_worker_compat(self) -> None:
-        if self.lean:
+        if self.state != "stored":
             raise RuntimeError(
                 "a lean memory primer cannot live in the workers of a SerialEnv or ParallelEnv, "
                 "which bypass its step hook: transform the batched environment instead, "

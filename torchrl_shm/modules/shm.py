@@ -10,7 +10,8 @@ from tensordict import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_shm.modules.memory_module import MemoryModule, State
+from torchrl_shm.modules.memory_module import MemoryModule
+from torchrl_shm.modules.row_start import State
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
