@@ -167,8 +167,7 @@ def test_an_agent_with_memory_learns(tmp_path: Path) -> None:
             f"hydra.run.dir={tmp_path / str(frames)}",
         )  # fmt: skip
         results[frames] = result.summary["eval_return"]
-    assert results[150_000] > 3
-    assert results[150_000] > 3 * results[1]
+    assert results[150_000] > 10 > 1 > results[1]
 
 
 class TestHelp:
