@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from tests.training._helpers import MEMORIES, make_operator, time_limit
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.training import RowCollector
+from torchrl_shm.training import RowCollector, make_actor_critic
 
 
 class Failing(WindEnv):
@@ -155,3 +155,21 @@ def test_workers_repeat() -> None:
     for a, b in zip(first, same, strict=True):
         assert torch.equal(a["observation"], b["observation"])
         assert torch.equal(a["theta_index"], b["theta_index"])
+
+
+def test_seed_decides_the_first_episodes() -> None:
+    def first_winds(seed: int, torch_seed: int) -> torch.Tensor:
+        torch.manual_seed(torch_seed)
+        envs: list[WindEnv] = []
+
+        def make_env(num_envs: int) -> WindEnv:
+            envs.append(WindEnv(num_envs))
+            return envs[-1]
+
+        operator = make_actor_critic(WindEnv(4), SHMModule, policy_keys=["observation"])
+        policy = operator.get_policy_operator()
+        RowCollector(make_env, policy, num_envs=4, row_length=5, total_frames=20, seed=seed)
+        return envs[0].wind
+
+    assert torch.equal(first_winds(0, 1), first_winds(0, 2))
+    assert not torch.equal(first_winds(0, 1), first_winds(1, 1))

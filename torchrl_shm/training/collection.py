@@ -103,6 +103,8 @@ class RowCollector:
             factory = _EnvFactory(make_env, num_envs=num_envs, **env_options)
             self._collector = Collector(factory(), policy, **options)
         self._collector.set_seed(seed)
+        # the first episodes, too, shall be those of the seed
+        self._collector.reset()
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         for batch in self._collector:
