@@ -31,6 +31,7 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
         embedding_size=algo.embedding_size,
         hidden_sizes=algo.hidden_sizes,
         init_scale=algo.init_scale,
+        residual_key=algo.residual_key,
         device=device,
     )
     checkpoint = RunFolder(run).load_checkpoint(device)

@@ -57,7 +57,7 @@ def main(
     start = time.perf_counter()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    run = RunFolder(run_dir)
+    run = RunFolder.create(run_dir)
     save_config(zen_cfg, run_dir)
     extra_logger = logger(run_dir=run_dir)
 
@@ -70,6 +70,7 @@ def main(
         embedding_size=algo.embedding_size,
         hidden_sizes=algo.hidden_sizes,
         init_scale=algo.init_scale,
+        residual_key=algo.residual_key,
         device=device,
     )
     policy = operator.get_policy_operator()
@@ -208,11 +209,12 @@ def episode_statistics(batch: TensorDictBase) -> dict[str, float]:
 
 def check_ratio(term: TensorDictBase) -> float:
     """Stop if the policy of the loss is not the policy that acted."""
-    ratio = float(term["max_ratio"])
-    if not abs(ratio - 1) <= RATIO_TOLERANCE:
+    ratio, mean = float(term["max_ratio"]), float(term["mean_ratio"])
+    if not max(abs(ratio - 1), abs(mean - 1)) <= RATIO_TOLERANCE:
         raise RuntimeError(
-            f"the probability ratio of a first minibatch is {ratio}, not 1: recurrent mode does "
-            "not repeat what acted. Run torchrl_shm.check_memory on your memory module"
+            f"the probability ratio of a first minibatch is {ratio} at most and {mean} on average, "
+            "not 1: recurrent mode does not repeat what acted. memory.state=zero forgets rows that "
+            "start in mid-episode; for a memory of your own run torchrl_shm.check_memory"
         )
     return ratio
 

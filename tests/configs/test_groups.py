@@ -37,13 +37,13 @@ RUNTIME = {
 
 # what a member sets: everything else is the default of its signature
 CHOICES: dict[tuple[str, str], dict[str, Any]] = {
-    ("env", "wind"): {"shaping_radii": (0.001, 10.0), "position_noise": 0.005},
+    ("env", "wind"): {"shaping_radii": (0.001, 10.0)},
     ("env", "wind_hard"): {
-        "num_train_tasks": 10, "num_test_tasks": 190, "shaping_radii": (0.001, 10.0), "position_noise": 0.005,
+        "num_train_tasks": 10, "num_test_tasks": 190, "shaping_radii": (0.001, 10.0),
     },
     ("env", "wind_original"): {
         "num_tasks": 60, "num_train_tasks": 40, "num_test_tasks": 20, "max_wind": 0.08,
-        "goal_radius": 0.03, "max_steps": 75, "shaping_radii": (0.001, 10.0), "position_noise": 0.005,
+        "goal_radius": 0.03, "max_steps": 75, "shaping_radii": (0.001, 10.0),
     },
     ("collector", "multi_sync"): {"backend": "multi_sync"},
     ("logger", "tensorboard"): {"kind": "tensorboard"},
@@ -101,7 +101,7 @@ def test_environments(name: str, split: str) -> None:
     shaped = "shaping" in env.rollout(2)["next"].keys()
     assert shaped == (split == "train")
     for key, value in CHOICES["env", name].items():
-        if key not in ("shaping_radii", "position_noise"):
+        if key != "shaping_radii":
             assert getattr(env, key) == value
     assert len(env.train_tasks) == env.num_train_tasks
     assert len(env.test_tasks) == env.num_test_tasks

@@ -530,29 +530,6 @@ def test_nothing_waits_for_a_value() -> None:
     assert not forbidden & set(calls.names)
 
 
-class TestPositionNoise:
-    def test_moves_the_point_in_training(self) -> None:
-        env = WindEnv(2000, seed=0, position_noise=0.05)
-        check_env_specs(env)
-        inject(env, torch.zeros(2000, 2, dtype=torch.float64))
-        moved = step(env, torch.zeros(2000, 2))["observation"]
-        torch.testing.assert_close(moved.std(0), torch.full((2,), 0.05), rtol=0.1, atol=0)
-        assert moved.mean(0).abs().max() < 0.005
-
-    def test_comes_from_the_generator_of_the_environment(self) -> None:
-        first, second = (WindEnv(4, seed=0, position_noise=0.05) for _ in range(2))
-        torch.manual_seed(1)
-        action = torch.zeros(4, 2)
-        first.reset(), second.reset()
-        assert (step(first, action) == step(second, action)).all()
-
-    def test_tests_never_see_it(self) -> None:
-        plain, noisy = WindEnv(split="test"), WindEnv(split="test", position_noise=0.05)
-        plain.reset(), noisy.reset()
-        action = torch.zeros(150, 2)
-        assert (step(plain, action) == step(noisy, action)).all()
-
-
 class TestShaping:
     def test_counts_discs_on_a_logarithmic_scale(self) -> None:
         env = WindEnv(5, shaping_radii=(0.01, 10.0))
@@ -591,7 +568,6 @@ class TestShaping:
         ({"goal_radius": 0.0}, "goal_radius must be finite and positive, got 0.0"),
         ({"num_train_tasks": 51}, r"51 \+ 150 is more than num_tasks = 200.*raise num_tasks"),
         ({"split": "test", "num_envs": 64}, "150 test tasks.*num_envs=64; leave num_envs out"),
-        ({"position_noise": -1.0}, "position_noise must be finite and not negative, got -1.0"),
         ({"shaping_radii": (1.0, 0.1)}, r"positive smallest.*got \(1.0, 0.1\); None emits no"),
         ({"shaping_radii": (0.0, 1.0)}, r"positive smallest.*got \(0.0, 1.0\)"),
     ],

@@ -85,7 +85,7 @@ def test_what_carries_the_row_start() -> None:
     first, second, _ = collect(make_policy(), num_steps=9)
     assert first["memory_stripe"].shape == (3, 9, 2)
     assert first["memory_stripe"].dtype == torch.float64
-    assert first["memory_row"].shape == (3, 9, 3)
+    assert first["memory_row"].shape == (3, 9, 4)
     assert first["memory_row"].dtype == torch.int64
     assert not first["memory_stripe"].any()
     clock, offset, is_init = second["memory_row"].unbind(-1)

@@ -30,6 +30,8 @@ class PPO:
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: hidden layers of the action head and of the value head.
         init_scale: initial standard deviation of the actions.
+        residual_key: observation entry with the previous action, to which the policy adds; `None`
+            for a policy that gives the action itself.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
 
     Raises:
@@ -59,6 +61,7 @@ class PPO:
     embedding_size: int = 64
     hidden_sizes: Sequence[int] = (64, 64)
     init_scale: float = 0.3
+    residual_key: str | None = "previous_action"
     checkpoint_interval: int = 20
 
     def __post_init__(self) -> None:

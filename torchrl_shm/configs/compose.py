@@ -60,6 +60,8 @@ def register(name: str, *, algo: str) -> None:
             {"algo": algo},
             {"collector": "single"},
             {"logger": "csv"},
+            # all that a run says is in its own files
+            {"override hydra/job_logging": "none"},
         ],
         env=MISSING,
         memory=MISSING,
@@ -75,10 +77,12 @@ def register(name: str, *, algo: str) -> None:
         zen_dataclass={"cls_name": name},
     )
     folder = f"{name}/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}"
+    # runs that start in the same second keep apart; no "=", which the command line would parse
+    run = "${hydra:runtime.choices.memory}_seed${seed}"
     hydra = HydraConf(
         job=JobConf(name=name, chdir=False),
-        run=RunDir(f"outputs/{folder}"),
-        sweep=SweepDir(dir=f"multirun/{folder}", subdir="${hydra.job.override_dirname}"),
+        run=RunDir(f"outputs/{folder}_{run}"),
+        sweep=SweepDir(dir=f"multirun/{folder}", subdir=f"${{hydra.job.num}}_{run}"),
         # the run folder has its own config.yaml
         output_subdir=None,
     )

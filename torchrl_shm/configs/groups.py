@@ -20,7 +20,7 @@ _partial = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
 _ENV_RUNTIME = ("num_envs", "split", "seed", "device")
 _MEMORY_RUNTIME = (
     "input_size", "output_size", "cell", "in_key", "in_keys", "out_key", "out_keys",
-    "theta_index_key", "is_init_key", "default_recurrent_mode", "device", "dtype",
+    "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
 )  # fmt: skip
 _COLLECTOR_RUNTIME = (
     "make_env", "policy", "num_envs", "row_length", "total_frames", "seed", "device",
@@ -29,13 +29,9 @@ _COLLECTOR_RUNTIME = (
 groups = ZenStore(name="torchrl_shm", deferred_hydra_store=True)
 
 env = groups(group="env")
-# help in training only. To explore: discs from a tenth of the goal, for precision, to beyond where
-# a random policy is carried. To generalise from few winds: noise of half the goal's radius
-_WIND: dict[str, Any] = {
-    "zen_exclude": _ENV_RUNTIME,
-    "shaping_radii": (0.001, 10.0),
-    "position_noise": 0.005,
-}
+# help to explore, in training only: discs from a tenth of the goal, for precision, to beyond where
+# a random policy is carried
+_WIND: dict[str, Any] = {"zen_exclude": _ENV_RUNTIME, "shaping_radii": (0.001, 10.0)}
 env(_partial(WindEnv, **_WIND), name="wind")
 env(_partial(WindEnv, num_train_tasks=10, num_test_tasks=190, **_WIND), name="wind_hard")
 env(

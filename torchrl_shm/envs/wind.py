@@ -68,8 +68,7 @@ class WindEnv(EnvBase):
     training split also emits `shaping`: the share of the discs around the goal with radii between
     the two, evenly spread on a logarithmic scale, that the point is in. It grows by the same
     amount with every halving of the distance. The reward itself is never changed; a training loop
-    adds `shaping` to it if it wants to, and tests never see it. `position_noise` blurs the few
-    winds of training, so that a policy cannot learn them by heart; tests never see it either.
+    adds `shaping` to it if it wants to, and tests never see it.
 
     ## Starting State
 
@@ -98,8 +97,6 @@ class WindEnv(EnvBase):
         max_wind: bound on each component of the wind, per step.
         goal_radius: distance from the goal that is close enough.
         max_steps: length of an episode.
-        position_noise: standard deviation of a noise that moves the point at every step of the
-            training split, on each axis; the task itself has none.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
         seed: seed of the environment's own generator, which draws the training tasks; `None`
             draws one from torch's default generator.
@@ -151,7 +148,6 @@ class WindEnv(EnvBase):
         max_wind: float = 0.1,
         goal_radius: float = 0.01,
         max_steps: int = 100,
-        position_noise: float = 0.0,
         shaping_radii: tuple[float, float] | None = None,
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
@@ -184,10 +180,6 @@ class WindEnv(EnvBase):
             raise ValueError(f"max_wind must be finite and not negative, got {max_wind}")
         if not 0 < goal_radius < math.inf:
             raise ValueError(f"goal_radius must be finite and positive, got {goal_radius}")
-        if not 0 <= position_noise < math.inf:
-            raise ValueError(
-                f"position_noise must be finite and not negative, got {position_noise}"
-            )
         if shaping_radii is not None and not 0 < shaping_radii[0] < shaping_radii[1] < math.inf:
             raise ValueError(
                 "shaping_radii must be a positive smallest and a larger, finite largest radius, "
@@ -202,8 +194,7 @@ class WindEnv(EnvBase):
         self.max_wind = max_wind
         self.goal_radius = goal_radius
         self.max_steps = max_steps
-        # tests are the task itself, and are scored by its own reward alone
-        self.position_noise = position_noise if split == "train" else 0.0
+        # tests are scored by the task's own reward alone
         self.shaping_radii = shaping_radii if split == "train" else None
 
         random = np.random.RandomState(_TASK_SEED)
@@ -307,14 +298,6 @@ class WindEnv(EnvBase):
         )
         return self.train_tasks[ids]
 
-    def _draw_noise(self) -> Tensor:
-        return torch.randn(
-            (*self.batch_size, 2),
-            generator=self._generator,
-            dtype=torch.float64,
-            device=self.device,
-        )
-
     def _assert_tensordict_shape(self, tensordict: TensorDictBase) -> None:
         # TensorDict({"wind": wind}), without a batch size, means that of the environment
         if not tensordict.batch_size and tensordict.get("wind", None) is not None:
@@ -364,8 +347,6 @@ class WindEnv(EnvBase):
         # factors of two are exact, and the result never leaves the bounds, so no second clip
         move = (action + self._one) * self._step_size - self._step_size
         position = old.position + move + old.wind
-        if self.position_noise:
-            position = position + self.position_noise * self._draw_noise()
         reached = self._distance(position) <= self.goal_radius
         new = _State(
             position=position,

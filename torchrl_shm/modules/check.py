@@ -116,9 +116,15 @@ class _Checker:
         self.seed = seed
         primer = getattr(module, "make_tensordict_primer", None)
         if primer is None:
+            inner = [n for n, m in module.named_modules() if hasattr(m, "make_tensordict_primer")]
             raise TypeError(
                 f"{type(module).__name__} has no make_tensordict_primer(), by which TorchRL "
-                "recognises a memory; wrap your cell in torchrl_shm.MemoryModule"
+                "recognises a memory; "
+                + (
+                    f"pass the memory in it, {inner[0]!r}"
+                    if inner
+                    else "wrap your cell in torchrl_shm.MemoryModule"
+                )
             )
         self.module: Any = module
         self.input_key: NestedKey = module.in_keys[0]
@@ -183,6 +189,7 @@ class _Checker:
                     first_step=self.reset,
                 )  # fmt: skip
 
+    @torch.enable_grad()
     def resets_stop_gradients(self) -> None:
         with torch.no_grad():
             _, data = self._run_steps(self.x)

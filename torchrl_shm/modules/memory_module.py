@@ -74,7 +74,7 @@ class MemoryModule(TensorDictModuleBase):
 
     - `"row"`: lean. Collectors stack one memory per row of `T` steps instead of one per step, in
       the entries `<memory>_stripe` `[B, T, ceil(N / T)]` (`N` floats of memory) and
-      `<memory>_row` `[B, T, 3]` (int64: clock, offset in the row, episode start). Rows may be
+      `<memory>_row` `[B, T, 4]` (int64, see `MemoryPrimer`). Rows may be
       stored, shuffled and batched; slices and cut rows are refused.
     - `"stored"`: every step's memory is stacked, as with `GRUModule`; each sequence, and each
       slice of `SliceSampler`, starts from the memory stored at its first step.
@@ -281,19 +281,27 @@ class MemoryModule(TensorDictModuleBase):
     def _row_start(
         self, data: TensorDictBase, memory: Tensor | None, is_init: Tensor
     ) -> Tensor | None:
-        stripe = data.get(suffixed(self.memory_key, "_stripe"), None)
-        row = data.get(suffixed(self.memory_key, "_row"), None)
+        keys = [suffixed(self.memory_key, suffix) for suffix in ("_stripe", "_row")]
+        stripe, row = (data.get(key, None) for key in keys)
         if stripe is not None and row is not None:
             return rebuild_row_start(stripe, row, is_init, self.cell.memory_shape)
         if memory is not None:
             # under is_init the cell drops it again
             return memory[:, 0]
-        if checkable(is_init) and not bool(is_init[:, 0].all()):
+        first = is_init[:, 0].reshape(-1, *(1 for _ in self.cell.memory_shape))
+        if not checkable(is_init):
+            # compiled and mapped code cannot raise: NaN is never taken for a memory
+            unknown = torch.where(first, 0.0, torch.nan).to(self._memory_dtype)
+            return unknown.expand(-1, *self.cell.memory_shape)
+        if not bool(first.all()):
+            missing = [key for key, x in zip(keys, (stripe, row), strict=True) if x is None]
             raise KeyError(
-                f"{int((~is_init[:, 0]).sum())} of {len(is_init)} sequences start in mid-episode, "
-                f"but neither {suffixed(self.memory_key, '_stripe')!r} nor {self.memory_key!r} "
-                "is in the data: collect with a Collector whose environment has the module's "
-                "primer (auto_register_policy_transforms=True), or choose state='zero'"
+                f"{int((~first).sum())} of {len(first)} sequences start in mid-episode, but "
+                f"{missing} and {self.memory_key!r}, which hold the memory at their start, are not "
+                "in the data. Rows: collect with a Collector whose environment has the module's "
+                "primer (auto_register_policy_transforms=True). Next observations, which SAC and "
+                "GAE(shifted=False) run as sequences of their own: use GAE(shifted=True), or "
+                "choose state='zero' or state='stored'"
             )
         return None
 
@@ -370,6 +378,8 @@ class MemoryModule(TensorDictModuleBase):
                 "other: append torchrl.envs.InitTracker() to the environment, or pass "
                 "auto_register_policy_transforms=True to the collector"
             )
+        if is_init.dtype != torch.bool:
+            raise TypeError(f"{self.is_init_key!r} is {is_init.dtype}, expected torch.bool")
         return x, is_init.reshape(tensordict.shape)
 
     def _check_theta_index(self, index: Tensor | None) -> None:
@@ -402,6 +412,9 @@ def _one_of(
     if (key is None) == (keys is None):
         raise ValueError(f"pass {name} or {name}s, one of them; got {key!r} and {keys!r}")
     resolved: list[NestedKey] = unravel_key_list([key, *default] if keys is None else list(keys))
+    if len(resolved) == 3 and resolved[-1] == "is_init":
+        # TorchRL's modules take it, too; here it has an argument of its own
+        resolved = resolved[:2]
     if len(resolved) != 2:
         raise ValueError(f"{name}s={keys!r} must have two keys, of the value and of the memory")
     return resolved

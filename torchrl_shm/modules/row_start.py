@@ -8,7 +8,7 @@ spreads the memory at the start of each row over the row's `T` steps:
 | key | shape | holds |
 |---|---|---|
 | `<memory>_stripe` | `[B, T, ceil(H * H / T)]` | stripe `t` of the memory that entered step 0 |
-| `<memory>_row` | `[B, T, 3]`, int64 | clock of the step, its offset in the row, episode start |
+| `<memory>_row` | `[B, T, 4]`, int64 | clock, offset in the row, episode start, floats of memory |
 
 Both travel with the row through buffers, in any order; `rebuild_row_start` puts the memory
 together again and refuses data from which that is impossible.
@@ -34,7 +34,7 @@ State = Literal["row", "stored", "zero"]
 # a lane is one environment of a batch; its clock counts steps, starting well apart from others'
 _LANE = 1 << 40
 # columns of `<memory>_row`
-_CLOCK, _OFFSET, _IS_INIT = range(3)
+_CLOCK, _OFFSET, _IS_INIT, _SIZE = range(4)
 
 
 def suffixed(key: NestedKey, suffix: str) -> NestedKey:
@@ -81,6 +81,7 @@ class MemoryPrimer(TensorDictPrimer):
             )
         super().__init__(Composite(primers), expand_specs=True)
         self.memory_key = memory_key
+        self._memory_shape = memory_shape
         self._memory_dtype = memory_dtype
         self.is_init_key = is_init_key
         self.state: State = state
@@ -170,7 +171,9 @@ class MemoryPrimer(TensorDictPrimer):
         assert self._lanes is not None
         clock = self._lanes + self._steps
         is_init = tensordict.get(self.is_init_key).reshape(clock.shape).to(torch.int64)
-        row = torch.stack([clock, torch.full_like(clock, offset), is_init], -1)
+        size = math.prod(self._memory_shape)
+        columns = [clock, torch.full_like(clock, offset), is_init, torch.full_like(clock, size)]
+        row = torch.stack(columns, -1)
         stacked.set(suffixed(self.memory_key, "_row"), row)
         stacked.set(suffixed(self.memory_key, "_stripe"), self._stripes[..., offset, :])
         self._steps += 1
@@ -193,7 +196,7 @@ class MemoryPrimer(TensorDictPrimer):
     def _start_row(self, memory: Tensor, row_length: int) -> None:
         parent: Any = self.parent
         batch: torch.Size = parent.batch_size
-        size = memory[(0,) * len(batch)].numel()
+        size = math.prod(self._memory_shape)
         width = math.ceil(size / row_length)
         flat = memory.reshape(*batch, size)
         padded = torch.nn.functional.pad(flat, (0, row_length * width - size))
@@ -223,7 +226,7 @@ def rebuild_row_start(
 
     Args:
         stripe: entry `<memory>_stripe` of shape `[B, T, W]`.
-        row: entry `<memory>_row` of shape `[B, T, 3]`.
+        row: entry `<memory>_row` of shape `[B, T, 4]`.
         is_init: bool of shape `[B, T]`, the flags as the data gives them now.
         memory_shape: shape of one agent's memory.
 
@@ -231,8 +234,10 @@ def rebuild_row_start(
         The memory `[B, *memory_shape]`; zero for rows that start with a reset.
 
     Raises:
-        ValueError: the data are slices, or rows that were cut, shuffled or joined, so that the
-            memory cannot be known.
+        ValueError: the data are slices, or rows that were cut, shuffled or joined, or are of
+            another memory, so that the memory cannot be known. Where nothing can be raised, under
+            `torch.compile` and `vmap`, such rows start from NaN: nothing else is ever taken for
+            a memory.
     """
     clock, offset = row[..., _CLOCK], row[..., _OFFSET]
     # what value estimators pad or insert has clock 0, or repeats the step before it
@@ -242,14 +247,14 @@ def rebuild_row_start(
     row_id = clock - offset
     useful = real & (row_id == row_id[:, :1]) & (offset < num_stripes)
     slot = torch.where(useful, offset, num_stripes)
-    if checkable(row):
-        _check_rows(row, is_init, real, slot, num_stripes)
     index = slot.unsqueeze(-1).expand_as(stripe)
     flat = stripe.new_zeros(stripe.shape[0], num_stripes + 1, stripe.shape[-1])
     flat = flat.scatter(1, index, stripe)[:, :num_stripes].flatten(1)[:, :size]
     memory = flat.reshape(-1, *memory_shape)
     fresh = is_init[:, 0].reshape(-1, *(1 for _ in memory_shape))
-    return torch.where(fresh, 0.0, memory)
+    known = _known_rows(row, is_init, real, slot, num_stripes, size).view_as(fresh)
+    # only compiled or mapped code, which cannot raise, gets to see the NaN
+    return torch.where(known, torch.where(fresh, 0.0, memory), torch.nan)
 
 
 def checkable(x: Tensor) -> bool:
@@ -257,23 +262,36 @@ def checkable(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not is_transformed(x)
 
 
-def _check_rows(row: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_stripes: int) -> None:
+def _known_rows(
+    row: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_stripes: int, size: int
+) -> Tensor:
+    """Which rows `[B]` hold the memory at their start; raise if not all do, where possible."""
     clock, offset = row[..., _CLOCK], row[..., _OFFSET]
     episode_start = row[..., _IS_INIT].bool()
+    ours = ((row[..., _SIZE] == size) | ~real).all(1)
+    step = clock[:, 1:] - clock[:, :-1]
+    follows = (step == 0) | (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
+    unbroken = follows.all(1) & ~(is_init & ~episode_start & real).any(1)
+    seen = torch.zeros_like(slot[:, :1]).expand(-1, num_stripes + 1)
+    seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_stripes].bool().all(1)
+    whole = is_init[:, 0] | ((offset[:, 0] == 0) & seen)
+    if not checkable(row):
+        return ours & unbroken & whole
     advice = (
         "state='row' serves whole rows as the collector made them, in any order. For slices "
         "(SliceSampler) build the memory with state='stored' (exact, keeps every step's memory) "
         "or state='zero' (starts empty, see burn_in)"
     )
-    step = clock[:, 1:] - clock[:, :-1]
-    follows = (step == 0) | (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
-    if bool((is_init & ~episode_start & real).any()) or not bool(follows.all()):
+    if not bool(ours.all()):
+        raise ValueError(
+            f"the rows carry a memory of {int(row[~ours][0, 0, _SIZE])} floats, this module's has "
+            f"{size}: they were collected with another memory_size"
+        )
+    if not bool(unbroken.all()):
         raise ValueError(f"the data are slices or joined rows, not rows: {advice}")
-    seen = torch.zeros_like(slot[:, :1]).expand(-1, num_stripes + 1)
-    seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_stripes].bool().all(1)
-    whole = is_init[:, 0] | ((offset[:, 0] == 0) & seen)
     if not bool(whole.all()):
         raise ValueError(
             f"{int((~whole).sum())} of {len(whole)} rows start in mid-episode, but their first "
             f"steps or their ends were cut off, and the memory at their start with them: {advice}"
         )
+    return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import torch
@@ -285,11 +286,20 @@ class SHM(nn.Module):
         if theta_index is None:
             # torch's default generator: torch.compile, vmap and CUDA graphs need that
             return torch.randint(self.num_theta, x.shape[:-1], device=x.device)
+        if theta_index.dtype != torch.int64 or theta_index.shape != x.shape[:-1]:
+            raise ValueError(
+                f"theta_index is {theta_index.dtype} of shape {list(theta_index.shape)}, expected "
+                f"torch.int64 of shape {list(x.shape[:-1])}"
+            )
         return theta_index
 
     def _project(
         self, x: Tensor, theta_index: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        if x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x has {x.shape[-1]} features, this cell reads input_size={self.input_size}"
+            )
         normed = self.norm(x)
         k = _normalise(self.key(normed))
         q = _normalise(self.query(normed))
@@ -399,23 +409,26 @@ class SHMModule(MemoryModule):
         burn_in: int = 0,
         default_recurrent_mode: bool | None = None,
     ) -> None:
+        options: dict[str, Any] = {
+            "memory_size": memory_size,
+            "num_theta": num_theta,
+            "calibration": calibration,
+            "shortcut": shortcut,
+            "clamp": clamp,
+            "backend": backend,
+            "device": device,
+            "dtype": dtype,
+        }
         if cell is None:
             if input_size is None or output_size is None:
                 raise ValueError("pass input_size and output_size, or cell=SHM(...)")
-            cell = SHM(
-                input_size,
-                output_size,
-                memory_size,
-                num_theta=num_theta,
-                calibration=calibration,
-                shortcut=shortcut,
-                clamp=clamp,
-                backend=backend,
-                device=device,
-                dtype=dtype,
-            )
-        elif input_size is not None or output_size is not None:
-            raise ValueError("cell= already fixes the sizes: drop input_size and output_size")
+            cell = SHM(input_size, output_size, **options)
+        else:
+            options |= {"input_size": input_size, "output_size": output_size}
+            parameters = signature(SHMModule).parameters
+            given = [name for name, x in options.items() if x != parameters[name].default]
+            if given:
+                raise ValueError(f"cell= is ready-made, so {given} would be ignored; drop them")
         super().__init__(
             cell,
             in_key=in_key,

@@ -37,8 +37,7 @@ def make_logger(kind: LoggerKind = "csv", *, run_dir: str, project: str = "") ->
         return None
     if find_spec(kind) is None:
         raise ModuleNotFoundError(
-            f"logger={kind} needs the package {kind}; install it with "
-            f'pip install "torchrl_shm[{kind}]"'
+            f'logger={kind} needs the package {kind}; install it with pip install -e ".[{kind}]"'
         )
     options: dict[str, Any] = (
         {"wandb_kwargs": {"project": project}} if kind == "wandb" and project else {}

@@ -28,6 +28,7 @@ def make_actor_critic(
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
     init_scale: float = 0.3,
+    residual_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> ActorValueOperator:
     """Build embedding -> memory -> {action head, value head} with one shared memory.
@@ -43,6 +44,9 @@ def make_actor_critic(
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of the actions, in units of the action.
+        residual_key: observation entry with the previous action, to which the action head then
+            adds. To hold an action the head only has to say zero, whatever the action is, as an
+            integral controller does.
         device: device of the parameters.
 
     Returns:
@@ -66,11 +70,12 @@ def make_actor_critic(
         raise TypeError(f"the action of {env} is {action_spec}; only continuous ones are supported")
     observations = env.observation_spec_unbatched
     available = set(observations.keys(True, True))
-    missing = [key for key in policy_keys if key not in available]
+    keys = [*policy_keys] if residual_key is None else [*policy_keys, residual_key]
+    missing = [key for key in keys if key not in available]
     if missing:
         raise KeyError(
-            f"policy_keys {missing} are not observations of the environment, which has "
-            f"{sorted(map(str, available))}"
+            f"{missing} of policy_keys and residual_key are not observations of the environment, "
+            f"which has {sorted(map(str, available))}"
         )
     input_size = sum(observations[key].shape[-1] for key in policy_keys)
     embed: Any = TensorDictModule(
@@ -92,6 +97,8 @@ def make_actor_critic(
         TensorDictModule(_Head((*sizes, action_size), 0.01, device), head_keys, ["loc"]),
         TensorDictModule(scale, ["loc"], ["loc", "scale"]),
     ]
+    if residual_key is not None:
+        action_head.insert(1, TensorDictModule(torch.add, ["loc", residual_key], ["loc"]))
     actor = ProbabilisticActor(
         Sequential(*action_head),
         in_keys=["loc", "scale"],
@@ -124,10 +131,13 @@ class _Head(nn.Module):
         layers: list[nn.Module] = []
         for size, next_size in pairwise(sizes):
             linear = nn.Linear(size, next_size, device=device)
-            last = next_size == sizes[-1] and len(layers) == 2 * (len(sizes) - 2)
-            nn.init.orthogonal_(linear.weight, gain if last else 2**0.5)
+            nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
-            layers += [linear] if last else [linear, nn.Tanh()]
+            layers += [linear, nn.Tanh()]
+        # the last layer has its own gain and no activation
+        layers.pop()
+        last: Any = layers[-1]
+        nn.init.orthogonal_(last.weight, gain)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +35,28 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics: list[dict[str, float]] = []
 
+    @classmethod
+    def create(cls, path: str | Path) -> RunFolder:
+        """Make the folder of a new run.
+
+        Args:
+            path: the folder; made if it is missing.
+
+        Returns:
+            The folder, without metrics.
+
+        Raises:
+            FileExistsError: the folder holds the results of another run.
+        """
+        folder = cls(path)
+        for name in ("checkpoint.pt", "summary.json"):
+            if (folder.path / name).exists():
+                raise FileExistsError(
+                    f"{folder.path / name} is of another run, which would be overwritten; choose "
+                    "another hydra.run.dir=..., or move that run away"
+                )
+        return folder
+
     def log(self, row: Mapping[str, float]) -> None:
         """Append a row to `metrics.csv` and flush it; the first row names the columns.
 
@@ -59,7 +81,16 @@ class RunFolder:
 
         Args:
             state: tensors, numbers, strings and containers of them.
+
+        Raises:
+            FloatingPointError: a tensor is not finite; the file stays as it was.
         """
+        for name, tensor in _tensors(state):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise FloatingPointError(
+                    f"{name} is not finite, so the checkpoint is not replaced; lower the learning "
+                    "rate, or bound the memory with memory.clamp=100"
+                )
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomically(self.path / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
@@ -92,6 +123,18 @@ class RunFolder:
         """
         text = json.dumps(dict(summary), indent=2) + "\n"
         write_atomically(self.path / "summary.json", lambda file: file.write(text.encode()))
+
+
+def _tensors(value: Any, name: str = "state") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of nested containers, with the way to them."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _tensors(item, f"{name}[{i}]")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
