@@ -29,7 +29,8 @@ MEMBERS = sorted((str(entry["group"]), entry["name"]) for entry in groups)
 RUNTIME = {
     "env": {"num_envs", "split", "seed", "device"},
     "memory": {"input_size", "output_size", "cell", "in_key", "in_keys", "out_key", "out_keys",
-               "theta_index_key", "is_init_key", "default_recurrent_mode", "device", "dtype"},
+               "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device",
+               "dtype"},
     "algo": set(),
     "collector": {"make_env", "policy", "num_envs", "row_length", "total_frames", "seed", "device"},
     "logger": {"run_dir"},

@@ -23,7 +23,7 @@ def test_unknown_kind() -> None:
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
-    message = rf'logger={kind} needs .* pip install "torchrl_shm\[{kind}\]"'
+    message = rf'logger={kind} needs .* pip install -e "\.\[{kind}\]"'
     with pytest.raises(ModuleNotFoundError, match=message):
         make_logger(kind, run_dir="run")
 
