@@ -279,9 +279,15 @@ def test_the_report_reads_well() -> None:
 
 
 def test_what_is_no_memory() -> None:
-    for module in (make_mlp(SIZE, 3, **KEYS), join(make_memory())):
-        with pytest.raises(TypeError, match=r"has no make_tensordict_primer.*MemoryModule"):
-            check_memory(module)
+    with pytest.raises(TypeError, match=r"has no make_tensordict_primer.*MemoryModule"):
+        check_memory(make_mlp(SIZE, 3, **KEYS))
+    with pytest.raises(TypeError, match=r"has no make_tensordict_primer.*pass the memory in it"):
+        check_memory(join(make_memory()))
+
+
+def test_without_gradients() -> None:
+    with torch.no_grad():
+        assert "resets_stop_gradients" in check_memory(make_memory()).promises
 
 
 def test_unknown_input_size() -> None:

@@ -172,8 +172,14 @@ def test_a_cell_or_its_sizes() -> None:
     keys: dict[str, Any] = {"in_key": "x", "out_key": "y"}
     cell = SHM(SIZE, 3, 4)
     assert SHMModule(cell=cell, **keys).cell is cell
-    with pytest.raises(ValueError, match="cell= already fixes the sizes: drop input_size"):
-        SHMModule(SIZE, cell=cell, **keys)
+    for option in (
+        {"input_size": SIZE},
+        {"clamp": 100.0},
+        {"memory_size": 5},
+        {"backend": "chunked"},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}.* would be ignored"):
+            SHMModule(cell=cell, **option, **keys)
     with pytest.raises(ValueError, match=r"pass input_size and output_size, or cell=SHM"):
         SHMModule(SIZE, **keys)
 
@@ -740,6 +746,33 @@ def test_stored_without_memories() -> None:
 def test_missing_row_start() -> None:
     data = make_sequence()
     data["is_init"][:2, 0] = False
-    message = r"2 of 3 sequences start in mid-episode.*'memory_stripe' nor 'memory'.*state='zero'"
+    message = r"2 of 3 sequences start in mid-episode.*'memory_stripe'.*'memory'.*state='zero'"
     with pytest.raises(KeyError, match=message):
+        run(make_memory(), data)
+
+
+def test_missing_row_start_is_nan_where_nothing_can_be_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torchrl_shm.modules.memory_module.checkable", lambda _: False)
+    data = make_sequence()
+    data["is_init"][:2, 0] = False
+    with set_recurrent_mode(True):
+        y = make_memory()(data)["features"]
+    assert y[:2, 0].isnan().all()
+    assert not y[2].isnan().any()
+
+
+def test_wrong_inputs_of_the_cell() -> None:
+    cell = SHM(SIZE, 3, 4)
+    with pytest.raises(ValueError, match=f"x has 7 features, .* input_size={SIZE}"):
+        cell(torch.randn(2, 5, 7))
+    with pytest.raises(ValueError, match=r"theta_index is torch.float32 of shape \[2, 5\]"):
+        cell(torch.randn(2, 5, SIZE), theta_index=torch.zeros(2, 5))
+
+
+def test_flags_are_bool() -> None:
+    data = make_sequence()
+    data["is_init"] = data["is_init"].float()
+    with pytest.raises(TypeError, match=r"'is_init' is torch\.float32, expected torch\.bool"):
         run(make_memory(), data)

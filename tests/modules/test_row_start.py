@@ -88,7 +88,8 @@ def test_what_carries_the_row_start() -> None:
     assert first["memory_row"].shape == (3, 9, 4)
     assert first["memory_row"].dtype == torch.int64
     assert not first["memory_stripe"].any()
-    clock, offset, is_init = second["memory_row"].unbind(-1)
+    clock, offset, is_init, size = second["memory_row"].unbind(-1)
+    assert (size == 16).all()
     assert torch.equal(clock - clock[:, :1], torch.arange(9).expand(3, 9))
     assert torch.equal(offset, torch.arange(9).expand(3, 9))
     assert torch.equal(is_init.bool(), second["is_init"].squeeze(-1))
@@ -471,3 +472,11 @@ def test_resets_prime_zeros() -> None:
     assert not data["memory"].any()
     assert data["is_init"].all()
     assert data["theta_index"].shape == (3,)
+
+
+def test_rows_of_another_memory_size_are_refused() -> None:
+    batch = collect(make_policy(), num_steps=9)[1]
+    with pytest.raises(ValueError, match="carry a memory of 16 floats, this module's has 9"):
+        rebuild_row_start(
+            batch["memory_stripe"], batch["memory_row"], batch["is_init"].squeeze(-1), (3, 3)
+        )
