@@ -27,11 +27,7 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     operator = make_actor_critic(
         env,
         parts["memory"],
-        policy_keys=algo.policy_keys,
-        embedding_size=algo.embedding_size,
-        hidden_sizes=algo.hidden_sizes,
-        init_scale=algo.init_scale,
-        residual_key=algo.residual_key,
+        **algo.network(),
         device=device,
     )
     checkpoint = RunFolder(run).load_checkpoint(device)

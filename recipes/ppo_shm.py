@@ -66,11 +66,7 @@ def main(
     operator = make_actor_critic(
         test_env,
         memory,
-        policy_keys=algo.policy_keys,
-        embedding_size=algo.embedding_size,
-        hidden_sizes=algo.hidden_sizes,
-        init_scale=algo.init_scale,
-        residual_key=algo.residual_key,
+        **algo.network(),
         device=device,
     )
     policy = operator.get_policy_operator()

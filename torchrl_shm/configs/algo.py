@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -63,6 +64,19 @@ class PPO:
     init_scale: float = 0.3
     residual_key: str | None = "previous_action"
     checkpoint_interval: int = 20
+
+    def network(self) -> dict[str, Any]:
+        """Options of `torchrl_shm.training.make_actor_critic`.
+
+        Training and evaluation build the same network from them.
+
+        Returns:
+            The fields that say how the network is built.
+        """
+        names = (
+            "policy_keys", "embedding_size", "hidden_sizes", "init_scale", "residual_key",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         positive = (

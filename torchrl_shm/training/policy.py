@@ -81,7 +81,6 @@ def make_actor_critic(
     embed: Any = TensorDictModule(
         _Embedding(input_size, embedding_size, device), list(policy_keys), ["embedding"]
     )
-    # tensordict annotates the arguments of Sequential as a list of modules each
     memory_module: Any = memory(
         input_size=embedding_size,
         output_size=embedding_size,
