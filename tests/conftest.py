@@ -1,6 +1,7 @@
 """What every test gets: one thread, its own seed, and memory that shows when it was not written."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,10 @@ import pytest
 import tensordict  # noqa: F401
 import torch
 from torch import Tensor
+
+# without a GPU triton's kernels run in its interpreter, which it decides when they are imported
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # sums come out in the same order on every machine, and workers do not fight for cores
 torch.set_num_threads(1)

@@ -38,13 +38,15 @@ RUNTIME = {
 
 # what a member sets: everything else is the default of its signature
 CHOICES: dict[tuple[str, str], dict[str, Any]] = {
-    ("env", "wind"): {"shaping_radii": (0.001, 10.0)},
+    ("env", "wind"): {"shaping_radii": (0.001, 10.0), "mirror": True},
     ("env", "wind_hard"): {
         "num_train_tasks": 10, "num_test_tasks": 190, "shaping_radii": (0.001, 10.0),
+        "mirror": True,
     },
     ("env", "wind_original"): {
         "num_tasks": 60, "num_train_tasks": 40, "num_test_tasks": 20, "max_wind": 0.08,
         "goal_radius": 0.03, "max_steps": 75, "shaping_radii": (0.001, 10.0),
+        "mirror": True,
     },
     ("collector", "multi_sync"): {"backend": "multi_sync"},
     ("logger", "tensorboard"): {"kind": "tensorboard"},
@@ -102,7 +104,9 @@ def test_environments(name: str, split: str) -> None:
     shaped = "shaping" in env.rollout(2)["next"].keys()
     assert shaped == (split == "train")
     for key, value in CHOICES["env", name].items():
-        if key != "shaping_radii":
+        if key == "mirror":
+            assert env.mirror == (split == "train")
+        elif key != "shaping_radii":
             assert getattr(env, key) == value
     assert len(env.train_tasks) == env.num_train_tasks
     assert len(env.test_tasks) == env.num_test_tasks

@@ -554,6 +554,43 @@ class TestShaping:
         assert "shaping" not in env.observation_spec.keys()
 
 
+class TestMirror:
+    def test_half_of_the_episodes_have_the_opposite_x(self) -> None:
+        env = WindEnv(4000, mirror=True, seed=0)
+        env.reset()
+        tasks = env.train_tasks
+        flipped = tasks * torch.tensor([-1.0, 1.0])
+        same = (env.wind.unsqueeze(1) == tasks).all(-1)
+        mirrored = (env.wind.unsqueeze(1) == flipped).all(-1)
+        # every wind is that of one training task, seen directly or in the mirror
+        assert torch.equal(same.sum(1) + mirrored.sum(1), torch.ones(4000, dtype=torch.int64))
+        assert 0.45 < mirrored.any(1).double().mean() < 0.55
+        assert same.any(0).all()
+        assert mirrored.any(0).all()
+
+    def test_the_list_of_tasks_stays(self) -> None:
+        env = WindEnv(64, mirror=True, seed=0)
+        for _ in range(3):
+            env.reset()
+        assert torch.equal(env.train_tasks, WindEnv(64).train_tasks)
+
+    def test_an_episode_in_the_mirror_is_the_mirror_image(self) -> None:
+        env = WindEnv(2)
+        wind = env.train_tasks[:1] * torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
+        env.reset(TensorDict({"wind": wind}), set_state=True)
+        for _ in range(10):
+            action = torch.rand(2) * 2 - 1
+            data = step(env, torch.stack([action, action * torch.tensor([-1.0, 1.0])]))
+            left, right = data["observation"] * torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
+            # the original rounds actions in float32, and that differs between the two sides
+            torch.testing.assert_close(left, right)
+
+    def test_tests_are_never_mirrored(self) -> None:
+        env = WindEnv(split="test", mirror=True)
+        env.reset()
+        assert torch.equal(env.wind, env.test_tasks)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -177,6 +177,34 @@ def test_unknown_backend() -> None:
 
 
 @pytest.mark.parametrize("backend", ["numba", "triton"])
-def test_backend_that_cannot_run(backend: Any) -> None:
-    with pytest.raises(RuntimeError, match=f"backend='{backend}' is not part .*'chunked'"):
-        shm_scan(**scan_arguments(), backend=backend)
+def test_backend_that_cannot_keep_float64(backend: Any) -> None:
+    doubles = {name: torch.randn(2, 5, 3).double() for name in VECTORS}
+    message = f"backend='{backend}' computes in float32, the inputs are float64; use 'chunked'"
+    with pytest.raises(RuntimeError, match=message):
+        shm_scan(**doubles, backend=backend)
+    assert shm_scan(**doubles)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_backend_of_another_device(backend: Any) -> None:
+    meta = {name: torch.randn(2, 5, 3, device="meta") for name in VECTORS}
+    message = f"backend='{backend}' runs on .* but the tensors are on meta; use 'auto'"
+    with pytest.raises(RuntimeError, match=message):
+        shm_scan(**meta, backend=backend)
+
+
+def test_memory_too_large_for_the_kernels() -> None:
+    with pytest.raises(RuntimeError, match=r"up to 256 x 256, H is 257; use 'chunked'"):
+        shm_scan(**{name: torch.zeros(1, 1, 257) for name in VECTORS}, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"segments": 0}, "segments=0 must be at least 1"),
+        ({"segments": 2, "clamp": 1.0}, "segments=2 with clamp=1.0: .*leave one of them out"),
+    ],
+)
+def test_segments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        shm_scan(**scan_arguments(), **arguments)

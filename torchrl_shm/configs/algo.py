@@ -31,8 +31,6 @@ class PPO:
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: hidden layers of the action head and of the value head.
         init_scale: initial standard deviation of the actions.
-        residual_key: observation entry with the previous action, to which the policy adds; `None`
-            for a policy that gives the action itself.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
 
     Raises:
@@ -62,7 +60,6 @@ class PPO:
     embedding_size: int = 64
     hidden_sizes: Sequence[int] = (64, 64)
     init_scale: float = 0.3
-    residual_key: str | None = "previous_action"
     checkpoint_interval: int = 20
 
     def network(self) -> dict[str, Any]:
@@ -73,9 +70,7 @@ class PPO:
         Returns:
             The fields that say how the network is built.
         """
-        names = (
-            "policy_keys", "embedding_size", "hidden_sizes", "init_scale", "residual_key",
-        )  # fmt: skip
+        names = ("policy_keys", "embedding_size", "hidden_sizes", "init_scale")
         return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:

@@ -29,9 +29,13 @@ _COLLECTOR_RUNTIME = (
 groups = ZenStore(name="torchrl_shm", deferred_hydra_store=True)
 
 env = groups(group="env")
-# help to explore, in training only: discs from a tenth of the goal, for precision, to beyond where
-# a random policy is carried
-_WIND: dict[str, Any] = {"zen_exclude": _ENV_RUNTIME, "shaping_radii": (0.001, 10.0)}
+# help in training only: discs from a tenth of the goal, for precision, to beyond where a random
+# policy is carried, and twice the winds that the training tasks have
+_WIND: dict[str, Any] = {
+    "zen_exclude": _ENV_RUNTIME,
+    "shaping_radii": (0.001, 10.0),
+    "mirror": True,
+}
 env(_partial(WindEnv, **_WIND), name="wind")
 env(_partial(WindEnv, num_train_tasks=10, num_test_tasks=190, **_WIND), name="wind_hard")
 env(

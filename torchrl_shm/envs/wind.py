@@ -83,6 +83,10 @@ class WindEnv(EnvBase):
     `num_train_tasks` are for training, the last `num_test_tasks` for tests. Some winds are too
     strong to get to the goal in time: 11 of the default 200, 10 of the 150 test tasks.
 
+    Start and goal lie on the axis x = 0, so a task seen in a mirror is a task of the same kind.
+    With `mirror`, half of the training episodes are seen so: their wind has the opposite x. It
+    doubles what can be learned from the training tasks; tests are never mirrored.
+
     ## Episode End
 
     Truncated after `max_steps` steps, never terminated: reaching the goal does not end it.
@@ -98,6 +102,7 @@ class WindEnv(EnvBase):
         goal_radius: distance from the goal that is close enough.
         max_steps: length of an episode.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
+        mirror: mirror every training episode with a probability of one half.
         seed: seed of the environment's own generator, which draws the training tasks; `None`
             draws one from torch's default generator.
         device: device of all tensors, state and generator included.
@@ -149,6 +154,7 @@ class WindEnv(EnvBase):
         goal_radius: float = 0.01,
         max_steps: int = 100,
         shaping_radii: tuple[float, float] | None = None,
+        mirror: bool = False,
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
@@ -196,6 +202,7 @@ class WindEnv(EnvBase):
         self.max_steps = max_steps
         # tests are scored by the task's own reward alone
         self.shaping_radii = shaping_radii if split == "train" else None
+        self.mirror = mirror and split == "train"
 
         random = np.random.RandomState(_TASK_SEED)
         winds = torch.from_numpy(random.uniform(-max_wind, max_wind, (num_tasks, 2)))
@@ -293,10 +300,11 @@ class WindEnv(EnvBase):
     def _draw_winds(self) -> Tensor:
         if self.split == "test":
             return self.test_tasks
-        ids = torch.randint(
-            self.num_train_tasks, self.batch_size, generator=self._generator, device=self.device
-        )
-        return self.train_tasks[ids]
+        options: dict[str, Any] = {"generator": self._generator, "device": self.device}
+        winds = self.train_tasks[torch.randint(self.num_train_tasks, self.batch_size, **options)]
+        if self.mirror:
+            winds[:, 0] *= 1 - 2 * torch.randint(2, self.batch_size, **options)
+        return winds
 
     def _assert_tensordict_shape(self, tensordict: TensorDictBase) -> None:
         # TensorDict({"wind": wind}), without a batch size, means that of the environment

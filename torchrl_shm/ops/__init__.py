@@ -3,6 +3,8 @@
 Needs torch only; neither torchrl nor tensordict is imported here.
 """
 
-from torchrl_shm.ops._dispatch import Backend, shm_scan, shm_step
+from torchrl_shm.ops._dispatch import Backend, StepBackend
+from torchrl_shm.ops._scan import shm_scan
+from torchrl_shm.ops._step import shm_step
 
-__all__ = ["Backend", "shm_scan", "shm_step"]
+__all__ = ["Backend", "StepBackend", "shm_scan", "shm_step"]

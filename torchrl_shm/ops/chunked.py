@@ -1,4 +1,4 @@
-"""A fast scan in plain torch, on any device: one autograd function with its own backward.
+"""A fast scan in plain torch, on any device, with its own backward.
 
 The state is kept once per chunk of steps and the backward replays each chunk from there. Buffers
 of matrices are time-major, `[C, B, H, H]`, and serve every chunk, so only the checkpoints grow
@@ -8,8 +8,6 @@ and more accurate near 0.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,19 @@ _CHUNK = 8
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def scan(
+def refuse(theta: Tensor) -> str | None:
+    """Say why it cannot scan such tensors here: it always can."""
+    del theta
+    return None
+
+
+def num_checkpoints(steps: int, size: int) -> int:
+    """Count the states that `forward` saves."""
+    del size
+    return -(-steps // _CHUNK)
+
+
+def forward(
     theta: Tensor,
     vc: Tensor,
     v: Tensor,
@@ -26,107 +36,75 @@ def scan(
     memory: Tensor,
     is_init: Tensor | None,
     clamp: float | None,
+    fast_gate: bool,
+    segments: int | None,
+    checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated.
-
-    Args:
-        theta: calibration rows of shape `[B, T, H]`, float32 or float64, as all that follow.
-        vc: calibration columns of shape `[B, T, H]`.
-        v: values of shape `[B, T, H]`.
-        k: keys of shape `[B, T, H]`.
-        q: queries of shape `[B, T, H]`.
-        memory: initial memory of shape `[B, H, H]`.
-        is_init: bool of shape `[B, T]`, or `None` for no resets.
-        clamp: bound on `|M|` after each write, or `None`.
-
-    Returns:
-        The outputs `[B, T, H]` and the final memory `[B, H, H]`. They can be differentiated once;
-        a backward with `create_graph=True` raises RuntimeError and names the reference.
-    """
-    inputs = (theta, vc, v, k, q, memory)
-    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return _Scan.apply(*inputs, is_init, clamp, save)
+    """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    steps = theta.shape[1]
+    theta, vc, v, k, q = (_time_major(x) for x in (theta, vc, v, k, q))
+    chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=False)
+    for n, t in enumerate(range(0, steps, _CHUNK)):
+        if len(checkpoints):
+            checkpoints[n] = memory
+        states, gates = chunk.replay(t, memory)
+        products = torch.mul(states[1:], _columns(q, t), out=gates)
+        y[:, t : t + _CHUNK] = products.sum(-1).transpose(0, 1)
+        memory = states[-1]
+    return y, memory.clone(memory_format=torch.contiguous_format)
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        theta: Tensor,
-        vc: Tensor,
-        v: Tensor,
-        k: Tensor,
-        q: Tensor,
-        memory: Tensor,
-        is_init: Tensor | None,
-        clamp: float | None,
-        save: bool,
-    ) -> tuple[Tensor, Tensor]:
-        starts = range(0, theta.shape[1], _CHUNK)
-        checkpoints = memory.new_empty(len(starts) if save else 0, *memory.shape)
-        ctx.save_for_backward(theta, vc, v, k, q, is_init, checkpoints)
-        ctx.clamp = clamp
-        y = torch.empty_like(v, memory_format=torch.contiguous_format)
-        theta, vc, v, k, q = (_time_major(x) for x in (theta, vc, v, k, q))
-        chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=False)
-        for n, t in enumerate(starts):
-            if save:
-                checkpoints[n] = memory
-            states, gates = chunk.replay(t, memory)
-            products = torch.mul(states[1:], _columns(q, t), out=gates)
-            y[:, t : t + _CHUNK] = products.sum(-1).transpose(0, 1)
-            memory = states[-1]
-        return y, memory.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # `once_differentiable` looks at the incoming gradients only: where these are constants,
-        # second derivatives through the saved inputs would go missing in silence
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the chunked scan cannot be differentiated twice; use backend='reference'"
-            )
-        *vectors, is_init, checkpoints = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dy, theta, vc, v, k, q = (_time_major(x) for x in (grad_outputs[0], *vectors))
-        dtheta, dvc, dv, dk, dq = grads = [torch.empty_like(dy) for _ in vectors]
-        chunk = _Chunk(theta, vc, v, k, is_init, ctx.clamp, mark_unclamped=ctx.clamp is not None)
-        # adjoint[s + 1] belongs to the state that step s writes, adjoint[0] to the entering one
-        buffer = torch.empty_like(chunk.states)
-        buffer[0] = grad_outputs[1]
-        for n, t in reversed(list(enumerate(range(0, len(theta), _CHUNK)))):
-            states, gates = chunk.replay(t, checkpoints[n])
-            adjoint = buffer[: len(states)]
-            torch.mul(_rows(dy, t), _columns(q, t), out=adjoint[1:])
-            adjoint[-1].add_(adjoint[0])
-            adjoint[0].zero_()
-            for s in reversed(range(len(gates))):
-                if chunk.unclamped is not None:
-                    _select(adjoint[s + 1], chunk.unclamped[s], out=adjoint[s + 1])
-                carried = torch.mul(adjoint[s + 1], gates[s], out=chunk.spare)
-                if chunk.keep is not None:
-                    _select(carried, chunk.keep[t + s], out=carried)
-                adjoint[s].add_(carried, alpha=2)
-            # on CPU vector @ matrix is the fast sum over rows, matrix @ vector a slow one over
-            # columns; `out=` also keeps autocast from rounding the operands
-            if needs[4]:
-                torch.matmul(_columns(dy, t), states[1:], out=_columns(dq, t))
-            if needs[3]:
-                torch.matmul(_columns(v, t), adjoint[1:], out=_columns(dk, t))
-            if needs[0] or needs[1]:
-                dz = torch.mul(adjoint[1:], states[:-1], out=states[:-1])
-                torch.ops.aten.sigmoid_backward.grad_input(dz, gates, grad_input=dz)
-                torch.matmul(_columns(theta, t), dz, out=_columns(dvc, t))
-                torch.sum(dz.mul_(_columns(vc, t)), -1, keepdim=True, out=_rows(dtheta, t))
-            if needs[2]:
-                products = torch.mul(adjoint[1:], _columns(k, t), out=gates)
-                torch.sum(products, -1, keepdim=True, out=_rows(dv, t))
-        for x in (dtheta, dvc):
-            x.mul_(4)  # 2 * sigmoid(2 * z) has the derivative 4 * sigmoid'(2 * z)
-            if is_init is not None:
-                x.masked_fill_(is_init.T.unsqueeze(-1), 0)  # these gates met no memory
-        grads = [*(_time_major(x) for x in grads), buffer[0].clone(), None, None, None]
-        return tuple(x if need else None for x, need in zip(grads, needs, strict=True))
+def backward(
+    dy: Tensor,
+    dmemory: Tensor,
+    theta: Tensor,
+    vc: Tensor,
+    v: Tensor,
+    k: Tensor,
+    q: Tensor,
+    is_init: Tensor | None,
+    clamp: float | None,
+    fast_gate: bool,
+    segments: int | None,
+    checkpoints: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the adjoint of the recurrence; return the gradients of theta, vc, v, k, q and memory."""
+    dy, theta, vc, v, k, q = (_time_major(x) for x in (dy, theta, vc, v, k, q))
+    dtheta, dvc, dv, dk, dq = (torch.empty_like(dy) for _ in range(5))
+    chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=clamp is not None)
+    # adjoint[s + 1] belongs to the state that step s writes, adjoint[0] to the entering one
+    buffer = torch.empty_like(chunk.states)
+    buffer[0] = dmemory
+    for n, t in reversed(list(enumerate(range(0, len(theta), _CHUNK)))):
+        states, gates = chunk.replay(t, checkpoints[n])
+        adjoint = buffer[: len(states)]
+        torch.mul(_rows(dy, t), _columns(q, t), out=adjoint[1:])
+        adjoint[-1].add_(adjoint[0])
+        adjoint[0].zero_()
+        for s in reversed(range(len(gates))):
+            if chunk.unclamped is not None:
+                _select(adjoint[s + 1], chunk.unclamped[s], out=adjoint[s + 1])
+            carried = torch.mul(adjoint[s + 1], gates[s], out=chunk.spare)
+            if chunk.keep is not None:
+                _select(carried, chunk.keep[t + s], out=carried)
+            adjoint[s].add_(carried, alpha=2)
+        # on CPU vector @ matrix is the fast sum over rows, matrix @ vector a slow one over
+        # columns; `out=` also keeps autocast from rounding the operands
+        torch.matmul(_columns(dy, t), states[1:], out=_columns(dq, t))
+        torch.matmul(_columns(v, t), adjoint[1:], out=_columns(dk, t))
+        dz = torch.mul(adjoint[1:], states[:-1], out=states[:-1])
+        torch.ops.aten.sigmoid_backward.grad_input(dz, gates, grad_input=dz)
+        torch.matmul(_columns(theta, t), dz, out=_columns(dvc, t))
+        torch.sum(dz.mul_(_columns(vc, t)), -1, keepdim=True, out=_rows(dtheta, t))
+        products = torch.mul(adjoint[1:], _columns(k, t), out=gates)
+        torch.sum(products, -1, keepdim=True, out=_rows(dv, t))
+    for x in (dtheta, dvc):
+        x.mul_(4)  # 2 * sigmoid(2 * z) has the derivative 4 * sigmoid'(2 * z)
+        if is_init is not None:
+            x.masked_fill_(is_init.T.unsqueeze(-1), 0)  # these gates met no memory
+    dtheta, dvc, dv, dk, dq = (_time_major(x) for x in (dtheta, dvc, dv, dk, dq))
+    return dtheta, dvc, dv, dk, dq, buffer[0].clone()
 
 
 class _Chunk:

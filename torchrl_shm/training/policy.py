@@ -28,7 +28,6 @@ def make_actor_critic(
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
     init_scale: float = 0.3,
-    residual_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> ActorValueOperator:
     """Build embedding -> memory -> {action head, value head} with one shared memory.
@@ -44,9 +43,6 @@ def make_actor_critic(
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of the actions, in units of the action.
-        residual_key: observation entry with the previous action, to which the action head then
-            adds. To hold an action the head only has to say zero, whatever the action is, as an
-            integral controller does.
         device: device of the parameters.
 
     Returns:
@@ -70,11 +66,10 @@ def make_actor_critic(
         raise TypeError(f"the action of {env} is {action_spec}; only continuous ones are supported")
     observations = env.observation_spec_unbatched
     available = set(observations.keys(True, True))
-    keys = [*policy_keys] if residual_key is None else [*policy_keys, residual_key]
-    missing = [key for key in keys if key not in available]
+    missing = [key for key in policy_keys if key not in available]
     if missing:
         raise KeyError(
-            f"{missing} of policy_keys and residual_key are not observations of the environment, "
+            f"{missing} of policy_keys are not observations of the environment, "
             f"which has {sorted(map(str, available))}"
         )
     input_size = sum(observations[key].shape[-1] for key in policy_keys)
@@ -96,8 +91,6 @@ def make_actor_critic(
         TensorDictModule(_Head((*sizes, action_size), 0.01, device), head_keys, ["loc"]),
         TensorDictModule(scale, ["loc"], ["loc", "scale"]),
     ]
-    if residual_key is not None:
-        action_head.insert(1, TensorDictModule(torch.add, ["loc", residual_key], ["loc"]))
     actor = ProbabilisticActor(
         Sequential(*action_head),
         in_keys=["loc", "scale"],

@@ -1,0 +1,96 @@
+"""Which tiles the CUDA kernels use: a static table, and the measurement that can replace a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_SIZE = 256
+"""Largest side of a memory: one row tile must fit into the registers of a block."""
+
+# programs that fill a large GPU (132 multiprocessors, four schedulers each)
+_PROGRAMS = 528
+# a segment shorter than this is not worth the extra pass that finds its entering state
+_MIN_SEGMENT = 64
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of the work of one program.
+
+    Attributes:
+        rows: rows of the memory per program.
+        warps: warps per program.
+        chunk: steps between two stored states; the backward pass holds as many in registers.
+        stages: steps that are loaded ahead.
+    """
+
+    rows: int
+    warps: int = 1
+    chunk: int = 8
+    stages: int = 3
+
+
+# per width, a power of two: tiles of the forward and of the backward kernel. The states are stored
+# per chunk of the backward tile. Registers and spills of each are checked by compiling them.
+FORWARD: dict[int, Tile] = {
+    16: Tile(16),
+    32: Tile(16),
+    64: Tile(16),
+    128: Tile(8),
+    256: Tile(4),
+}
+BACKWARD: dict[int, Tile] = {
+    16: Tile(16),
+    32: Tile(16),
+    64: Tile(16, chunk=4),
+    128: Tile(8, chunk=4),
+    256: Tile(4, warps=2, chunk=4),
+}
+
+
+def width(size: int) -> int:
+    """Columns of a tile: the power of two that holds `size`, and a half-warp at least."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def forward_tile(batch: int, size: int) -> Tile:
+    """Tile of the forward kernel: with few sequences of fewer rows, for more programs."""
+    tile = FORWARD[width(size)]
+    if batch * num_tiles(size, tile.rows) < _PROGRAMS:
+        return Tile(min(tile.rows, 4), tile.warps, tile.chunk, tile.stages)
+    return tile
+
+
+def backward_tile(size: int) -> Tile:
+    """Tile of the backward kernel; the forward kernel stores a state per `chunk` of it."""
+    return BACKWARD[width(size)]
+
+
+def num_tiles(size: int, rows: int) -> int:
+    """Row tiles of a memory."""
+    return -(-size // rows)
+
+
+def segment_length(batch: int, steps: int, size: int, segments: int | None) -> int:
+    """Steps per segment of time that work in parallel: a multiple of the chunk.
+
+    The rule: as many segments as it takes to fill a large GPU with programs, but none shorter than
+    64 steps, and only where the batch fills less than half of it. One segment is the plain scan,
+    which needs no pass to find the entering states.
+
+    Args:
+        batch: sequences.
+        steps: steps per sequence.
+        size: side of the memory.
+        segments: number of segments instead of the rule's.
+
+    Returns:
+        Steps per segment; at least `steps` where there is one.
+    """
+    chunk = backward_tile(size).chunk
+    if segments is None:
+        programs = max(1, batch * num_tiles(size, FORWARD[width(size)].rows))
+        fitting = min(_PROGRAMS // programs, steps // _MIN_SEGMENT)
+        segments = fitting if fitting >= 2 else 1
+    length = -(-max(1, steps) // segments)
+    return -(-length // chunk) * chunk

@@ -1,0 +1,281 @@
+"""The CUDA kernels of the scan: the matrix stays in registers, only vectors are streamed.
+
+A program owns some rows `i` of the memory of one sequence, with all columns `j`: rows do not
+depend on each other, so the forward pass needs no exchange. It walks over the steps of one segment
+of time; without time-parallelism there is one segment, the whole sequence. The state is stored
+once per chunk of steps, and the backward pass replays each chunk from there.
+
+Layouts: vectors `[B, T, H]`, states `[segments or chunks, B, H, H]`, all contiguous float32. Lanes
+beyond H load zeros, so their memory stays zero; steps beyond T load zeros, so they change nothing.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _gate(theta, vc, GATE: tl.constexpr):
+    """`1 + tanh(theta x vc)`, exact as `2 * sigmoid(2 z)`, which is accurate near 0 too.
+
+    `"portable"` and `"exact"` are the same formula; the first runs in the interpreter, the second
+    leaves out the handling of denormal numbers around the hardware's exponential and reciprocal.
+    """
+    if GATE == "fast":
+        z = theta[:, None] * vc[None, :]
+        asm: tl.constexpr = "tanh.approx.f32 $0, $1;"
+        gate = 1.0 + tl.inline_asm_elementwise(asm, "=f,f", [z], tl.float32, True, 1)
+    else:
+        # -2 / log(2), per row rather than per element
+        z = (theta * -2.8853900817779268)[:, None] * vc[None, :]
+        if GATE == "exact":
+            sigmoid: tl.constexpr = """{
+                .reg .f32 e;
+                ex2.approx.ftz.f32 e, $1;
+                add.f32 e, e, 0f3F800000;
+                rcp.approx.ftz.f32 $0, e;
+            }"""
+            gate = 2.0 * tl.inline_asm_elementwise(sigmoid, "=f,f", [z], tl.float32, True, 1)
+        else:
+            gate = 2.0 / (1.0 + tl.exp2(z))
+    return gate
+
+
+@triton.jit
+def _clamped(memory, clamp):
+    # written so that NaN stays NaN
+    memory = tl.where(memory > clamp, clamp, memory)
+    return tl.where(memory < -clamp, -clamp, memory)
+
+
+@triton.jit
+def _tile(B, H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Sequence, row tile, rows, columns, offsets into a state `[B, H, H]`, and their mask."""
+    TILES: tl.constexpr = (H + ROWS - 1) // ROWS
+    b = (tl.program_id(0) // TILES).to(tl.int64)
+    tile = tl.program_id(0) % TILES
+    i = tile * ROWS + tl.arange(0, ROWS)
+    j = tl.arange(0, WIDTH)
+    offsets = (b * H + i[:, None]) * H + j[None, :]
+    return b, tile, i, j, offsets, (i < H)[:, None] & (j < H)[None, :]
+
+
+@triton.jit(do_not_specialize=["B", "T", "segment"])
+def scan_forward_kernel(
+    theta_ptr, vc_ptr, v_ptr, k_ptr, q_ptr, is_init_ptr, start_ptr,
+    y_ptr, final_ptr, checkpoints_ptr,
+    clamp, B, T, segment,
+    H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    STAGES: tl.constexpr, RESETS: tl.constexpr, CLAMP: tl.constexpr, SAVE: tl.constexpr,
+    GATE: tl.constexpr,
+):  # fmt: skip
+    """Write and read over one segment of `segment` steps, from the state that enters it."""
+    b, _, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    n = tl.program_id(1).to(tl.int64)
+    state_size = B.to(tl.int64) * H * H
+    memory = tl.load(start_ptr + n * state_size + offsets, mask=mask, other=0.0)
+    first = n * segment
+    last = tl.minimum(first + segment, T)
+    row = b * T
+    for t in tl.range(first, last, num_stages=STAGES):
+        at = (row + t) * H
+        theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
+        v = tl.load(v_ptr + at + i, mask=i < H, other=0.0)
+        vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
+        k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
+        q = tl.load(q_ptr + at + j, mask=j < H, other=0.0)
+        if SAVE:
+            if t % CHUNK == 0:
+                tl.store(checkpoints_ptr + t // CHUNK * state_size + offsets, memory, mask=mask)
+        if RESETS:
+            memory = tl.where(tl.load(is_init_ptr + row + t) != 0, 0.0, memory)
+        memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
+        if CLAMP:
+            memory = _clamped(memory, clamp)
+        tl.store(y_ptr + at + i, tl.sum(memory * q[None, :], axis=1), mask=i < H)
+    if last == T:
+        tl.store(final_ptr + offsets, memory, mask=mask)
+
+
+@triton.jit(do_not_specialize=["B", "T", "segment"])
+def scan_backward_kernel(
+    dy_ptr, theta_ptr, vc_ptr, v_ptr, k_ptr, q_ptr, is_init_ptr, checkpoints_ptr, adjoint_ptr,
+    dtheta_ptr, dv_ptr, dvc_ptr, dk_ptr, dq_ptr, dstart_ptr,
+    clamp, B, T, segment,
+    H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    RESETS: tl.constexpr, CLAMP: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """Replay the chunks of one segment from last to first and run the adjoint through them.
+
+    With `P_t = G_t * M_{t-1}` the gradient of the gate's argument is `D_t * P_t * (2 - G_t)`:
+    neither the memory before the step nor a division is needed, and at a reset it is zero. Sums
+    over columns are complete; sums over rows (dvc, dk, dq) are those of this tile's rows, `[row
+    tiles, B, T, H]`.
+    """
+    b, tile, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    n = tl.program_id(1).to(tl.int64)
+    state_size = B.to(tl.int64) * H * H
+    adjoint = tl.load(adjoint_ptr + n * state_size + offsets, mask=mask, other=0.0)
+    first = n * segment
+    last = tl.minimum(first + segment, T)
+    row = b * T
+    partial = (tile * B + b) * T
+    chunks = (last - first + CHUNK - 1) // CHUNK
+    for c in range(chunks):
+        start = first + (chunks - 1 - c) * CHUNK
+        memory = tl.load(checkpoints_ptr + start // CHUNK * state_size + offsets, mask, other=0.0)
+        products = ()
+        for s in tl.static_range(CHUNK):
+            t = start + s
+            at = (row + t) * H
+            # one comparison does for the step and the lane
+            limit = tl.where(t < last, H, 0)
+            theta = tl.load(theta_ptr + at + i, mask=i < limit, other=0.0)
+            v = tl.load(v_ptr + at + i, mask=i < limit, other=0.0)
+            vc = tl.load(vc_ptr + at + j, mask=j < limit, other=0.0)
+            k = tl.load(k_ptr + at + j, mask=j < limit, other=0.0)
+            if RESETS:
+                reset = tl.load(is_init_ptr + row + t, mask=t < last, other=0) != 0
+                memory = tl.where(reset, 0.0, memory)
+            product = memory * _gate(theta, vc, GATE)
+            products = products + (product,)
+            memory = product + v[:, None] * k[None, :]
+            if CLAMP:
+                memory = _clamped(memory, clamp)
+        for r in tl.static_range(CHUNK):
+            t = start + CHUNK - 1 - r
+            at = (row + t) * H
+            limit = tl.where(t < last, H, 0)
+            theta = tl.load(theta_ptr + at + i, mask=i < limit, other=0.0)
+            v = tl.load(v_ptr + at + i, mask=i < limit, other=0.0)
+            dy = tl.load(dy_ptr + at + i, mask=i < limit, other=0.0)
+            vc = tl.load(vc_ptr + at + j, mask=j < limit, other=0.0)
+            k = tl.load(k_ptr + at + j, mask=j < limit, other=0.0)
+            q = tl.load(q_ptr + at + j, mask=j < limit, other=0.0)
+            product = products[CHUNK - 1 - r]
+            memory = product + v[:, None] * k[None, :]
+            adjoint += dy[:, None] * q[None, :]
+            if CLAMP:
+                # the bound itself passes gradients, as in torch.clamp
+                adjoint = tl.where(tl.abs(memory) <= clamp, adjoint, 0.0)
+                memory = _clamped(memory, clamp)
+            gate = _gate(theta, vc, GATE)
+            weighted = adjoint * product
+            dz = weighted * 2.0 - weighted * gate
+            dq = tl.sum(dy[:, None] * memory, axis=0)
+            dk = tl.sum(v[:, None] * adjoint, axis=0)
+            dvc = tl.sum(theta[:, None] * dz, axis=0)
+            columns = (partial + t) * H + j
+            tl.store(dq_ptr + columns, dq, mask=j < limit)
+            tl.store(dk_ptr + columns, dk, mask=j < limit)
+            tl.store(dvc_ptr + columns, dvc, mask=j < limit)
+            dv = tl.sum(adjoint * k[None, :], axis=1)
+            dtheta = tl.sum(dz * vc[None, :], axis=1)
+            tl.store(dv_ptr + at + i, dv, mask=i < limit)
+            tl.store(dtheta_ptr + at + i, dtheta, mask=i < limit)
+            adjoint = adjoint * gate
+            if RESETS:
+                reset = tl.load(is_init_ptr + row + t, mask=t < last, other=0) != 0
+                adjoint = tl.where(reset, 0.0, adjoint)
+    if n == 0:
+        tl.store(dstart_ptr + offsets, adjoint, mask=mask)
+
+
+@triton.jit(do_not_specialize=["B", "T", "segment"])
+def segment_kernel(
+    theta_ptr, vc_ptr, rows_ptr, columns_ptr, is_init_ptr, decay_ptr, local_ptr,
+    B, T, segment,
+    H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+    RESETS: tl.constexpr, ADJOINT: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """What one segment does to a state: `decay * state + local`, by itself, in parallel in time.
+
+    Forward, rows and columns are v and k: `local` is the memory that the segment leaves if it
+    starts empty. With `ADJOINT` they are dy and q, and `local` is the gradient of the entering
+    memory by the outputs before the segment's first reset. Where a segment has a reset, nothing
+    passes through it and `decay` means nothing.
+    """
+    b, _, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    n = tl.program_id(1).to(tl.int64)
+    first = n * segment
+    last = tl.minimum(first + segment, T)
+    row = b * T
+    decay = tl.full((ROWS, WIDTH), 1.0, tl.float32)
+    local = tl.zeros((ROWS, WIDTH), tl.float32)
+    # a number, because a loop must not change the type of what it carries
+    resets = 0
+    for t in tl.range(first, last, num_stages=STAGES):
+        at = (row + t) * H
+        theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
+        rows = tl.load(rows_ptr + at + i, mask=i < H, other=0.0)
+        vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
+        columns = tl.load(columns_ptr + at + j, mask=j < H, other=0.0)
+        if RESETS:
+            reset = tl.load(is_init_ptr + row + t).to(tl.int32)
+            resets += reset
+            if not ADJOINT:
+                local = tl.where(reset != 0, 0.0, local)
+        gate = _gate(theta, vc, GATE)
+        outer = rows[:, None] * columns[None, :]
+        decay = decay * gate
+        if ADJOINT:
+            local += tl.where(resets == 0, decay * outer, 0.0)
+        else:
+            local = local * gate + outer
+    state = n * B.to(tl.int64) * H * H + offsets
+    tl.store(decay_ptr + state, decay, mask=mask)
+    tl.store(local_ptr + state, local, mask=mask)
+
+
+@triton.jit(do_not_specialize=["B", "segments"])
+def combine_kernel(
+    edge_ptr, decay_ptr, local_ptr, has_reset_ptr,
+    B, segments,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    RESETS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Replace `local` of each segment by the state that enters it, from `edge` on, in place.
+
+    Forward in time that is the memory before the segment; with `REVERSE` the adjoint after it.
+    """
+    BLOCKS: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
+    b = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    at = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    mask = at < SIZE
+    offsets = b * SIZE + at
+    state = tl.load(edge_ptr + offsets, mask=mask, other=0.0)
+    state_size = B.to(tl.int64) * SIZE
+    for step in tl.range(0, segments, num_stages=STAGES):
+        n = segments - 1 - step if REVERSE else step
+        decay = tl.load(decay_ptr + n * state_size + offsets, mask=mask, other=0.0)
+        local = tl.load(local_ptr + n * state_size + offsets, mask=mask, other=0.0)
+        tl.store(local_ptr + n * state_size + offsets, state, mask=mask)
+        passed = state * decay
+        if RESETS:
+            # selected, not multiplied: a NaN before the reset stays there
+            passed = tl.where(tl.load(has_reset_ptr + b * segments + n) != 0, 0.0, passed)
+        state = passed + local
+
+
+@triton.jit(do_not_specialize=["B"])
+def step_kernel(
+    theta_ptr, vc_ptr, v_ptr, k_ptr, q_ptr, memory_ptr, y_ptr, out_ptr,
+    clamp, B,
+    H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    CLAMP: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """One step: calibrate, write and read; `out` may be `memory` itself."""
+    b, _, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    at = b * H
+    memory = tl.load(memory_ptr + offsets, mask=mask, other=0.0)
+    theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
+    v = tl.load(v_ptr + at + i, mask=i < H, other=0.0)
+    vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
+    k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
+    q = tl.load(q_ptr + at + j, mask=j < H, other=0.0)
+    memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
+    if CLAMP:
+        memory = _clamped(memory, clamp)
+    tl.store(out_ptr + offsets, memory, mask=mask)
+    tl.store(y_ptr + at + i, tl.sum(memory * q[None, :], axis=1), mask=i < H)
