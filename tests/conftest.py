@@ -5,16 +5,17 @@ import os
 import sys
 from collections.abc import Callable
 
+# without a GPU triton's kernels run in its interpreter; it decides when it is imported, which torch
+# does, so torch cannot be asked
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest
 
 # before anything is patched: it registers itself for torch.empty_like as it finds it
 import tensordict  # noqa: F401
 import torch
 from torch import Tensor
-
-# without a GPU triton's kernels run in its interpreter, which it decides when they are imported
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # sums come out in the same order on every machine, and workers do not fight for cores
 torch.set_num_threads(1)

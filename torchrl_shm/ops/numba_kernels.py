@@ -51,6 +51,8 @@ def forward(
     memory = np.zeros((size, width), np.float32)
     c, key, query = np.zeros((3, width), np.float32)
     for b in range(start, stop):
+        # the padding too: a NaN of the sequence before may be in it
+        memory[:] = 0
         memory[:, :size] = final[b]
         for t in range(steps):
             if len(checkpoints) > 0 and t % chunk == 0:
@@ -92,10 +94,12 @@ def backward(
     c, key, query = np.zeros((3, width), np.float32)
     dc, dkey, dquery = np.zeros((3, width), np.float32)
     for b in range(start, stop):
+        adjoint[:] = 0
         adjoint[:, :size] = dmemory[b]
         for n in range(len(checkpoints) - 1, -1, -1):
             first = n * chunk
             last = min(first + chunk, steps)
+            memory[:] = 0
             memory[:, :size] = checkpoints[n, b]
             for t in range(first, last):
                 s = t - first

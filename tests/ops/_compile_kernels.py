@@ -1,0 +1,109 @@
+"""Compile the kernels ahead of time and print, a line of JSON each, what the compiler made.
+
+python tests/ops/_compile_kernels.py 90            all
+python tests/ops/_compile_kernels.py 90 default    without clamp and the fast gate
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from torchrl_shm.ops import _tiles, triton_kernels
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def variants(group: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+    """Name, width, warps and constants of the kernels of a group."""
+    plain = group != "options"
+    gate, clamp = ("exact", False) if plain else ("fast", True)
+    for width in sorted(_tiles.FORWARD):
+        tiles = {_tiles.FORWARD[width], _tiles.forward_tile(1, width)}
+        common = {"H": width, "WIDTH": width, "GATE": gate}
+        back = _tiles.BACKWARD[width]
+        for tile in tiles:
+            shape = {**common, "ROWS": tile.rows}
+            stream = {**shape, "RESETS": True, "STAGES": tile.stages}
+            yield "scan_forward_kernel", width, tile.warps, {
+                **stream, "CLAMP": clamp, "SAVE": True, "CHUNK": back.chunk,
+            }  # fmt: skip
+            yield "segment_kernel", width, tile.warps, {**stream, "ADJOINT": not plain}
+            yield "step_kernel", width, tile.warps, {**shape, "CLAMP": clamp}
+        yield "scan_backward_kernel", width, back.warps, {
+            **common, "ROWS": back.rows, "CHUNK": back.chunk, "RESETS": True, "CLAMP": clamp,
+        }  # fmt: skip
+        yield "combine_kernel", width, 1, {
+            "SIZE": width * width, "BLOCK": 128, "STAGES": 3, "RESETS": True, "REVERSE": not plain,
+        }  # fmt: skip
+
+
+def compile_kernel(name: str, constants: dict[str, Any], warps: int, capability: int) -> bytes:
+    """The machine code of one kernel."""
+    kernel = getattr(triton_kernels, name)
+    signature: dict[str, str] = {}
+    for argument in kernel.arg_names:
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in ("is_init_ptr", "has_reset_ptr"):
+            signature[argument] = "*u8"
+        elif argument.endswith("_ptr"):
+            signature[argument] = "*fp32"
+        else:
+            signature[argument] = "fp32" if argument == "clamp" else "i32"
+    names = list(signature)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_ptr")}
+    values = {(names.index(key),): value for key, value in constants.items()}
+    source = ASTSource(kernel, signature, values, aligned)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
+
+
+def describe(cubin: bytes) -> dict[str, int]:
+    """Registers, spills and what the inner loops are made of."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        code = _run("nvdisasm", "-c", file.name)
+    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
+    return {
+        "registers": numbers["REG"],
+        "spill_bytes": numbers["STACK"],
+        "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/\s", code)),
+        "shuffles": len(re.findall(r"\bSHFL", code)),
+        "special": len(re.findall(r"\bMUFU", code)),
+        "async_loads": len(re.findall(r"\bLDGSTS", code)),
+    }
+
+
+def _run(tool: str, *arguments: str) -> str:
+    command = [_TOOLS / tool, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main(capability: int, group: str = "all") -> None:
+    """Compile and print."""
+    groups = ("default", "options") if group == "all" else (group,)
+    for name in groups:
+        for kernel, width, warps, constants in variants(name):
+            if group.endswith("_kernel") and group != kernel:
+                continue
+            cubin = compile_kernel(kernel, constants, warps, capability)
+            tile = {key.lower(): constants[key] for key in ("ROWS", "CHUNK") if key in constants}
+            row = {"kernel": kernel, "width": width, "warps": warps, **tile, **describe(cubin)}
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
