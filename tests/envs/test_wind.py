@@ -84,7 +84,7 @@ class TestOriginal:
         for t in range(env.max_steps):
             action = recorded["action"][:, t]
             data = step(env, action)
-            assert torch.equal(env._running().position, recorded["observation"][:, t + 1])
+            assert torch.equal(env._running()["position"], recorded["observation"][:, t + 1])
             assert torch.equal(data["observation"], recorded["observation"][:, t + 1].float())
             assert torch.equal(data["previous_action"], action.clamp(-1, 1).float())
             assert torch.equal(data["reward"][:, 0], recorded["reward"][:, t].float())
@@ -108,7 +108,7 @@ class TestOriginal:
         env = WindEnv(len(action))
         inject(env, torch.zeros(len(action), 2))
         data = step(env, torch.from_numpy(action))
-        assert torch.equal(env._running().position, torch.from_numpy(move).double())
+        assert torch.equal(env._running()["position"], torch.from_numpy(move).double())
         assert torch.equal(data["previous_action"], torch.from_numpy(clipped))
 
     def test_recorded_tasks_are_tasks_of_ours(self, recorded: dict[str, Tensor]) -> None:
@@ -469,7 +469,7 @@ class TestCopies:
         assert env.to("meta") is env
         assert seeds == [3]
         tensors = [value for value in vars(env).values() if isinstance(value, Tensor)]
-        assert {tensor.device.type for tensor in (*tensors, *env._running())} == {"meta"}
+        assert {tensor.device.type for tensor in (*tensors, *env._running().values())} == {"meta"}
         start = TensorDict({"action": torch.zeros(5, 2, device="meta")}, batch_size=[5])
         assert {entry.device.type for entry in env._step(start).values()} == {"meta"}
 

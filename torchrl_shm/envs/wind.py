@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.data import Binary, Bounded, Unbounded
+
+from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
 
 Split = Literal["train", "test"]
 
@@ -18,20 +18,9 @@ Split = Literal["train", "test"]
 _TASK_SEED = 1337
 # what an action of 1 moves
 _STEP_SIZE = 0.1
-_TENSORS = ("goal", "train_ids", "train_tasks", "test_ids", "test_tasks", "_one", "_step_size")
 
 
-class _State(NamedTuple):
-    """What an episode is made of; replaced as a whole, never written to."""
-
-    position: Tensor  # [B, 2] float64
-    wind: Tensor  # [B, 2] float64
-    previous_action: Tensor  # [B, 2] float32
-    success: Tensor  # [B, 1] bool
-    step_count: Tensor  # [B, 1] int64
-
-
-class WindEnv(EnvBase):
+class WindEnv(BatchedEnv):
     """A point in the plane that has to reach a goal and stay there, in a wind it cannot see.
 
     ## Description
@@ -140,7 +129,9 @@ class WindEnv(EnvBase):
       (40 and 20).
     """
 
-    _supports_set_state = True
+    _tensors = (
+        "goal", "train_ids", "train_tasks", "test_ids", "test_tasks", "_one", "_step_size",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -168,7 +159,7 @@ class WindEnv(EnvBase):
         }
         if num_envs is None:
             num_envs = 64 if split == "train" else num_test_tasks
-        for name, size in {"num_envs": num_envs, **sizes}.items():
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         if num_train_tasks + num_test_tasks > num_tasks:
@@ -192,7 +183,7 @@ class WindEnv(EnvBase):
                 f"got {tuple(shaping_radii)}; None emits no shaping"
             )
 
-        super().__init__(device=torch.device(device), batch_size=(num_envs,))
+        super().__init__(num_envs, device)
         self.split: Split = split
         self.num_tasks = num_tasks
         self.num_train_tasks = num_train_tasks
@@ -218,183 +209,80 @@ class WindEnv(EnvBase):
         self._one = torch.ones((), device=self.device, dtype=torch.float32)
         self._step_size = self._one * _STEP_SIZE
 
-        self._state: _State | None = None
-        self._make_specs()
-        if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
-        self._set_seed(seed)
+        plane, flag = torch.Size((num_envs, 2)), torch.Size((num_envs, 1))
+        kwargs: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        action = Bounded(-1, 1, shape=plane, **kwargs)
+        observation: dict[str, Any] = {
+            "observation": Unbounded(plane, **kwargs),
+            "previous_action": action.clone(),
+            "success": Binary(shape=flag, dtype=torch.bool, device=self.device),
+        }
+        if self.shaping_radii is not None:
+            observation["shaping"] = Bounded(0, 1, shape=flag, **kwargs)
+        self._set_up(observation, action, (0, 1), seed)
 
     @property
     def wind(self) -> Tensor:
         """The winds of the running episodes, float64 of shape `[B, 2]`; hidden from the agent."""
-        return self._running().wind
+        return self._running()["wind"]
 
-    def to(self, device: torch.device | str | int) -> WindEnv:
-        """Move everything to another device; the generator starts anew there, from its seed."""
-        before = self.device
-        super().to(device)
-        if self.device != before:
-            for name in _TENSORS:
-                setattr(self, name, getattr(self, name).to(self.device))
-            if self._state is not None:
-                self._state = _State(*(entry.to(self.device) for entry in self._state))
-            # the state of a generator means nothing to a generator of another device
-            self._set_seed(self._generator.initial_seed())
-        return self
+    def _layout(self) -> dict[str, Entry]:
+        return {"wind": Entry((2,), torch.float64)}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Running episodes and generator, so that `state_dict` is all it takes to go on."""
-        state = {} if self._state is None else self._state._asdict()
-        return {**state, "generator": self._generator.get_state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_extra_state` returned, for the same number of environments."""
-        entries = dict(state)
-        self._generator.set_state(entries.pop("generator").cpu())
-        if entries and (found := len(entries["position"])) != self.batch_size[0]:
-            raise ValueError(
-                f"the saved state is of {found} environments, this is {self.batch_size[0]}; "
-                f"build it with num_envs={found}"
-            )
-        moved = {name: entry.to(self.device) for name, entry in entries.items()}
-        self._state = _State(**moved) if moved else None
-
-    def _make_specs(self) -> None:
-        batch, device = self.batch_size, self.device
-        plane, flag = torch.Size((*batch, 2)), torch.Size((*batch, 1))
-        action = Bounded(-1, 1, shape=plane, dtype=torch.float32, device=device)
-        self.action_spec = action
-        self.observation_spec = Composite(
-            observation=Unbounded(plane, dtype=torch.float32, device=device),
-            previous_action=action.clone(),
-            success=Binary(shape=flag, dtype=torch.bool, device=device),
-            shape=batch,
-            device=device,
-        )
-        if self.shaping_radii is not None:
-            self.observation_spec["shaping"] = Bounded(
-                0, 1, shape=flag, dtype=torch.float32, device=device
-            )
-        self.reward_spec = Bounded(0, 1, shape=flag, dtype=torch.float32, device=device)
-        self.full_done_spec = Composite(
-            {
-                name: Categorical(2, shape=flag, dtype=torch.bool, device=device)
-                for name in ("done", "terminated", "truncated")
-            },
-            shape=batch,
-            device=device,
-        )
-
-    def _set_seed(self, seed: int | None) -> None:
-        self._generator = torch.Generator(self.device)
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
-
-    def _running(self) -> _State:
-        if self._state is None:
-            raise RuntimeError("no episode is running; call reset() first")
-        return self._state
-
-    def _draw_winds(self) -> Tensor:
+    def _draw(self, count: int) -> State:
         if self.split == "test":
-            return self.test_tasks
+            return {"wind": self.test_tasks}
         options: dict[str, Any] = {"generator": self._generator, "device": self.device}
-        winds = self.train_tasks[torch.randint(self.num_train_tasks, self.batch_size, **options)]
+        wind = self.train_tasks[torch.randint(self.num_train_tasks, (count,), **options)]
         if self.mirror:
-            winds[:, 0] *= 1 - 2 * torch.randint(2, self.batch_size, **options)
-        return winds
+            wind[:, 0] *= 1 - 2 * torch.randint(2, (count,), **options)
+        return {"wind": wind}
 
-    def _assert_tensordict_shape(self, tensordict: TensorDictBase) -> None:
-        # TensorDict({"wind": wind}), without a batch size, means that of the environment
-        if not tensordict.batch_size and tensordict.get("wind", None) is not None:
-            self._given_winds(tensordict)
-            tensordict.batch_size = self.batch_size  # pyright: ignore[reportAttributeAccessIssue]
-        super()._assert_tensordict_shape(tensordict)
+    def _start(self, layout: State) -> State:
+        wind = layout["wind"]
+        position = torch.zeros_like(wind)
+        flag = torch.zeros_like(wind[:, :1], dtype=torch.bool)
+        state = {
+            "wind": wind,
+            "position": position,
+            "previous_action": position.float(),
+            "success": flag,
+            "step_count": flag.to(torch.int64),
+        }
+        return {**state, "distance": self._distance(position)}
 
-    def _given_winds(self, tensordict: TensorDictBase | None) -> Tensor:
-        wind = None if tensordict is None else tensordict.get("wind", None)
-        shape = (*self.batch_size, 2)
-        if wind is None or wind.shape != shape:
-            raise ValueError(
-                f'set_state=True needs an entry "wind" of shape {shape}, got '
-                f"{'none' if wind is None else tuple(wind.shape)}; reset with "
-                f'TensorDict({{"wind": wind}}, batch_size={list(self.batch_size)}), below '
-                "transforms, which drop the entry, with env.base_env.reset after env.reset"
-            )
-        return wind.to(self.device, torch.float64)
-
-    def _reset(
-        self, tensordict: TensorDictBase | None, *, set_state: bool = False, **kwargs: Any
-    ) -> TensorDictBase:
-        wind = self._given_winds(tensordict) if set_state else self._draw_winds()
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        old = self._state
-        if mask is None or old is None:
-            zeros = torch.zeros_like(wind)
-            flag = torch.zeros((*self.batch_size, 1), dtype=torch.bool, device=self.device)
-            start = zeros.to(torch.float32)
-            self._state = _State(zeros, wind, start, flag, flag.to(torch.int64))
-        else:
-            mask = mask.reshape(*self.batch_size, 1)
-            self._state = _State(
-                position=old.position.masked_fill(mask, 0.0),
-                wind=torch.where(mask, wind, old.wind),
-                previous_action=old.previous_action.masked_fill(mask, 0.0),
-                success=old.success & ~mask,
-                step_count=old.step_count.masked_fill(mask, 0),
-            )
-        return self._emit(self._state)
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        old = self._running()
-        # no gradient: it would tie all steps that follow to the policy
-        action = tensordict.get("action").detach().clamp(-1, 1)
+    def _advance(self, state: State, action: Tensor) -> Transition:
+        action = action.clamp(-1, 1)
         # low + (a + 1) / 2 * (high - low), in the dtype of the action, rounded as in the original:
         # factors of two are exact, and the result never leaves the bounds, so no second clip
         move = (action + self._one) * self._step_size - self._step_size
-        position = old.position + move + old.wind
-        reached = self._distance(position) <= self.goal_radius
-        new = _State(
-            position=position,
-            wind=old.wind,
-            previous_action=action.float(),
-            success=old.success | reached,
-            step_count=old.step_count + 1,
-        )
-        # torchrl's way to let some environments wait
-        if (mask := tensordict.get("_step", None)) is not None:
-            mask = mask.reshape(*self.batch_size, 1)
-            reached = reached & mask
-            new = _State(*(torch.where(mask, *pair) for pair in zip(new, old, strict=True)))
-        self._state = new
-        return self._emit(new, reached.float())
+        position = state["position"] + move + state["wind"]
+        distance = self._distance(position)
+        reached = distance <= self.goal_radius
+        step_count = state["step_count"] + 1
+        new = {
+            "wind": state["wind"],
+            "position": position,
+            "previous_action": action.float(),
+            "success": state["success"] | reached,
+            "step_count": step_count,
+            "distance": distance,
+        }
+        return Transition(new, reached.float(), None, step_count >= self.max_steps)
 
     def _distance(self, position: Tensor) -> Tensor:
         return torch.linalg.vector_norm(position - self.goal, dim=-1, keepdim=True)
 
-    def _shaping(self, position: Tensor, smallest: float, largest: float) -> Tensor:
-        # at the goal itself the logarithm is minus infinity, and the share 1
-        closeness = torch.log(self._distance(position) / largest)
-        return (closeness / math.log(smallest / largest)).clamp(0, 1).float()
-
-    def _emit(self, state: _State, reward: Tensor | None = None) -> TensorDictBase:
-        truncated = state.step_count >= self.max_steps
+    def _observe(self, state: State) -> State:
         entries = {
-            "observation": state.position.float(),
-            "previous_action": state.previous_action,
-            "success": state.success,
-            # each flag is a tensor of its own: what others do to one must not reach another
-            "done": truncated.clone(),
-            "terminated": torch.zeros_like(truncated),
-            "truncated": truncated,
+            "observation": state["position"].float(),
+            "previous_action": state["previous_action"],
+            "success": state["success"],
         }
         if self.shaping_radii is not None:
-            entries["shaping"] = self._shaping(state.position, *self.shaping_radii)
-        if reward is not None:
-            entries["reward"] = reward
-        # as torchrl's own envs do: checking what is known would cost as much as six operations
-        return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
-            entries, batch_size=self.batch_size, device=self.device
-        )
+            smallest, largest = self.shaping_radii
+            # at the goal itself the logarithm is minus infinity, and the share 1
+            closeness = torch.log(state["distance"] / largest)
+            share = (closeness / math.log(smallest / largest)).clamp(0, 1)
+            entries["shaping"] = share.float()
+        return entries

@@ -1,18 +1,14 @@
-"""Stable Hadamard Memory: the cell on plain tensors and its TensorDict module."""
+"""Stable Hadamard Memory: the cell, on plain tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import signature
 from typing import Any, Literal, get_args
 
 import torch
-from tensordict import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_shm.modules.memory_module import MemoryModule
-from torchrl_shm.modules.row_start import State
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
@@ -54,6 +50,7 @@ class SHM(nn.Module):
         shortcut: add a linear map of the input to what is read.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
+        fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
         device: device of the parameters.
         dtype: dtype of the parameters. The memory is float32 for any but float64.
 
@@ -80,6 +77,7 @@ class SHM(nn.Module):
         shortcut: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
+        fast_gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -107,6 +105,7 @@ class SHM(nn.Module):
         self.calibration: Calibration = calibration
         self.clamp = clamp
         self.backend: Backend = backend
+        self.fast_gate = fast_gate
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         width = memory_size
@@ -182,7 +181,14 @@ class SHM(nn.Module):
         """
         theta_index = self._draw(x, theta_index)
         normed, gates = self._project(x, theta_index)
-        y, memory = shm_scan(*gates, memory, is_init, clamp=self.clamp, backend=self.backend)
+        y, memory = shm_scan(
+            *gates,
+            memory,
+            is_init,
+            clamp=self.clamp,
+            backend=self.backend,
+            fast_gate=self.fast_gate,
+        )
         return self._read_out(y, normed), memory, theta_index
 
     def step(
@@ -201,7 +207,7 @@ class SHM(nn.Module):
         """
         theta_index = self._draw(x, theta_index)
         normed, gates = self._project(x, theta_index)
-        y, memory = shm_step(*gates, memory, clamp=self.clamp)
+        y, memory = shm_step(*gates, memory, clamp=self.clamp, fast_gate=self.fast_gate)
         return self._read_out(y, normed), memory, theta_index
 
     @classmethod
@@ -333,111 +339,3 @@ class SHM(nn.Module):
 def _normalise(x: Tensor) -> Tensor:
     x = torch.relu(x)
     return x / (_EPS + x.sum(-1, keepdim=True))
-
-
-class SHMModule(MemoryModule):
-    """Stable Hadamard Memory as a TensorDict module: stands where `GRUModule` stands.
-
-    One step at a time in collectors, a whole sequence at once in losses and under
-    `torchrl.modules.set_recurrent_mode(True)`. The rows of theta that acted are written to
-    `theta_index` and used again in recurrent mode, so that log-probabilities of a first PPO epoch
-    equal those of collection. Keys, row start and `state` are those of every `MemoryModule`.
-
-    Args:
-        input_size: number of input features.
-        output_size: number of output features.
-        memory_size: side `H` of the memory.
-        num_theta: rows of the calibration table.
-        calibration: see `SHM`.
-        shortcut: see `SHM`.
-        clamp: see `SHM`.
-        backend: see `torchrl_shm.ops.shm_scan`.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
-        cell: a ready-made `SHM`; exclusive with the arguments above.
-        in_key: key of the input; the memory key is then `"memory"`. Exclusive with `in_keys`.
-        in_keys: `[input, memory]`.
-        out_key: key of the output; the memory is then written to `("next", "memory")`.
-            Exclusive with `out_keys`.
-        out_keys: `[output, ("next", memory)]`.
-        theta_index_key: key of the rows that acted. Default: `"theta_index"`, or the memory key
-            with `_theta_index` appended where the memory is not called `"memory"`.
-        is_init_key: key of the reset flags.
-        state: where a sequence takes its first memory from, see `MemoryModule`.
-        burn_in: steps at the start of each sequence that only fill the memory, see `MemoryModule`.
-        default_recurrent_mode: mode outside of `set_recurrent_mode`.
-
-    Raises:
-        ValueError: a size, an option or a combination of keys does not fit.
-
-    Examples:
-        >>> import torch
-        >>> from tensordict import TensorDict
-        >>> from torchrl.modules import set_recurrent_mode
-        >>> from torchrl_shm import SHMModule
-        >>> module = SHMModule(5, 3, memory_size=8, in_key="observation", out_key="features")
-        >>> is_init = torch.zeros(2, 10, 1, dtype=torch.bool)
-        >>> is_init[:, 0] = True
-        >>> data = TensorDict({"observation": torch.randn(2, 10, 5), "is_init": is_init}, [2, 10])
-        >>> with set_recurrent_mode(True):
-        ...     data = module(data)
-        >>> data["features"].shape
-        torch.Size([2, 10, 3])
-    """
-
-    def __init__(
-        self,
-        input_size: int | None = None,
-        output_size: int | None = None,
-        memory_size: int = 24,
-        *,
-        num_theta: int = 128,
-        calibration: Calibration = "random",
-        shortcut: bool = True,
-        clamp: float | None = None,
-        backend: Backend = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        cell: SHM | None = None,
-        in_key: NestedKey | None = None,
-        in_keys: list[NestedKey] | None = None,
-        out_key: NestedKey | None = None,
-        out_keys: list[NestedKey] | None = None,
-        theta_index_key: NestedKey | None = None,
-        is_init_key: NestedKey = "is_init",
-        state: State = "row",
-        burn_in: int = 0,
-        default_recurrent_mode: bool | None = None,
-    ) -> None:
-        options: dict[str, Any] = {
-            "memory_size": memory_size,
-            "num_theta": num_theta,
-            "calibration": calibration,
-            "shortcut": shortcut,
-            "clamp": clamp,
-            "backend": backend,
-            "device": device,
-            "dtype": dtype,
-        }
-        if cell is None:
-            if input_size is None or output_size is None:
-                raise ValueError("pass input_size and output_size, or cell=SHM(...)")
-            cell = SHM(input_size, output_size, **options)
-        else:
-            options |= {"input_size": input_size, "output_size": output_size}
-            parameters = signature(SHMModule).parameters
-            given = [name for name, x in options.items() if x != parameters[name].default]
-            if given:
-                raise ValueError(f"cell= is ready-made, so {given} would be ignored; drop them")
-        super().__init__(
-            cell,
-            in_key=in_key,
-            in_keys=in_keys,
-            out_key=out_key,
-            out_keys=out_keys,
-            theta_index_key=theta_index_key,
-            is_init_key=is_init_key,
-            state=state,
-            burn_in=burn_in,
-            default_recurrent_mode=default_recurrent_mode,
-        )
