@@ -65,6 +65,8 @@ class BatchedEnv(EnvBase):
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         super().__init__(device=torch.device(device), batch_size=(num_envs,))
         self._state: State | None = None
+        # on other devices looking at the actions would make the host wait
+        self._checks_actions = self.device.type == "cpu"
 
     def _set_up(
         self,
@@ -218,7 +220,10 @@ class BatchedEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         old = self._running()
         # no gradient: it would tie all steps that follow to the policy
-        state, reward, terminated, truncated = self._advance(old, tensordict.get("action").detach())
+        action = tensordict.get("action").detach()
+        if self._checks_actions:
+            self._check_action(action)
+        state, reward, terminated, truncated = self._advance(old, action)
         never = torch.zeros_like(old["truncated"])
         new = {
             **state,
@@ -232,6 +237,16 @@ class BatchedEnv(EnvBase):
             reward = reward * mask.unsqueeze(-1)
         self._state = new
         return self._emit(new, reward)
+
+    def _check_action(self, action: Tensor) -> None:
+        """Raise ValueError for a discrete action that does not exist; others are clipped."""
+        spec = self.action_spec
+        if isinstance(spec, Categorical) and action.numel():
+            low, high = (int(x) for x in torch.aminmax(action))
+            if low < 0 or high >= spec.n:
+                raise ValueError(
+                    f"actions of {type(self).__name__} are 0 to {spec.n - 1}, got {low} to {high}"
+                )
 
     def _emit(self, state: State, reward: Tensor | None = None) -> TensorDictBase:
         terminated, truncated = state["terminated"], state["truncated"]
