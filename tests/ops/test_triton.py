@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.ops._helpers import NAMES, distance_to_clamp, double, error, make, run
-from torchrl_shm.ops import _tiles, shm_scan, shm_step, triton_scan
+from torchrl_shm.ops import _tiles, shm_scan, shm_step, triton_scan, tune_scan, tuning
 from torchrl_shm.ops._tiles import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -207,6 +207,29 @@ def test_step_without_gradients_only() -> None:
         shm_step(*vectors, inplace=True)
     # automatic: plain operations, which can be differentiated
     assert shm_step(*vectors, memory=inputs[5])[0].requires_grad
+
+
+def test_tuning_takes_the_fastest_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [Tile(4), Tile(8, chunk=4)]
+    for table in (_tiles.FORWARD, _tiles.BACKWARD):
+        monkeypatch.setitem(table, 16, Tile(16))
+    monkeypatch.setattr(tuning, "_candidates", lambda width, backward: few)
+    chosen = tune_scan(1, 3, 5, device=DEVICE, repeats=1)
+    assert set(chosen) == {"forward", "backward"}
+    assert chosen["forward"] in few
+    assert _tiles.FORWARD[16] == chosen["forward"]
+    assert _tiles.BACKWARD[16] == chosen["backward"]
+    inputs, is_init = on_device(*make(2, 9, 5))
+    check(inputs, is_init)
+
+
+@pytest.mark.parametrize("width", sorted(_tiles.FORWARD))
+@pytest.mark.parametrize("backward", [False, True])
+def test_candidates_hold_the_tile_of_the_table(width: int, backward: bool) -> None:
+    table = _tiles.BACKWARD if backward else _tiles.FORWARD
+    candidates = tuning._candidates(width, backward)
+    assert candidates[0] == table[width]
+    assert len(set(candidates)) == len(candidates) > 2
 
 
 class TestSegmentRule:

@@ -6,5 +6,6 @@ Needs torch only; neither torchrl nor tensordict is imported here.
 from torchrl_shm.ops._dispatch import Backend, StepBackend
 from torchrl_shm.ops._scan import shm_scan
 from torchrl_shm.ops._step import shm_step
+from torchrl_shm.ops.tuning import tune_scan
 
-__all__ = ["Backend", "StepBackend", "shm_scan", "shm_step"]
+__all__ = ["Backend", "StepBackend", "shm_scan", "shm_step", "tune_scan"]

@@ -43,7 +43,7 @@ def choose(backend: str, inputs: tuple[Tensor, ...]) -> str:
         if by_grad:
             return "reference"
         fastest = "triton" if theta.is_cuda else "numba"
-        if _operator.load(fastest).refuse(theta) is None:
+        if _refusal(fastest, theta.device, theta.dtype, theta.shape[-1]) is None:
             return fastest
         if theta.device.type == "cpu" and theta.dtype != torch.float64:
             _hint()
@@ -52,7 +52,8 @@ def choose(backend: str, inputs: tuple[Tensor, ...]) -> str:
         raise RuntimeError(
             f"backend={backend!r} has no rule for torch.func.grad; use 'auto' or 'reference'"
         )
-    if (reason := _operator.load(backend).refuse(theta)) is not None:
+    reason = _refusal(backend, theta.device, theta.dtype, theta.shape[-1])
+    if reason is not None:
         raise RuntimeError(f"backend={backend!r} {reason}")
     return backend
 
@@ -76,7 +77,8 @@ def fuses_step(backend: str, inputs: tuple[Tensor, ...], records: bool) -> bool:
         raise ValueError(f"backend={backend!r} is unknown; choose one of {get_args(StepBackend)}")
     if backend == "reference" or (backend == "auto" and not inputs[0].is_cuda):
         return False
-    reason = _operator.load("triton").refuse(inputs[0])
+    theta = inputs[0]
+    reason = _refusal("triton", theta.device, theta.dtype, theta.shape[-1])
     if records:
         reason = "has no gradients for one step; use 'auto', or torch.no_grad()"
     elif is_transformed(*inputs):
@@ -86,6 +88,10 @@ def fuses_step(backend: str, inputs: tuple[Tensor, ...], records: bool) -> bool:
     return reason is None
 
 
+def _refusal(name: str, device: torch.device, dtype: torch.dtype, size: int) -> str | None:
+    return _operator.load(name).refuse(device, dtype, int(size))
+
+
 @cache
 def _hint() -> None:
     # once, in a log rather than as a warning: nothing is wrong
@@ -93,6 +99,12 @@ def _hint() -> None:
         "`pip install 'torchrl_shm[cpu]'` makes the scan of float32 inputs on CPU several times "
         "faster: it is compiled by numba"
     )
+
+
+# what is installed does not change, so torch.compile need not look into it. This is what
+# torch.compiler.assume_constant_result does, but that loads the whole compiler, a second of imports
+for _function in (_refusal, _hint):
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
 def is_transformed(*tensors: Tensor, by_grad: bool = False) -> bool:

@@ -23,7 +23,7 @@ class FastBackend(Protocol):
     """What the module of a fast backend holds."""
 
     @staticmethod
-    def refuse(theta: Tensor) -> str | None:
+    def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
         """Say why it cannot scan such tensors here and what to do, or `None` if it can."""
         ...
 

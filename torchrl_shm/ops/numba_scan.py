@@ -29,11 +29,12 @@ def _import() -> ModuleType | str:
     return numba_kernels
 
 
-def refuse(theta: Tensor) -> str | None:
+def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
     """Say why it cannot scan such tensors here and what to do, or `None` if it can."""
-    if theta.device.type != "cpu":
-        return f"runs on the CPU, but the tensors are on {theta.device}; use 'auto'"
-    if theta.dtype == torch.float64:
+    del size
+    if device.type != "cpu":
+        return f"runs on the CPU, but the tensors are on {device}; use 'auto'"
+    if dtype == torch.float64:
         return "computes in float32, the inputs are float64; use 'chunked' or 'reference'"
     kernels = _import()
     return kernels if isinstance(kernels, str) else None

@@ -31,21 +31,21 @@ def _installed() -> bool:
     return find_spec("triton") is not None
 
 
-def refuse(theta: Tensor) -> str | None:
+def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
     """Say why it cannot scan such tensors here and what to do, or `None` if it can."""
     if not _installed():
         return "needs the package triton; install it with `pip install triton`"
-    if not theta.is_cuda and not (_INTERPRET and theta.device.type == "cpu"):
+    if device.type != "cuda" and not (_INTERPRET and device.type == "cpu"):
         return (
-            f"runs on CUDA, but the tensors are on {theta.device}; use 'auto' or 'chunked', or set "
+            f"runs on CUDA, but the tensors are on {device}; use 'auto' or 'chunked', or set "
             "TRITON_INTERPRET=1 before the program starts to debug it on the CPU"
         )
-    if theta.dtype == torch.float64:
+    if dtype == torch.float64:
         return "computes in float32, the inputs are float64; use 'chunked' or 'reference'"
-    if theta.shape[-1] > _tiles.MAX_SIZE:
+    if size > _tiles.MAX_SIZE:
         return (
-            f"holds memories of up to {_tiles.MAX_SIZE} x {_tiles.MAX_SIZE}, H is "
-            f"{theta.shape[-1]}; use 'chunked'"
+            f"holds memories of up to {_tiles.MAX_SIZE} x {_tiles.MAX_SIZE}, H is {size}; use "
+            "'chunked'"
         )
     return None
 
