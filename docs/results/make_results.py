@@ -23,7 +23,8 @@ COLOURS = {"shm": "tab:blue", "gru": "tab:orange", "lstm": "tab:green", "mlp": "
 def gather(results: Path, runs: list[Path]) -> None:
     """Copy what finished runs left behind."""
     rows = {(row["memory"], row["seed"]): row for row in read(results / "summary.csv")}
-    for run in runs:
+    # a pattern for runs also finds the `multirun.yaml` beside them
+    for run in filter(Path.is_dir, runs):
         summary = json.loads((run / "summary.json").read_text())
         memory, seed = summary["memory"], str(summary["seed"])
         rows[memory, seed] = {key: str(value) for key, value in summary.items()}
