@@ -1,7 +1,7 @@
 """Compile the kernels ahead of time and print, a line of JSON each, what the compiler made.
 
-python tests/ops/_compile_kernels.py 90            all
-python tests/ops/_compile_kernels.py 90 default    without clamp and the fast gate
+python -m tests.ops._compile_kernels 90            all
+python -m tests.ops._compile_kernels 90 default    without clamp and the fast gate
 """
 
 from __future__ import annotations
@@ -77,14 +77,38 @@ def describe(cubin: bytes) -> dict[str, int]:
         usage = _run("cuobjdump", "-res-usage", file.name)
         code = _run("nvdisasm", "-c", file.name)
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
+    body = _main_loop(code)
     return {
         "registers": numbers["REG"],
         "spill_bytes": numbers["STACK"],
-        "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/\s", code)),
-        "shuffles": len(re.findall(r"\bSHFL", code)),
-        "special": len(re.findall(r"\bMUFU", code)),
         "async_loads": len(re.findall(r"\bLDGSTS", code)),
+        # of one pass through the longest loop: a step, or a chunk of steps in the backward kernel
+        "loop_instructions": len(body),
+        "loop_special": _count("MUFU", body),
+        "loop_exchange": _count("SHFL|LDS|STS|LDG|STG|LDL|STL", body),
     }
+
+
+def _main_loop(code: str) -> list[str]:
+    """Instructions between the target and the source of the longest jump backwards."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(instruction[1])
+            jump = re.search(r"\bBRA\b.*\((\.L_x_\d+)\)", instruction[1])
+            if jump and jump[1] in labels:
+                loops.append((labels[jump[1]], len(instructions)))
+    # a kernel ends with a jump to itself
+    start, stop = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    return instructions[start:stop]
+
+
+def _count(pattern: str, instructions: list[str]) -> int:
+    return sum(bool(re.search(rf"\b({pattern})\b", x)) for x in instructions)
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -100,7 +124,8 @@ def main(capability: int, group: str = "all") -> None:
             if group.endswith("_kernel") and group != kernel:
                 continue
             cubin = compile_kernel(kernel, constants, warps, capability)
-            tile = {key.lower(): constants[key] for key in ("ROWS", "CHUNK") if key in constants}
+            keys = [key for key in ("ROWS", "CHUNK", "GATE") if key in constants]
+            tile = {key.lower(): constants[key] for key in keys}
             row = {"kernel": kernel, "width": width, "warps": warps, **tile, **describe(cubin)}
             print(json.dumps(row), flush=True)
 
