@@ -15,7 +15,7 @@ from hydra.conf import HydraConf, JobConf, RunDir
 from hydra_zen import MISSING, make_config, store, zen
 
 from torchrl_shm.configs import instantiate_saved
-from torchrl_shm.training import RunFolder, evaluate, make_actor_critic, plot_trajectories
+from torchrl_shm.training import RunFolder, evaluate, make_actor_critic, make_test_env, plot_trajectories
 
 
 def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     torch.set_num_threads(threads)
     parts = instantiate_saved(run)
     algo = parts["algo"]
-    env = parts["env"](split="test", device=device)
+    env = make_test_env(parts["env"], num_episodes=algo.num_test_episodes, device=device)
     operator = make_actor_critic(
         env,
         parts["memory"],

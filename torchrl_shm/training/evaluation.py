@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +38,40 @@ class Evaluation:
     def success_rate(self) -> float | None:
         """Share of environments, in [0, 1]."""
         return None if self.success is None else float(self.success.double().mean())
+
+
+# tests of tasks that are drawn draw the same episodes in every run
+_TEST_SEED = 20_000
+
+
+def make_test_env(
+    make_env: Callable[..., EnvBase],
+    *,
+    num_episodes: int,
+    device: torch.device | str | None = None,
+) -> EnvBase:
+    """Build the environment that an agent is tested on.
+
+    Tasks with a list of test tasks (their environments take `split`) play each of them once.
+    Others draw `num_episodes` episodes from a fixed seed.
+
+    Args:
+        make_env: makes an environment from `split="test"`, or from `num_envs` and `seed`.
+        num_episodes: episodes where the task has no list of its own.
+        device: device of the environment.
+
+    Returns:
+        An environment for `evaluate`: one episode per row is a test.
+
+    Examples:
+        >>> from torchrl_shm import WindEnv
+        >>> from torchrl_shm.training import make_test_env
+        >>> make_test_env(WindEnv, num_episodes=10).num_envs
+        150
+    """
+    if "split" in inspect.signature(make_env).parameters:
+        return make_env(split="test", device=device)
+    return make_env(num_envs=num_episodes, seed=_TEST_SEED, device=device)
 
 
 @torch.no_grad()
