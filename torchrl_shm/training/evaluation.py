@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -69,9 +70,10 @@ def make_test_env(
         >>> make_test_env(WindEnv, num_episodes=10).num_envs
         150
     """
+    options: dict[str, Any] = {} if device is None else {"device": device}
     if "split" in inspect.signature(make_env).parameters:
-        return make_env(split="test", device=device)
-    return make_env(num_envs=num_episodes, seed=_TEST_SEED, device=device)
+        return make_env(split="test", **options)
+    return make_env(num_envs=num_episodes, seed=_TEST_SEED, **options)
 
 
 @torch.no_grad()
