@@ -189,11 +189,11 @@ class Contract:
         # a check of actions on the CPU, which other devices skip
         env._checks_actions = False
         env.reset()
+        action = random_action(env)
         with Calls() as calls:
             for _ in range(2):
-                env._step(TensorDict({"action": random_action(env)}, batch_size=[5]))
-            start = {"action": random_action(env), "_step": RESET}
-            env._step(TensorDict(start, batch_size=[5]))
+                env._step(TensorDict({"action": action}, batch_size=[5]))
+            env._step(TensorDict({"action": action, "_step": RESET}, batch_size=[5]))
             env._reset(TensorDict({"_reset": RESET}, batch_size=[5]))
             env._reset(None)
         assert len(calls.names) > 30
