@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Unbounded
 
-from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
-
-Split = Literal["train", "test"]
-
-# one list of tasks for all: seeds of runs choose among its tasks, never other tasks
-_TASK_SEED = 1337
-# what an action of 1 moves
-_STEP_SIZE = 0.1
+from torchrl_shm.envs._base import Entry, State, Transition
+from torchrl_shm.envs._navigation import NavigationEnv, Split
 
 
-class WindEnv(BatchedEnv):
+class WindEnv(NavigationEnv):
     """A point in the plane that has to reach a goal and stay there, in a wind it cannot see.
 
     ## Description
@@ -129,9 +120,7 @@ class WindEnv(BatchedEnv):
       (40 and 20).
     """
 
-    _tensors = (
-        "goal", "train_ids", "train_tasks", "test_ids", "test_tasks", "_one", "_step_size",
-    )  # fmt: skip
+    _tensors = (*NavigationEnv._tensors, "goal")
 
     def __init__(
         self,
@@ -149,77 +138,24 @@ class WindEnv(BatchedEnv):
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
-        sizes = {
-            "num_tasks": num_tasks,
-            "num_train_tasks": num_train_tasks,
-            "num_test_tasks": num_test_tasks,
-            "max_steps": max_steps,
-        }
-        if num_envs is None:
-            num_envs = 64 if split == "train" else num_test_tasks
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if num_train_tasks + num_test_tasks > num_tasks:
-            raise ValueError(
-                f"num_train_tasks + num_test_tasks = {num_train_tasks} + {num_test_tasks} is more "
-                f"than num_tasks = {num_tasks}, so that tests would meet tasks of training; lower "
-                "one of the two or raise num_tasks"
-            )
-        if split == "test" and num_envs != num_test_tasks:
-            raise ValueError(
-                f'split="test" plays each of the {num_test_tasks} test tasks in its own '
-                f"environment, got num_envs={num_envs}; leave num_envs out, or set num_test_tasks"
-            )
         if not 0 <= max_wind < math.inf:
             raise ValueError(f"max_wind must be finite and not negative, got {max_wind}")
-        if not 0 < goal_radius < math.inf:
-            raise ValueError(f"goal_radius must be finite and positive, got {goal_radius}")
-        if shaping_radii is not None and not 0 < shaping_radii[0] < shaping_radii[1] < math.inf:
-            raise ValueError(
-                "shaping_radii must be a positive smallest and a larger, finite largest radius, "
-                f"got {tuple(shaping_radii)}; None emits no shaping"
-            )
-
-        super().__init__(num_envs, device)
-        self.split: Split = split
-        self.num_tasks = num_tasks
-        self.num_train_tasks = num_train_tasks
-        self.num_test_tasks = num_test_tasks
+        super().__init__(
+            num_envs,
+            split=split,
+            draw_tasks=lambda random: random.uniform(-max_wind, max_wind, (num_tasks, 2)),
+            num_tasks=num_tasks,
+            num_train_tasks=num_train_tasks,
+            num_test_tasks=num_test_tasks,
+            goal_radius=goal_radius,
+            max_steps=max_steps,
+            shaping_radii=shaping_radii,
+            seed=seed,
+            device=device,
+        )
         self.max_wind = max_wind
-        self.goal_radius = goal_radius
-        self.max_steps = max_steps
-        # tests are scored by the task's own reward alone
-        self.shaping_radii = shaping_radii if split == "train" else None
         self.mirror = mirror and split == "train"
-
-        random = np.random.RandomState(_TASK_SEED)
-        winds = torch.from_numpy(random.uniform(-max_wind, max_wind, (num_tasks, 2)))
-        order = torch.from_numpy(random.permutation(num_tasks).astype(np.int64))
-        train_ids, test_ids = order[:num_train_tasks], order[-num_test_tasks:]
-        # indexing copies, so nothing refers to the tensors above
-        self.train_tasks = winds[train_ids].to(self.device)
-        self.test_tasks = winds[test_ids].to(self.device)
-        self.train_ids = train_ids.to(self.device)
-        self.test_ids = test_ids.to(self.device)
         self.goal = torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.device)
-        # bounds are float32 as in the original, and tensors because these are faster than numbers
-        self._one = torch.ones((), device=self.device, dtype=torch.float32)
-        self._step_size = self._one * _STEP_SIZE
-
-        plane, flag = torch.Size((num_envs, 2)), torch.Size((num_envs, 1))
-        kwargs: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
-        action = Bounded(-1, 1, shape=plane, **kwargs)
-        observation: dict[str, Any] = {
-            "observation": Unbounded(plane, **kwargs),
-            "previous_action": action.clone(),
-            "success": Binary(shape=flag, dtype=torch.bool, device=self.device),
-        }
-        if self.shaping_radii is not None:
-            observation["shaping"] = Bounded(0, 1, shape=flag, **kwargs)
-        self._set_up(observation, action, (0, 1), seed)
 
     @property
     def wind(self) -> Tensor:
@@ -230,59 +166,37 @@ class WindEnv(BatchedEnv):
         return {"wind": Entry((2,), torch.float64)}
 
     def _draw(self, count: int) -> State:
-        if self.split == "test":
-            return {"wind": self.test_tasks}
-        options: dict[str, Any] = {"generator": self._generator, "device": self.device}
-        wind = self.train_tasks[torch.randint(self.num_train_tasks, (count,), **options)]
+        wind = self._draw_tasks(count)
         if self.mirror:
-            wind[:, 0] *= 1 - 2 * torch.randint(2, (count,), **options)
+            sign = torch.randint(2, (count,), generator=self._generator, device=self.device)
+            wind[:, 0] *= 1 - 2 * sign
         return {"wind": wind}
 
     def _start(self, layout: State) -> State:
         wind = layout["wind"]
         position = torch.zeros_like(wind)
         flag = torch.zeros_like(wind[:, :1], dtype=torch.bool)
-        state = {
+        return {
             "wind": wind,
             "position": position,
+            "distance": self._distance(position, self.goal),
             "previous_action": position.float(),
             "success": flag,
             "step_count": flag.to(torch.int64),
         }
-        return {**state, "distance": self._distance(position)}
 
     def _advance(self, state: State, action: Tensor) -> Transition:
         action = action.clamp(-1, 1)
-        # low + (a + 1) / 2 * (high - low), in the dtype of the action, rounded as in the original:
-        # factors of two are exact, and the result never leaves the bounds, so no second clip
-        move = (action + self._one) * self._step_size - self._step_size
-        position = state["position"] + move + state["wind"]
-        distance = self._distance(position)
+        position = state["position"] + self._move(action) + state["wind"]
+        distance = self._distance(position, self.goal)
         reached = distance <= self.goal_radius
         step_count = state["step_count"] + 1
         new = {
             "wind": state["wind"],
             "position": position,
+            "distance": distance,
             "previous_action": action.float(),
             "success": state["success"] | reached,
             "step_count": step_count,
-            "distance": distance,
         }
         return Transition(new, reached.float(), None, step_count >= self.max_steps)
-
-    def _distance(self, position: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(position - self.goal, dim=-1, keepdim=True)
-
-    def _observe(self, state: State) -> State:
-        entries = {
-            "observation": state["position"].float(),
-            "previous_action": state["previous_action"],
-            "success": state["success"],
-        }
-        if self.shaping_radii is not None:
-            smallest, largest = self.shaping_radii
-            # at the goal itself the logarithm is minus infinity, and the share 1
-            closeness = torch.log(state["distance"] / largest)
-            share = (closeness / math.log(smallest / largest)).clamp(0, 1)
-            entries["shaping"] = share.float()
-        return entries

@@ -1,0 +1,165 @@
+"""What points in the plane share: lists of tasks, moves, and the way to a small goal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrl.data import Binary, Bounded, TensorSpec, Unbounded
+
+from torchrl_shm.envs._base import BatchedEnv, State
+
+Split = Literal["train", "test"]
+
+# one list of tasks for all: seeds of runs choose among its tasks, never other tasks
+_TASK_SEED = 1337
+# what an action of 1 moves
+_STEP_SIZE = 0.1
+
+
+class NavigationEnv(BatchedEnv):
+    """A point in the plane that has to find a goal, in one of many tasks.
+
+    Attributes and observation entries are documented by the environments. Their states hold
+    `position` and `distance` (from the goal), float64, `previous_action` and `success`.
+
+    Args:
+        num_envs: number of environments B; `None` is 64, and for tests the number of test tasks.
+        split: `"train"` or `"test"`.
+        draw_tasks: draws the list of tasks, `[num_tasks, 2]`, from the stream that then shuffles
+            it: the first `num_train_tasks` are for training, the last `num_test_tasks` for tests.
+        num_tasks: number of tasks that are drawn.
+        num_train_tasks: how many of them are for training.
+        num_test_tasks: how many of them are for tests.
+        goal_radius: distance from the goal that is close enough.
+        max_steps: number of steps, as the environment counts them.
+        shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
+        seed: seed of the environment's generator.
+        device: device of all tensors.
+        observation: bounds of further observation entries, float32 of shape `[B, 1]`, by name.
+
+    Raises:
+        ValueError: an argument is impossible.
+    """
+
+    _tensors = ("train_ids", "train_tasks", "test_ids", "test_tasks", "_one", "_step_size")
+
+    def __init__(
+        self,
+        num_envs: int | None,
+        *,
+        split: Split,
+        draw_tasks: Callable[[np.random.RandomState], NDArray[np.float64]],
+        num_tasks: int,
+        num_train_tasks: int,
+        num_test_tasks: int,
+        goal_radius: float,
+        max_steps: int,
+        shaping_radii: tuple[float, float] | None,
+        seed: int | None,
+        device: torch.device | str | int,
+        observation: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        if split not in get_args(Split):
+            raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+        sizes = {
+            "num_tasks": num_tasks,
+            "num_train_tasks": num_train_tasks,
+            "num_test_tasks": num_test_tasks,
+            "max_steps": max_steps,
+        }
+        if num_envs is None:
+            num_envs = 64 if split == "train" else num_test_tasks
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if num_train_tasks + num_test_tasks > num_tasks:
+            raise ValueError(
+                f"num_train_tasks + num_test_tasks = {num_train_tasks} + {num_test_tasks} is more "
+                f"than num_tasks = {num_tasks}, so that tests would meet tasks of training; lower "
+                "one of the two or raise num_tasks"
+            )
+        if split == "test" and num_envs != num_test_tasks:
+            raise ValueError(
+                f'split="test" plays each of the {num_test_tasks} test tasks in its own '
+                f"environment, got num_envs={num_envs}; leave num_envs out, or set num_test_tasks"
+            )
+        if not 0 < goal_radius < math.inf:
+            raise ValueError(f"goal_radius must be finite and positive, got {goal_radius}")
+        if shaping_radii is not None and not 0 < shaping_radii[0] < shaping_radii[1] < math.inf:
+            raise ValueError(
+                "shaping_radii must be a positive smallest and a larger, finite largest radius, "
+                f"got {tuple(shaping_radii)}; None emits no shaping"
+            )
+
+        super().__init__(num_envs, device)
+        self.split: Split = split
+        self.num_tasks = num_tasks
+        self.num_train_tasks = num_train_tasks
+        self.num_test_tasks = num_test_tasks
+        self.goal_radius = goal_radius
+        self.max_steps = max_steps
+        # tests are scored by the task's own reward alone
+        self.shaping_radii = shaping_radii if split == "train" else None
+
+        random = np.random.RandomState(_TASK_SEED)
+        tasks = torch.from_numpy(draw_tasks(random))
+        order = torch.from_numpy(random.permutation(num_tasks).astype(np.int64))
+        train_ids, test_ids = order[:num_train_tasks], order[-num_test_tasks:]
+        # indexing copies, so nothing refers to the tensors above
+        self.train_tasks = tasks[train_ids].to(self.device)
+        self.test_tasks = tasks[test_ids].to(self.device)
+        self.train_ids = train_ids.to(self.device)
+        self.test_ids = test_ids.to(self.device)
+        # bounds are float32 as in the original, and tensors because these are faster than numbers
+        self._one = torch.ones((), device=self.device, dtype=torch.float32)
+        self._step_size = self._one * _STEP_SIZE
+
+        plane, flag = torch.Size((num_envs, 2)), torch.Size((num_envs, 1))
+        kwargs: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        action = Bounded(-1, 1, shape=plane, **kwargs)
+        entries: dict[str, TensorSpec] = {
+            "observation": Unbounded(plane, **kwargs),
+            "previous_action": action.clone(),
+            "success": Binary(shape=flag, dtype=torch.bool, device=self.device),
+        }
+        for name, bounds in (observation or {}).items():
+            entries[name] = Bounded(*bounds, shape=flag, **kwargs)
+        if self.shaping_radii is not None:
+            entries["shaping"] = Bounded(0, 1, shape=flag, **kwargs)
+        self._set_up(entries, action, (0, 1), seed)
+
+    def _draw_tasks(self, count: int) -> Tensor:
+        """One task per environment, float64 of shape `[count, 2]`."""
+        if self.split == "test":
+            return self.test_tasks
+        options: dict[str, Any] = {"generator": self._generator, "device": self.device}
+        return self.train_tasks[torch.randint(self.num_train_tasks, (count,), **options)]
+
+    def _move(self, action: Tensor) -> Tensor:
+        """What a clipped action moves, in the dtype of the action."""
+        # low + (a + 1) / 2 * (high - low), rounded as in the original: factors of two are exact,
+        # and the result never leaves the bounds, so no second clip
+        return (action + self._one) * self._step_size - self._step_size
+
+    def _distance(self, position: Tensor, goal: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(position - goal, dim=-1, keepdim=True)
+
+    def _observe(self, state: State) -> State:
+        entries = {
+            "observation": state["position"].float(),
+            "previous_action": state["previous_action"],
+            "success": state["success"],
+        }
+        if self.shaping_radii is not None:
+            smallest, largest = self.shaping_radii
+            # at the goal itself the logarithm is minus infinity, and the share 1
+            closeness = torch.log(state["distance"] / largest)
+            share = (closeness / math.log(smallest / largest)).clamp(0, 1)
+            entries["shaping"] = share.float()
+        return entries

@@ -1,0 +1,232 @@
+"""T-Maze: see a cue, walk down a corridor, and turn to the side that the cue named."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Categorical, TensorSpec
+
+from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
+
+# actions 0 to 3
+_MOVES = ((1, 0), (0, 1), (-1, 0), (0, -1))
+# what is known of the cue: not seen yet, seen right now, seen before
+_UNSEEN, _SHOWN, _OVER = range(3)
+
+
+class TMazeEnv(BatchedEnv):
+    """A corridor that shows at its start on which side of its end the goal is.
+
+    ## Description
+
+    A corridor runs from the oracle at x = 0 to a junction, where it ends in two arms, y = 1 and
+    y = -1. The goal is in one of them, and the oracle says in which, once. All cells between look
+    the same, so that the agent has to carry one bit through the whole corridor. With `passive` it
+    starts at the oracle; otherwise one cell beside it, and has to walk there first, away from the
+    goal.
+
+    The rules are those of `twni2016/Memory-RL` (`envs/tmaze.py`, `TMazeClassicPassive` and
+    `TMazeClassicActive`, with the penalty of `configs/envs/tmaze_passive.py`), which have their
+    idea from Bakker (2001). What differs: rewards are rounded to float32, the goal is drawn by the
+    environment's own generator, and `distract_reward`, which no configuration sets, is left out.
+
+    ## Action Space
+
+    `action`: int64 of shape `[B]`: 0 to x + 1, 1 to y + 1, 2 to x - 1, 3 to y - 1. A move into a
+    wall changes nothing.
+
+    ## Observation Space
+
+    | Entry | Shape | Dtype | Range | Meaning |
+    |---|---|---|---|---|
+    | `observation` | `[B, 2]` | float32 | [-1, 1] | see below |
+    | `previous_action` | `[B, 4]` | float32 | 0 or 1 | one-hot action that led here; 0 at reset |
+    | `previous_reward` | `[B, 1]` | float32 | [-1/L, 1] | reward that came with it; 0 at reset |
+    | `success` | `[B, 1]` | bool | | the episode ended in the arm of the goal; for logs |
+
+    | Where | `observation` |
+    |---|---|
+    | at the oracle, for the first time | (0, 1) or (0, -1): the arm of the goal |
+    | at the oracle later, and in the corridor | (0, 0) |
+    | at the junction | (1, 0) |
+    | in an arm | (1, 1) or (1, -1): the arm |
+
+    ## Rewards
+
+    At the last step, 1 in the arm of the goal and 0 elsewhere. At the others, `penalty` if the
+    agent is behind the schedule of whoever does not tarry, and otherwise 0: if x < t - o after
+    step t, with o = 0 if `passive` and otherwise 1. The schedule has time for the oracle
+    and the way to the goal, so 1 is the best return. With the default penalty, -1 is the worst, or
+    -1 - 1/L if not `passive`.
+
+    ## Starting State
+
+    x = 0 if `passive`, otherwise x = 1, with y = 0. The goal is drawn at every reset, either arm
+    with equal probability. `reset(TensorDict({"goal": goal}), set_state=True)` takes goals of
+    shape `[B]`, 1 or -1.
+
+    ## Episode End
+
+    Terminated after `length` + 1 steps if `passive`, otherwise after `length` + 3, as long as the
+    way to the goal (by way of the oracle) takes; wherever the agent is then. Never truncated: the
+    horizon is part of the task.
+
+    Args:
+        num_envs: number of environments B.
+        length: length L of the corridor, from the start to the junction.
+        passive: start at the oracle.
+        penalty: reward of a step behind schedule; `None` is -1 / `length`.
+        seed: seed of the environment's own generator; `None` draws one from torch's default
+            generator.
+        device: device of all tensors, state and generator included.
+
+    Attributes:
+        max_steps: length of an episode.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_shm.envs.t_maze import TMazeEnv
+        >>> env = TMazeEnv(num_envs=2, length=3)
+        >>> data = env.reset(TensorDict({"goal": torch.tensor([1, -1])}, [2]), set_state=True)
+        >>> data["observation"]
+        tensor([[ 0.,  1.],
+                [ 0., -1.]])
+        >>> for action in (0, 0, 0, 1):
+        ...     data = env.step(data.set("action", torch.full((2,), action)))["next"]
+        >>> data["reward"][:, 0], data["terminated"][:, 0]
+        (tensor([1., 0.]), tensor([True, True]))
+
+    ## Version History
+
+    - v0: as in Memory-RL.
+    """
+
+    _tensors = ("_next", "_observation", "_x", "_y", "_eye")
+
+    def __init__(
+        self,
+        num_envs: int = 64,
+        *,
+        length: int = 10,
+        passive: bool = True,
+        penalty: float | None = None,
+        seed: int | None = None,
+        device: torch.device | str | int = "cpu",
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if penalty is None:
+            penalty = -1 / length
+        if not -math.inf < penalty <= 0:
+            raise ValueError(f"penalty must be finite and not positive, got {penalty}")
+        super().__init__(num_envs, device)
+        self.length = length
+        self.passive = passive
+        self.penalty = penalty
+        self._oracle = 0 if passive else 1
+        self.max_steps = length + 1 + 2 * self._oracle
+        self._make_tables()
+
+        batch, flag = torch.Size((num_envs,)), torch.Size((num_envs, 1))
+        kwargs: dict[str, Any] = {"device": self.device}
+        floats: dict[str, Any] = {**kwargs, "dtype": torch.float32}
+        observation: dict[str, TensorSpec] = {
+            "observation": Bounded(-1, 1, shape=torch.Size((num_envs, 2)), **floats),
+            "previous_action": Bounded(0, 1, shape=torch.Size((num_envs, 4)), **floats),
+            "previous_reward": Bounded(penalty, 1, shape=flag, **floats),
+            "success": Binary(shape=flag, dtype=torch.bool, **kwargs),
+        }
+        action = Categorical(4, shape=batch, dtype=torch.int64, **kwargs)
+        self._set_up(observation, action, (penalty, 1), seed)
+
+    @property
+    def goal(self) -> Tensor:
+        """The arm of the goal, 1 or -1, int64 of shape `[B]`; hidden from the agent."""
+        return self._running()["goal"]
+
+    def _make_tables(self) -> None:
+        """Make the maze as an automaton, whose state is a place and what is known of the cue.
+
+        State `s` is place `s // 6` with goal `(s // 3) % 2` (0 is y = 1) and cue `s % 3`.
+        """
+        junction = self._oracle + self.length
+        cells = [(x, 0) for x in range(junction + 1)] + [(junction, 1), (junction, -1)]
+        place = {cell: i for i, cell in enumerate(cells)}
+
+        def neighbour(cell: tuple[int, int], move: tuple[int, int]) -> tuple[int, int]:
+            target = (cell[0] + move[0], cell[1] + move[1])
+            return target if target in place else cell
+
+        follows = torch.tensor([[place[neighbour(c, move)] for move in _MOVES] for c in cells])
+        x, y = torch.tensor(cells).T
+        goal, cue = torch.arange(2)[:, None], torch.arange(3)
+        # the cue is shown at the oracle and over at the next step, wherever that leads
+        shown = torch.where((follows == 0)[..., None] & (cue == _UNSEEN), _SHOWN, _OVER)
+        keeps = (follows != 0)[..., None] & (cue == _UNSEEN)
+        after = torch.where(keeps, _UNSEEN, shown)
+        # [place, action, goal, cue] -> [state, action]
+        state = follows[..., None, None] * 6 + goal * 3 + after[..., None, :]
+        self._next = state.permute(0, 2, 3, 1).reshape(-1, 4).to(self.device)
+
+        at_end, arm = (x == junction).float(), y.float()
+        seen = torch.stack([at_end, arm], dim=-1)[:, None, None].repeat(1, 2, 3, 1)
+        seen[0, :, _SHOWN, 1] = torch.tensor([1.0, -1.0])
+        self._observation = seen.view(-1, 2).to(self.device)
+        self._x = x.repeat_interleave(6)[:, None].to(self.device)
+        self._y = y.repeat_interleave(6).to(self.device)
+        self._eye = torch.eye(4, device=self.device)
+
+    def _layout(self) -> dict[str, Entry]:
+        return {"goal": Entry((), torch.int64)}
+
+    def _check_layout(self, layout: State) -> None:
+        goal = layout["goal"]
+        if (wrong := goal[goal.abs() != 1]).numel():
+            raise ValueError(f'"goal" must be 1 or -1, the arm that it is in, got {wrong[0]}')
+
+    def _draw(self, count: int) -> State:
+        bit = torch.randint(2, (count,), generator=self._generator, device=self.device)
+        return {"goal": 1 - 2 * bit}
+
+    def _start(self, layout: State) -> State:
+        goal = layout["goal"]
+        cue = _SHOWN if self.passive else _UNSEEN
+        zeros = torch.zeros((*goal.shape, 4), device=self.device)
+        return {
+            "goal": goal,
+            "automaton": (1 - goal) // 2 * 3 + (self._oracle * 6 + cue),
+            "step_count": torch.zeros_like(goal)[:, None],
+            "previous_action": zeros,
+            "previous_reward": torch.zeros_like(zeros[:, :1]),
+            "success": torch.zeros_like(zeros[:, :1], dtype=torch.bool),
+        }
+
+    def _advance(self, state: State, action: Tensor) -> Transition:
+        automaton = self._next[state["automaton"], action]
+        step_count = state["step_count"] + 1
+        terminated = step_count >= self.max_steps
+        success = terminated & (self._y[automaton] == state["goal"])[:, None]
+        late = (self._x[automaton] < step_count - self._oracle) & ~terminated
+        reward = late * self.penalty + success
+        new = {
+            "goal": state["goal"],
+            "automaton": automaton,
+            "step_count": step_count,
+            "previous_action": self._eye[action],
+            "previous_reward": reward,
+            "success": success,
+        }
+        # a tensor of its own: what a training loop does to rewards must not reach the state
+        return Transition(new, reward.clone(), terminated, None)
+
+    def _observe(self, state: State) -> State:
+        return {
+            "observation": self._observation[state["automaton"]],
+            "previous_action": state["previous_action"],
+            "previous_reward": state["previous_reward"],
+            "success": state["success"],
+        }
