@@ -13,13 +13,22 @@ from typing import Any
 import torch
 from hydra.conf import HydraConf, JobConf, RunDir
 from hydra_zen import MISSING, make_config, store, zen
+from torchrl.envs import EnvBase
 
 from torchrl_shm.configs import instantiate_saved
-from torchrl_shm.training import RunFolder, evaluate, make_actor_critic, make_test_env, plot_trajectories
+from torchrl_shm.envs import PointRobotEnv, WindEnv
+from torchrl_shm.training import (
+    Evaluation,
+    RunFolder,
+    evaluate,
+    make_actor_critic,
+    make_test_env,
+    plot_trajectories,
+)
 
 
 def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict[str, Any]:
-    """Evaluate, draw `trajectories.png` into the run folder, and return the results."""
+    """Evaluate, draw `trajectories.png` into the run folder if it is known how, return results."""
     torch.set_num_threads(threads)
     parts = instantiate_saved(run)
     algo = parts["algo"]
@@ -34,30 +43,44 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     operator.load_state_dict(checkpoint["operator"])
     result = evaluate(operator.get_policy_operator(), env, seed=seed)
 
-    # tasks from the worst return to the best
-    picked = result.returns.argsort()[torch.linspace(0, len(result.returns) - 1, num_paths).long()]
-    rollout = result.rollout[picked].cpu()
-    positions = torch.cat([rollout["observation"][:, :1], rollout["next", "observation"]], dim=1)
     picture = Path(run) / "trajectories.png"
-    plot_trajectories(
-        positions,
-        picture,
-        winds=env.test_tasks[picked].cpu(),
-        goal=env.goal.cpu(),
-        goal_radius=env.goal_radius,
-        returns=result.returns[picked],
-        labels=[f"test task {int(i)}" for i in picked],
-    )
+    drawn = draw_paths(env, result, num_paths, picture)
+    if not drawn:
+        print(f"there is no drawing of {type(env).__name__}")
     summary = {
         **parts["names"],
         "seed": parts["seed"],
         "frames": checkpoint["frames"],
         "eval_return": round(result.mean_return, 4),
         "eval_success": result.success_rate,
-        "picture": str(picture),
+        "picture": str(picture) if drawn else None,
     }
     print(json.dumps(summary), flush=True)
     return summary
+
+
+def draw_paths(env: EnvBase, result: Evaluation, num_paths: int, path: Path) -> bool:
+    """Draw paths in the plane, from the worst return to the best; false for other tasks."""
+    # tasks from the worst return to the best
+    picked = result.returns.argsort()[torch.linspace(0, len(result.returns) - 1, num_paths).long()]
+    task: dict[str, Any]
+    if isinstance(env, WindEnv):
+        goals, winds = env.goal.expand(num_paths, 2), env.test_tasks[picked]
+        task = {"goals": goals.cpu(), "winds": winds.cpu()}
+    elif isinstance(env, PointRobotEnv):
+        task = {"goals": env.test_tasks[picked].cpu(), "num_episodes": env.num_episodes}
+    else:
+        return False
+    rollout = result.rollout[picked].cpu()
+    plot_trajectories(
+        torch.cat([rollout["observation"][:, :1], rollout["next", "observation"]], dim=1),
+        path,
+        goal_radius=env.goal_radius,
+        returns=result.returns[picked],
+        labels=[f"test task {int(i)}" for i in picked],
+        **task,
+    )
+    return True
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ def test_bounds(preset: str) -> None:
         "point_robot_original": (52.1, 40.0, 50.8),
     }[preset]
     env = PointRobotEnv(split="test", seed=0, **PRESETS[preset])
-    repeats = 1_500 // env.num_envs
+    repeats = 600 // env.num_envs
     known = torch.cat([play(env, oracle) for _ in range(repeats)], 1)
     searched = torch.cat([play(env, Searcher) for _ in range(repeats)], 1)
     # both go to the goal in every task

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 
 from recipes import evaluate
 from tests.recipes._helpers import FRAMES, MEMORIES, process
+from torchrl_shm.envs.t_maze import TMazeEnv
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "num_paths": 8, "seed": 0}
 
@@ -66,6 +67,39 @@ def test_number_of_paths(run: Path, num_paths: int) -> None:
     evaluate.main(str(run), **OPTIONS | {"num_paths": num_paths})
     height = {1: 450, 3: 450, 12: 1350}[num_paths]
     assert imread(run / "trajectories.png").shape[0] == height
+
+
+def test_point_robot(run: Path) -> None:
+    """What was trained on Wind can be let loose there: both see and do the same."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["env"] = {
+        "_target_": "torchrl_shm.envs.point_robot.PointRobotEnv",
+        "_partial_": True,
+        "max_steps": 20,
+    }
+    config["names"]["env"] = "point_robot"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    first = evaluate.main(str(run), **OPTIONS)
+    assert first["env"] == "point_robot"
+    assert imread(run / "trajectories.png").shape[:2] == (900, 1560)
+    # starts are drawn, and the same every time
+    assert evaluate.main(str(run), **OPTIONS) == first
+
+
+def test_tasks_that_cannot_be_drawn(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = TMazeEnv(3)
+    result = evaluate.Evaluation(torch.zeros(3), None, env.rollout(5))
+    assert not evaluate.draw_paths(env, result, 2, run / "trajectories.png")
+    assert not (run / "trajectories.png").exists()
+
+    monkeypatch.setattr(evaluate, "draw_paths", lambda *arguments: False)
+    summary = evaluate.main(str(run), **OPTIONS)
+    assert summary["picture"] is None
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "there is no drawing of WindEnv"
+    assert json.loads(lines[-1]) == summary
 
 
 class TestMistakes:

@@ -12,6 +12,7 @@ from torchrl.envs import ExplorationType, TransformedEnv, exploration_type
 
 from tests.training._helpers import MEMORIES, Countdown, make_operator
 from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm.envs.point_robot import PointRobotEnv
 from torchrl_shm.training import Evaluation, evaluate
 
 make_test_env = partial(
@@ -71,6 +72,18 @@ def test_repeats_and_leaves_the_generator_alone(policy: Any) -> None:
     second = evaluate(policy, env)
     assert torch.equal(first.returns, second.returns)
     assert torch.equal(first.rollout["action"], second.rollout["action"])
+
+
+def test_repeats_starts_that_are_drawn() -> None:
+    policy = make_operator(SHMModule).get_policy_operator()
+    options: dict[str, Any] = {"num_tasks": 9, "num_train_tasks": 3, "num_test_tasks": 6}
+    env = PointRobotEnv(split="test", max_steps=4, **options)
+    starts = []
+    for seed in (0, 0, 1):
+        evaluate(policy, env, seed=seed)
+        starts.append(env.start)
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
 
 
 def test_seed_chooses_the_gates() -> None:

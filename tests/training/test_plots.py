@@ -53,7 +53,7 @@ def test_trajectories(tmp_path: Path, number: int, shape: tuple[int, int]) -> No
         positions,
         tmp_path / "paths.png",
         winds=torch.empty(number, 2).uniform_(-0.1, 0.1),
-        goal=torch.tensor([0.0, 1.0]),
+        goals=torch.tensor([0.0, 1.0]).expand(number, 2),
         goal_radius=0.01,
         returns=torch.arange(number, dtype=torch.float64),
         labels=[f"test task {i}" for i in range(number)],
@@ -68,3 +68,28 @@ def test_trajectories(tmp_path: Path, number: int, shape: tuple[int, int]) -> No
         assert (abs(panel - GREEN).max(-1) < 0.1).sum() > 50
     assert height == 450 * shape[0]
     assert width == pytest.approx(390 * shape[1], abs=1)
+
+
+def test_trajectories_of_several_episodes(tmp_path: Path) -> None:
+    # along the lower and along the upper border, with a jump between
+    right = torch.linspace(0, 1, 11)
+    low, high = torch.zeros(11), torch.ones(10)
+    positions = torch.cat(
+        [torch.stack([right, low], -1), torch.stack([right[1:], high], -1)]
+    ).expand(2, 21, 2)
+    options = {"goal_radius": 0.1, "returns": torch.ones(2), "labels": ["a", "b"]}
+    goals = torch.tensor([[0.2, 0.5], [0.8, 0.5]])
+    plot_trajectories(positions, tmp_path / "two.png", goals=goals, num_episodes=2, **options)
+    plot_trajectories(positions, tmp_path / "one.png", goals=goals, **options)
+    check_picture(tmp_path / "two.png")
+    blue, purple = (31 / 255, 119 / 255, 180 / 255), (148 / 255, 103 / 255, 189 / 255)
+
+    def number_of(name: str, color: tuple[float, float, float]) -> int:
+        return (abs(imread(tmp_path / name)[..., :3] - color).max(-1) < 0.1).sum()
+
+    assert number_of("two.png", purple) > 100
+    assert number_of("one.png", purple) == 0
+    # the jump is no part of a path
+    assert number_of("two.png", blue) + number_of("two.png", purple) < number_of("one.png", blue)
+    # without wind there is no arrow
+    assert number_of("two.png", GREEN) == 0

@@ -133,6 +133,7 @@ class BatchedEnv(EnvBase):
         """Move everything to another device; the generator starts anew there, from its seed."""
         before = self.device
         super().to(device)
+        self._checks_actions = self.device.type == "cpu"
         if self.device != before:
             for name in self._tensors:
                 setattr(self, name, getattr(self, name).to(self.device))

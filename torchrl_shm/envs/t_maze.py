@@ -105,7 +105,7 @@ class TMazeEnv(BatchedEnv):
     - v0: as in Memory-RL.
     """
 
-    _tensors = ("_next", "_observation", "_x", "_y", "_eye")
+    _tensors = ("_next", "_observation", "_due", "_in_goal", "_eye")
 
     def __init__(
         self,
@@ -176,8 +176,10 @@ class TMazeEnv(BatchedEnv):
         seen = torch.stack([at_end, arm], dim=-1)[:, None, None].repeat(1, 2, 3, 1)
         seen[0, :, _SHOWN, 1] = torch.tensor([1.0, -1.0])
         self._observation = seen.view(-1, 2).to(self.device)
-        self._x = x.repeat_interleave(6)[:, None].to(self.device)
-        self._y = y.repeat_interleave(6).to(self.device)
+        # the step after which the agent is to be there at the latest
+        self._due = (x + self._oracle).repeat_interleave(6)[:, None].to(self.device)
+        in_goal = (y[:, None, None] == 1 - 2 * goal).expand(-1, 2, 3)
+        self._in_goal = in_goal.reshape(-1, 1).float().to(self.device)
         self._eye = torch.eye(4, device=self.device)
 
     def _layout(self) -> dict[str, Entry]:
@@ -209,16 +211,16 @@ class TMazeEnv(BatchedEnv):
         automaton = self._next[state["automaton"], action]
         step_count = state["step_count"] + 1
         terminated = step_count >= self.max_steps
-        success = terminated & (self._y[automaton] == state["goal"])[:, None]
-        late = (self._x[automaton] < step_count - self._oracle) & ~terminated
-        reward = late * self.penalty + success
+        in_goal = self._in_goal[automaton]
+        late = self._due[automaton] < step_count
+        reward = torch.where(terminated, in_goal, late * self.penalty)
         new = {
             "goal": state["goal"],
             "automaton": automaton,
             "step_count": step_count,
             "previous_action": self._eye[action],
             "previous_reward": reward,
-            "success": success,
+            "success": terminated & in_goal.bool(),
         }
         # a tensor of its own: what a training loop does to rewards must not reach the state
         return Transition(new, reward.clone(), terminated, None)

@@ -81,12 +81,13 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     """Run one episode per environment with the mean action.
 
     The gates of a memory that draws stay random, as in the released code, but come from a forked
-    generator with a fixed seed: evaluation neither disturbs training nor differs between calls.
+    generator with a fixed seed, and so does all that the environment draws: evaluation neither
+    disturbs training nor differs between calls.
 
     Args:
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
-        seed: seed of torch's default generator during the evaluation.
+        seed: seed of the environment, and of torch's default generator during the evaluation.
 
     Returns:
         Returns, success and the episodes.
@@ -104,6 +105,7 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
+        transformed.set_seed(seed)
         rollout = transformed.rollout(
             max_steps=10**6, policy=policy, break_when_all_done=True, return_contiguous=True
         )
