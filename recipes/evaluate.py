@@ -24,11 +24,13 @@ from torchrl_shm.training import (
     make_actor_critic,
     make_test_env,
     plot_trajectories,
+    record_episode,
+    save_animation,
 )
 
 
 def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict[str, Any]:
-    """Evaluate, draw `trajectories.png` into the run folder if it is known how, return results."""
+    """Evaluate, draw `trajectories.png` or `episode.gif` into the run folder, return results."""
     torch.set_num_threads(threads)
     parts = instantiate_saved(run)
     algo = parts["algo"]
@@ -41,19 +43,20 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     )
     checkpoint = RunFolder(run).load_checkpoint(device)
     operator.load_state_dict(checkpoint["operator"])
-    result = evaluate(operator.get_policy_operator(), env, seed=seed)
+    policy = operator.get_policy_operator()
+    result = evaluate(policy, env, seed=seed)
 
     picture = Path(run) / "trajectories.png"
-    drawn = draw_paths(env, result, num_paths, picture)
-    if not drawn:
-        print(f"there is no drawing of {type(env).__name__}")
+    if not draw_paths(env, result, num_paths, picture):
+        picture = Path(run) / "episode.gif"
+        save_animation(record_episode(policy, env, seed=seed), picture)
     summary = {
         **parts["names"],
         "seed": parts["seed"],
         "frames": checkpoint["frames"],
         "eval_return": round(result.mean_return, 4),
         "eval_success": result.success_rate,
-        "picture": str(picture) if drawn else None,
+        "picture": str(picture),
     }
     print(json.dumps(summary), flush=True)
     return summary

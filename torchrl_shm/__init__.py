@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torchrl_shm.envs import WindEnv
+    from torchrl_shm.envs import MemoryLengthEnv, PointRobotEnv, TMazeEnv, WindEnv
     from torchrl_shm.modules import (
         SHM,
         MemoryCheckError,
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SHM",
     "MemoryCheckError",
+    "MemoryLengthEnv",
     "MemoryModule",
     "MemoryReport",
+    "PointRobotEnv",
     "SHMModule",
+    "TMazeEnv",
     "WindEnv",
     "__version__",
     "check_memory",
@@ -36,10 +39,13 @@ __all__ = [
 
 _HOMES = {
     "MemoryCheckError": "torchrl_shm.modules",
+    "MemoryLengthEnv": "torchrl_shm.envs",
     "MemoryModule": "torchrl_shm.modules",
     "MemoryReport": "torchrl_shm.modules",
+    "PointRobotEnv": "torchrl_shm.envs",
     "SHM": "torchrl_shm.modules",
     "SHMModule": "torchrl_shm.modules",
+    "TMazeEnv": "torchrl_shm.envs",
     "WindEnv": "torchrl_shm.envs",
     "check_memory": "torchrl_shm.modules",
     "shm_scan": "torchrl_shm.ops",

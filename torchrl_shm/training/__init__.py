@@ -1,5 +1,6 @@
 """What recipes share: collection, evaluation, run folder, plots. Not the loss, not the update."""
 
+from torchrl_shm.training.animation import Episode, record_episode, save_animation
 from torchrl_shm.training.collection import CollectorBackend, RowCollector
 from torchrl_shm.training.evaluation import Evaluation, evaluate, make_test_env
 from torchrl_shm.training.loggers import LoggerKind, make_logger
@@ -9,6 +10,7 @@ from torchrl_shm.training.run_folder import RunFolder
 
 __all__ = [
     "CollectorBackend",
+    "Episode",
     "Evaluation",
     "LoggerKind",
     "MemoryFactory",
@@ -20,4 +22,6 @@ __all__ = [
     "make_test_env",
     "plot_learning_curve",
     "plot_trajectories",
+    "record_episode",
+    "save_animation",
 ]
