@@ -23,8 +23,9 @@ from torchrl_shm.training import (
     RunFolder,
     evaluate,
     make_actor_critic,
+    make_test_env,
     plot_trajectories,
-)  # fmt: skip
+)
 
 
 def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     torch.set_num_threads(threads)
     parts = instantiate_saved(run)
     algo = parts["algo"]
-    env = parts["env"](split="test", device=device)
+    env = make_test_env(parts["env"], num_episodes=algo.num_test_episodes, device=device)
     operator = make_actor_critic(
         env,
         parts["memory"],

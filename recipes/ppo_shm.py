@@ -32,6 +32,7 @@ from torchrl_shm.training import (
     RunFolder,
     evaluate,
     make_actor_critic,
+    make_test_env,
     plot_learning_curve,
 )
 
@@ -62,7 +63,7 @@ def main(
     extra_logger = logger(run_dir=run_dir)
 
     # build: embedding -> memory -> action head and value head
-    test_env = env(split="test", device=device)
+    test_env = make_test_env(env, num_episodes=algo.num_test_episodes, device=device)
     operator = make_actor_critic(
         test_env,
         memory,

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("--only", help="comma-separated columns; the first is the base of ratios")
     parser.add_argument("--wait", type=float, default=120, help="seconds to wait for idle CPUs")
     parser.add_argument("--peak", metavar="NAME", help="print the peak memory of one column only")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the numbers, and the table beside them")
     arguments = parser.parse_args()
     if arguments.peak:
         print_peak(arguments.peak, arguments.shapes[0])
@@ -261,13 +262,20 @@ def main() -> None:
     keys = ["shape", "name", "train_ms", "forward_ms", "ratio", "peak_mb"]
     if device == "cuda":
         keys += ["forward_share", "backward_share"]
-    cells = [[_cell(row.get(key, "")) for key in keys] for row in rows]
-    print(table(keys, cells))
     step = measure_step(device)
-    print(table(list(step), [[_cell(x) for x in step.values()]]))
+    result = {"device": name, "threads": arguments.threads, "others": used, "rows": rows}
+    text = report({**result, "step": step}, keys)
+    print(text)
     if arguments.json:
-        result = {"device": name, "threads": arguments.threads, "others": used, "rows": rows}
         arguments.json.write_text(json.dumps({**result, "step": step}, indent=1) + "\n")
+        arguments.json.with_suffix(".md").write_text(text + "\n")
+
+
+def report(result: dict[str, Any], keys: list[str]) -> str:
+    """The tables, as Markdown."""
+    cells = [[_cell(row.get(key, "")) for key in keys] for row in result["rows"]]
+    step = result["step"]
+    return f"{table(keys, cells)}\n\n{table(list(step), [[_cell(x) for x in step.values()]])}"
 
 
 def _cell(value: object) -> str:

@@ -119,6 +119,22 @@ def test_released_sizes_dtype_and_options_are_kept() -> None:
     assert SHM.from_reference(load("standalone")[1]).shortcut is None
 
 
+@pytest.mark.parametrize("options", [{"backend": "numba"}, {"fast_gate": True}], ids=str)
+def test_fast_backends_in_the_cell(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    plain = SHM(5, 5, 6, backend="reference")
+    fast = SHM(5, 5, 6, **options)
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 40, 5, requires_grad=True)
+    expected, memory, theta_index = plain(x)
+    wanted = torch.autograd.grad(expected.sum() + memory.sum(), [x, *plain.parameters()])
+    y, memory, _ = fast(x, theta_index=theta_index)
+    assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(y.sum() + memory.sum(), [x, *fast.parameters()])
+    for actual, gradient in zip(gradients, wanted, strict=True):
+        assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("rename", "message"),
     [

@@ -2,6 +2,7 @@
 
 python -m tests.ops._compile_kernels 90            all
 python -m tests.ops._compile_kernels 90 default    without clamp and the fast gate
+python -m tests.ops._compile_kernels 90 fast       with the fast gate, without clamp
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 def variants(group: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """Name, width, warps and constants of the kernels of a group."""
     plain = group != "options"
-    gate, clamp = ("exact", False) if plain else ("fast", True)
+    gate, clamp = ("fast" if group in ("fast", "options") else "exact"), not plain
     for width in sorted(_tiles.FORWARD):
         tiles = {_tiles.FORWARD[width], _tiles.forward_tile(1, width)}
         common = {"H": width, "WIDTH": width, "GATE": gate}

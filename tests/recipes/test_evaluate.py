@@ -78,6 +78,7 @@ def test_point_robot(run: Path) -> None:
         "max_steps": 20,
     }
     config["names"]["env"] = "point_robot"
+    config["algo"]["policy_keys"] = ["observation", "previous_action"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     first = evaluate.main(str(run), **OPTIONS)
     assert first["env"] == "point_robot"

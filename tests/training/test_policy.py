@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from math import log
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torchrl.data import Bounded, Categorical, OneHot, Unbounded
+from torch.testing import assert_close
+from torchrl.data import Bounded, Categorical, MultiCategorical, OneHot, Unbounded
+from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules import set_recurrent_mode
+from torchrl.modules.utils import get_env_transforms_from_module
 from torchrl.objectives import ClipPPOLoss
 
 from tests.training._helpers import KEYS, MEMORIES, Countdown, make_operator
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.training import RowCollector, make_actor_critic
+from torchrl_shm.training.policy import _Embedding
 
 
 def collect(operator: Any) -> Any:
@@ -120,6 +125,60 @@ def test_both_heads_see_memory_and_embedding() -> None:
             assert not torch.equal(head(changed)[out_key], before)
 
 
+@pytest.mark.parametrize(
+    ("spec", "logits", "action"),
+    [
+        (Categorical(3, shape=torch.Size((4,))), 3, ()),
+        (MultiCategorical([5, 5], shape=torch.Size((4, 2))), 10, (2,)),
+    ],
+    ids=["index", "indices"],
+)
+def test_discrete_actions(spec: Any, logits: int, action: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    env = Countdown(4, action_spec=spec)
+    operator = make_operator(env=env)
+    policy = operator.get_policy_operator()
+    transformed = TransformedEnv(env, get_env_transforms_from_module(policy))
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        rollout = transformed.rollout(6, policy, break_when_any_done=False)
+    # it starts with an episode, so nothing but the empty memory is needed
+    batch = rollout.exclude("memory", ("next", "memory")).contiguous()
+    assert batch["logits"].shape == (*batch.shape, logits)
+    assert batch["action"].shape == (*batch.shape, *action)
+    # a fresh policy is close to uniform
+    expected = -log(3) if not action else -2 * log(5)
+    assert_close(batch["action_log_prob"], torch.full(batch.shape, expected), atol=0.05, rtol=0)
+    assert len(batch["action"].unique()) == (5 if action else 3)
+    loss = ClipPPOLoss(policy, operator.get_value_head(), entropy_coeff=0.01)
+    batch["advantage"] = torch.ones(*batch.shape, 1)
+    batch["value_target"] = torch.ones(*batch.shape, 1)
+    with set_recurrent_mode(True):
+        term = loss(batch)
+    assert_close(term["max_ratio"].item(), 1.0, atol=1e-4, rtol=0)
+    assert term["entropy"] > -expected - 0.05
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        first = transformed.rollout(1, policy)
+    blocks = first["logits"].unflatten(-1, (*action, -1))
+    assert torch.equal(first["action"].flatten(), blocks.argmax(-1).flatten())
+
+
+def test_bytes_and_images_are_flattened_and_scaled() -> None:
+    shapes = [torch.Size((3, 5, 5)), torch.Size((2,))]
+    embedding = _Embedding(shapes, 8, None)
+    assert embedding.linear.in_features == 77
+    image, vector = torch.randint(256, (4, 6, 3, 5, 5), dtype=torch.uint8), torch.randn(4, 6, 2)
+    scaled = torch.cat([image.flatten(-3) / 255, vector], -1)
+    assert_close(embedding(image, vector), torch.tanh(embedding.linear(scaled)))
+
+
+def test_keys_are_the_choice_of_the_environment() -> None:
+    operator = make_actor_critic(WindEnv(2), SHMModule)
+    assert operator.module[0].module[0].in_keys == ["observation", "previous_action"]
+    # one that has no choice
+    operator = make_actor_critic(Countdown(2), SHMModule)
+    assert operator.module[0].module[0].in_keys == ["observation"]
+
+
 class TestMistakes:
     def test_unknown_key_lists_the_others(self) -> None:
         with pytest.raises(KeyError, match=r"\['place'\].*observation.*previous_action") as error:
@@ -129,14 +188,14 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "spec",
         [
-            Categorical(3, shape=(2,)),
+            MultiCategorical([3, 4], shape=(2, 2)),
             OneHot(3, shape=(2, 3)),
             Bounded(0, 3, shape=(2, 1), dtype=torch.int64),
             Unbounded(shape=(2, 1), dtype=torch.int64),
         ],
         ids=lambda spec: type(spec).__name__,
     )
-    def test_actions_that_are_not_continuous(self, spec: Any) -> None:
+    def test_actions_of_other_kinds(self, spec: Any) -> None:
         env = Countdown(2, action_spec=spec)
-        with pytest.raises(TypeError, match="only continuous ones are supported"):
+        with pytest.raises(TypeError, match=r"(?s)are not supported.*continuous action, an index"):
             make_actor_critic(env, SHMModule, policy_keys=KEYS)

@@ -27,10 +27,11 @@ class PPO:
         max_grad_norm: bound on the norm of the gradient.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
-        policy_keys: observation entries that the policy reads.
+        policy_keys: observation entries that the policy reads; `None` is the environment's choice.
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: hidden layers of the action head and of the value head.
         init_scale: initial standard deviation of the actions.
+        num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
 
     Raises:
@@ -56,10 +57,11 @@ class PPO:
     critic_coeff: float = 0.5
     max_grad_norm: float = 0.5
     shaping: float = 1.0
-    policy_keys: Sequence[str] = ("observation", "previous_action")
+    policy_keys: Sequence[str] | None = None
     embedding_size: int = 64
     hidden_sizes: Sequence[int] = (64, 64)
     init_scale: float = 0.3
+    num_test_episodes: int = 256
     checkpoint_interval: int = 20
 
     def network(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class PPO:
         positive = (
             "total_frames", "num_envs", "row_length", "epochs", "rows_per_minibatch",
             "learning_rate", "clip_epsilon", "max_grad_norm", "embedding_size", "init_scale",
-            "checkpoint_interval",
+            "num_test_episodes", "checkpoint_interval",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)

@@ -54,6 +54,9 @@ class BatchedEnv(EnvBase):
         ValueError: `num_envs` is not positive.
     """
 
+    policy_keys: tuple[str, ...] = ("observation", "previous_action")
+    """Observation entries that a policy is meant to read."""
+
     _supports_set_state = True
     # attributes that `to` moves besides the state
     _tensors: tuple[str, ...] = ()

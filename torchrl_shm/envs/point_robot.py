@@ -131,6 +131,8 @@ class PointRobotEnv(NavigationEnv):
       released code would draw with 100 tasks.
     """
 
+    policy_keys = ("observation", "inner_done", "previous_action", "previous_reward")
+
     _tensors = (*NavigationEnv._tensors, "_corner", "_extent")
 
     def __init__(

@@ -105,6 +105,8 @@ class TMazeEnv(BatchedEnv):
     - v0: as in Memory-RL.
     """
 
+    policy_keys = ("observation", "previous_action", "previous_reward")
+
     _tensors = ("_next", "_observation", "_due", "_in_goal", "_eye")
 
     def __init__(

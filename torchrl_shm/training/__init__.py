@@ -1,7 +1,7 @@
 """What recipes share: collection, evaluation, run folder, plots. Not the loss, not the update."""
 
 from torchrl_shm.training.collection import CollectorBackend, RowCollector
-from torchrl_shm.training.evaluation import Evaluation, evaluate
+from torchrl_shm.training.evaluation import Evaluation, evaluate, make_test_env
 from torchrl_shm.training.loggers import LoggerKind, make_logger
 from torchrl_shm.training.plots import plot_learning_curve, plot_trajectories
 from torchrl_shm.training.policy import MemoryFactory, make_actor_critic
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate",
     "make_actor_critic",
     "make_logger",
+    "make_test_env",
     "plot_learning_curve",
     "plot_trajectories",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -38,6 +41,41 @@ class Evaluation:
         return None if self.success is None else float(self.success.double().mean())
 
 
+# tests of tasks that are drawn draw the same episodes in every run
+_TEST_SEED = 20_000
+
+
+def make_test_env(
+    make_env: Callable[..., EnvBase],
+    *,
+    num_episodes: int,
+    device: torch.device | str | None = None,
+) -> EnvBase:
+    """Build the environment that an agent is tested on.
+
+    Tasks with a list of test tasks (their environments take `split`) play each of them once.
+    Others draw `num_episodes` episodes from a fixed seed.
+
+    Args:
+        make_env: makes an environment from `split="test"`, or from `num_envs` and `seed`.
+        num_episodes: episodes where the task has no list of its own.
+        device: device of the environment.
+
+    Returns:
+        An environment for `evaluate`: one episode per row is a test.
+
+    Examples:
+        >>> from torchrl_shm import WindEnv
+        >>> from torchrl_shm.training import make_test_env
+        >>> make_test_env(WindEnv, num_episodes=10).num_envs
+        150
+    """
+    options: dict[str, Any] = {} if device is None else {"device": device}
+    if "split" in inspect.signature(make_env).parameters:
+        return make_env(split="test", **options)
+    return make_env(num_envs=num_episodes, seed=_TEST_SEED, **options)
+
+
 @torch.no_grad()
 def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Evaluation:
     """Run one episode per environment with the mean action.
@@ -49,7 +87,8 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     Args:
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
-        seed: seed of the environment, and of torch's default generator during the evaluation.
+        seed: seed of torch's default generator during the evaluation; chooses what the
+            environment draws, too.
 
     Returns:
         Returns, success and the episodes.
@@ -67,7 +106,7 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
-        transformed.set_seed(seed)
+        transformed.set_seed(_TEST_SEED + seed)
         rollout = transformed.rollout(
             max_steps=10**6, policy=policy, break_when_all_done=True, return_contiguous=True
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from math import log
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from tensordict import NestedKey
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule, TensorDictModuleBase
 from tensordict.nn import TensorDictSequential as Sequential
-from torch import nn
-from torchrl.data import Bounded, Unbounded
+from torch import distributions, nn
+from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.modules import ActorValueOperator, IndependentNormal, ProbabilisticActor, ValueOperator
 
@@ -24,7 +25,7 @@ def make_actor_critic(
     env: EnvBase,
     memory: MemoryFactory,
     *,
-    policy_keys: Sequence[NestedKey],
+    policy_keys: Sequence[NestedKey] | None = None,
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
     init_scale: float = 0.3,
@@ -33,25 +34,30 @@ def make_actor_critic(
     """Build embedding -> memory -> {action head, value head} with one shared memory.
 
     Both heads also read the embedding of the current step, as in the authors' meta-RL networks
-    (repository `thaihungle/SHM`, `pomdp-baselines/policies/models`). Actions are Gaussian with a
-    learned standard deviation; the environment clips them.
+    (repository `thaihungle/SHM`, `pomdp-baselines/policies/models`). Continuous actions are
+    Gaussian with a learned standard deviation, and the environment clips them; discrete ones are
+    categorical, independent of each other where there are several.
 
     Args:
-        env: environment whose specs give the sizes; its action is continuous, of shape `[A]`.
+        env: environment whose specs give the sizes. Its action is continuous, of shape `[A]`, or
+            an index (`Categorical`), or several indices (`MultiCategorical` of equal sizes).
         memory: factory of the memory module, with as many outputs as inputs.
-        policy_keys: observation entries that the policy reads, concatenated.
+        policy_keys: observation entries that the policy reads, flattened and concatenated; bytes
+            are scaled to [0, 1]. `None` is the environment's own choice, its attribute
+            `policy_keys`, or `["observation"]` where it has none.
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
-        init_scale: initial standard deviation of the actions, in units of the action.
+        init_scale: initial standard deviation of continuous actions, in units of the action.
         device: device of the parameters.
 
     Returns:
         The operator; `get_policy_operator()`, `get_value_operator()` and `get_value_head()` give
-        its parts. Entries: `embedding`, `features`, `loc`, `scale`, `action`, `state_value`.
+        its parts. Entries: `embedding`, `features`, `loc` and `scale` or `logits`, `action`,
+        `state_value`.
 
     Raises:
         KeyError: a policy key is not an observation of the environment.
-        TypeError: the action is not continuous.
+        TypeError: actions of this kind are not supported.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -61,20 +67,20 @@ def make_actor_critic(
         >>> operator.get_value_head().out_keys
         ['state_value']
     """
-    action_spec = env.action_spec_unbatched
-    if not isinstance(action_spec, (Bounded, Unbounded)) or not action_spec.dtype.is_floating_point:
-        raise TypeError(f"the action of {env} is {action_spec}; only continuous ones are supported")
     observations = env.observation_spec_unbatched
+    keys: Sequence[NestedKey] = (
+        getattr(env, "policy_keys", ("observation",)) if policy_keys is None else policy_keys
+    )
     available = set(observations.keys(True, True))
-    missing = [key for key in policy_keys if key not in available]
+    missing = [key for key in keys if key not in available]
     if missing:
         raise KeyError(
             f"{missing} of policy_keys are not observations of the environment, "
             f"which has {sorted(map(str, available))}"
         )
-    input_size = sum(observations[key].shape[-1] for key in policy_keys)
+    shapes = [observations[key].shape for key in keys]
     embed: Any = TensorDictModule(
-        _Embedding(input_size, embedding_size, device), list(policy_keys), ["embedding"]
+        _Embedding(shapes, embedding_size, device), list(keys), ["embedding"]
     )
     memory_module: Any = memory(
         input_size=embedding_size,
@@ -83,34 +89,78 @@ def make_actor_critic(
         out_key="features",
         device=device,
     )
-    head_keys: list[NestedKey] = ["features", "embedding"]
-    action_size = action_spec.shape[-1]
-    scale = AddStateIndependentNormalScale(action_size, init_value=log(init_scale)).to(device)
     sizes = (2 * embedding_size, *hidden_sizes)
-    action_head: list[Any] = [
-        TensorDictModule(_Head((*sizes, action_size), 0.01, device), head_keys, ["loc"]),
-        TensorDictModule(scale, ["loc"], ["loc", "scale"]),
-    ]
-    actor = ProbabilisticActor(
-        Sequential(*action_head),
-        in_keys=["loc", "scale"],
-        distribution_class=IndependentNormal,
+    actor = _make_actor(env.action_spec_unbatched, sizes, init_scale, device)
+    critic = ValueOperator(_Head((*sizes, 1), 1.0, device), in_keys=_HEAD_KEYS)
+    return ActorValueOperator(Sequential(embed, memory_module), actor, critic)
+
+
+_HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
+
+
+def _make_actor(
+    spec: TensorSpec, sizes: tuple[int, ...], init_scale: float, device: torch.device | str | None
+) -> ProbabilisticActor:
+    head: list[Any]
+    if isinstance(spec, (Bounded, Unbounded)) and spec.dtype.is_floating_point:
+        size = spec.shape[-1]
+        scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
+        head = [
+            TensorDictModule(_Head((*sizes, size), 0.01, device), _HEAD_KEYS, ["loc"]),
+            TensorDictModule(scale, ["loc"], ["loc", "scale"]),
+        ]
+        in_keys, distribution = ["loc", "scale"], IndependentNormal
+    elif isinstance(spec, Categorical) and not spec.shape:
+        head = [TensorDictModule(_Head((*sizes, spec.n), 0.01, device), _HEAD_KEYS, ["logits"])]
+        in_keys, distribution = ["logits"], distributions.Categorical
+    elif isinstance(spec, MultiCategorical) and len(set(spec.nvec.tolist())) == 1:
+        count, choices = spec.shape[-1], int(spec.nvec[0])
+        net = _Head((*sizes, count * choices), 0.01, device)
+        head = [TensorDictModule(net, _HEAD_KEYS, ["logits"])]
+        in_keys, distribution = ["logits"], partial(_independent_categoricals, count=count)
+    else:
+        raise TypeError(
+            f"actions like {spec} are not supported: it takes a continuous action, an index "
+            "(Categorical), or several indices of equal sizes (MultiCategorical); TorchRL's "
+            "GymEnv makes indices with categorical_action_encoding=True"
+        )
+    return ProbabilisticActor(
+        Sequential(*head),
+        in_keys=in_keys,
+        distribution_class=distribution,
         return_log_prob=True,
         cache_dist=False,
     )
-    critic = ValueOperator(_Head((*sizes, 1), 1.0, device), in_keys=head_keys)
-    return ActorValueOperator(Sequential(embed, memory_module), actor, critic)
+
+
+def _independent_categoricals(logits: torch.Tensor, *, count: int) -> distributions.Distribution:
+    """`count` indices, each with its own block of logits."""
+    blocks = logits.unflatten(-1, (count, -1))
+    return distributions.Independent(distributions.Categorical(logits=blocks), 1)
 
 
 class _Embedding(nn.Module):
     def __init__(
-        self, input_size: int, output_size: int, device: torch.device | str | None
+        self,
+        shapes: Sequence[torch.Size],
+        output_size: int,
+        device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        self.linear = nn.Linear(input_size, output_size, device=device)
+        self.dims = [len(shape) for shape in shapes]
+        size = sum(shape.numel() for shape in shapes)
+        self.linear = nn.Linear(size, output_size, device=device)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.linear(torch.cat(inputs, -1)))
+        flat = [
+            self._number(x).flatten(x.ndim - dims) if dims > 1 else self._number(x)
+            for x, dims in zip(inputs, self.dims, strict=True)
+        ]
+        return torch.tanh(self.linear(torch.cat(flat, -1)))
+
+    def _number(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self.linear.weight.dtype
+        return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
 class _Head(nn.Module):
