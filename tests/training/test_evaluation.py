@@ -11,8 +11,9 @@ from tensordict import TensorDict
 from torchrl.envs import ExplorationType, TransformedEnv, exploration_type
 
 from tests.training._helpers import MEMORIES, Countdown, make_operator
-from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm import SHMModule, WindEnv, training
 from torchrl_shm.envs.point_robot import PointRobotEnv
+from torchrl_shm.envs.t_maze import TMazeEnv
 from torchrl_shm.training import Evaluation, evaluate
 
 make_test_env = partial(
@@ -72,6 +73,24 @@ def test_repeats_and_leaves_the_generator_alone(policy: Any) -> None:
     second = evaluate(policy, env)
     assert torch.equal(first.returns, second.returns)
     assert torch.equal(first.rollout["action"], second.rollout["action"])
+
+
+@pytest.mark.parametrize(
+    ("make_env", "rows"),
+    [
+        (WindEnv, 150),
+        (partial(WindEnv, num_test_tasks=12), 12),
+        (lambda **kwargs: WindEnv(**kwargs), 7),
+        (lambda split, **kwargs: WindEnv(split=split, **kwargs), 150),
+        (TMazeEnv, 7),
+        (partial(TMazeEnv, length=3), 7),
+    ],
+    ids=["class", "partial", "function", "function of split", "drawn", "partial, drawn"],
+)
+def test_lists_of_tests_are_played_and_others_drawn(make_env: Any, rows: int) -> None:
+    env = training.make_test_env(make_env, num_episodes=7)
+    assert env.batch_size == (rows,)
+    assert getattr(env, "split", "train") == ("train" if rows == 7 else "test")
 
 
 def test_repeats_starts_that_are_drawn() -> None:

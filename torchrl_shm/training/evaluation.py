@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,10 @@ def make_test_env(
         150
     """
     options: dict[str, Any] = {} if device is None else {"device": device}
-    if "split" in inspect.signature(make_env).parameters:
+    target = make_env.func if isinstance(make_env, partial) else make_env
+    # of a class, that of its constructor: torchrl's metaclass hides it
+    signature = inspect.signature(target.__init__ if isinstance(target, type) else target)
+    if "split" in signature.parameters:
         return make_env(split="test", **options)
     return make_env(num_envs=num_episodes, seed=_TEST_SEED, **options)
 
