@@ -16,8 +16,7 @@ from hydra_zen import MISSING, make_config, store, zen
 from torchrl.envs import EnvBase
 
 from torchrl_shm.configs import instantiate_saved
-from torchrl_shm.envs import WindEnv
-from torchrl_shm.envs.point_robot import PointRobotEnv
+from torchrl_shm.envs import PointRobotEnv, WindEnv
 from torchrl_shm.training import (
     Evaluation,
     RunFolder,

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from recipes import evaluate
 from tests.recipes._helpers import FRAMES, MEMORIES, process
-from torchrl_shm.envs.t_maze import TMazeEnv
+from torchrl_shm.envs import TMazeEnv
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "num_paths": 8, "seed": 0}
 

@@ -12,8 +12,7 @@ from torchrl.envs import ExplorationType, TransformedEnv, exploration_type
 
 from tests.training._helpers import MEMORIES, Countdown, make_operator
 from torchrl_shm import SHMModule, WindEnv, training
-from torchrl_shm.envs.point_robot import PointRobotEnv
-from torchrl_shm.envs.t_maze import TMazeEnv
+from torchrl_shm.envs import PointRobotEnv, TMazeEnv
 from torchrl_shm.training import Evaluation, evaluate
 
 make_test_env = partial(

@@ -58,6 +58,8 @@ def register(name: str, *, algo: str) -> None:
             {"env": "wind"},
             {"memory": "shm"},
             {"algo": algo},
+            # what suits the task, where something is known
+            {"optional tuned": "${env}"},
             {"collector": "single"},
             {"logger": "csv"},
             # all that a run says is in its own files

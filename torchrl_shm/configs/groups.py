@@ -10,7 +10,7 @@ from typing import Any
 from hydra_zen import ZenStore, builds, make_custom_builds_fn
 
 from torchrl_shm.configs.algo import PPO
-from torchrl_shm.envs import WindEnv
+from torchrl_shm.envs import MemoryLengthEnv, TMazeEnv, WindEnv
 from torchrl_shm.modules import SHMModule, make_gru, make_lstm, make_mlp
 from torchrl_shm.training import RowCollector, make_logger
 
@@ -29,28 +29,46 @@ _COLLECTOR_RUNTIME = (
 groups = ZenStore(name="torchrl_shm", deferred_hydra_store=True)
 
 env = groups(group="env")
+# values of the algorithm that suit a task, under the task's name; the command line overrides them
+tuned = groups(group="tuned", package="algo")
+
+
+def _task(name: str, target: Any, algo: dict[str, Any], **options: Any) -> None:
+    env(_partial(target, zen_exclude=_ENV_RUNTIME, **options), name=name)
+    if algo:
+        tuned(algo, name=name)
+
+
 # help in training only: discs from a tenth of the goal, for precision, to beyond where a random
-# policy is carried, and twice the winds that the training tasks have
-_WIND: dict[str, Any] = {
-    "zen_exclude": _ENV_RUNTIME,
-    "shaping_radii": (0.001, 10.0),
-    "mirror": True,
-}
-env(_partial(WindEnv, **_WIND), name="wind")
-env(_partial(WindEnv, num_train_tasks=10, num_test_tasks=190, **_WIND), name="wind_hard")
-env(
-    _partial(
-        WindEnv,
-        num_tasks=60,
-        num_train_tasks=40,
-        num_test_tasks=20,
-        max_wind=0.08,
-        goal_radius=0.03,
-        max_steps=75,
-        **_WIND,
-    ),
-    name="wind_original",
+# policy is carried
+_RADII = (0.001, 10.0)
+# and twice the winds that the training tasks have
+_WIND: dict[str, Any] = {"shaping_radii": _RADII, "mirror": True}
+_task("wind", WindEnv, {}, **_WIND)
+_task("wind_hard", WindEnv, {}, num_train_tasks=10, num_test_tasks=190, **_WIND)
+_task(
+    "wind_original",
+    WindEnv,
+    {},
+    num_tasks=60,
+    num_train_tasks=40,
+    num_test_tasks=20,
+    max_wind=0.08,
+    goal_radius=0.03,
+    max_steps=75,
+    **_WIND,
 )
+
+# rewards far away are worth as much as those at hand, and random actions have to go on
+_DISCRETE: dict[str, Any] = {
+    "gamma": 0.99,
+    "entropy_coeff": 0.01,
+    "learning_rate": 1e-3,
+    "total_frames": 1_000_000,
+}
+_task("t_maze_passive", TMazeEnv, {**_DISCRETE, "row_length": 51}, length=50)
+_task("t_maze_active", TMazeEnv, {**_DISCRETE, "row_length": 53}, length=50, passive=False)
+_task("memory_length", MemoryLengthEnv, {**_DISCRETE, "row_length": 51})
 
 memory = groups(group="memory")
 memory(_partial(SHMModule, zen_exclude=_MEMORY_RUNTIME), name="shm")

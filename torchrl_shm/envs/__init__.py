@@ -1,5 +1,8 @@
 """Batched environments whose whole state is tensors."""
 
+from torchrl_shm.envs.memory_length import MemoryLengthEnv
+from torchrl_shm.envs.point_robot import PointRobotEnv
+from torchrl_shm.envs.t_maze import TMazeEnv
 from torchrl_shm.envs.wind import WindEnv
 
-__all__ = ["WindEnv"]
+__all__ = ["MemoryLengthEnv", "PointRobotEnv", "TMazeEnv", "WindEnv"]

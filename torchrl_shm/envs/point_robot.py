@@ -106,7 +106,7 @@ class PointRobotEnv(NavigationEnv):
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl_shm.envs.point_robot import PointRobotEnv
+        >>> from torchrl_shm.envs import PointRobotEnv
         >>> env = PointRobotEnv(num_envs=3, seed=0)
         >>> rollout = env.rollout(200)
         >>> rollout["next", "inner_done"][0, :, 0].nonzero()[:, 0]
