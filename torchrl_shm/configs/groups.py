@@ -10,7 +10,7 @@ from typing import Any
 from hydra_zen import ZenStore, builds, make_custom_builds_fn
 
 from torchrl_shm.configs.algo import PPO
-from torchrl_shm.envs import MemoryLengthEnv, TMazeEnv, WindEnv
+from torchrl_shm.envs import MemoryLengthEnv, PointRobotEnv, TMazeEnv, WindEnv
 from torchrl_shm.modules import SHMModule, make_gru, make_lstm, make_mlp
 from torchrl_shm.training import RowCollector, make_logger
 
@@ -59,12 +59,27 @@ _task(
     **_WIND,
 )
 
+_POINT: dict[str, Any] = {"shaping_radii": _RADII}
+_task("point_robot", PointRobotEnv, {}, **_POINT)
+_task("point_robot_hard", PointRobotEnv, {}, num_train_tasks=10, num_test_tasks=190, **_POINT)
+_task(
+    "point_robot_original",
+    PointRobotEnv,
+    {},
+    num_tasks=100,
+    num_train_tasks=80,
+    num_test_tasks=20,
+    goal_radius=0.2,
+    max_steps=60,
+    **_POINT,
+)
+
 # rewards far away are worth as much as those at hand, and random actions have to go on
 _DISCRETE: dict[str, Any] = {
     "gamma": 0.99,
-    "entropy_coeff": 0.01,
+    "entropy_coeff": 0.1,
     "learning_rate": 1e-3,
-    "total_frames": 1_000_000,
+    "total_frames": 2_000_000,
 }
 _task("t_maze_passive", TMazeEnv, {**_DISCRETE, "row_length": 51}, length=50)
 _task("t_maze_active", TMazeEnv, {**_DISCRETE, "row_length": 53}, length=50, passive=False)

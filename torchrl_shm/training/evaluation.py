@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +52,7 @@ def make_test_env(
 ) -> EnvBase:
     """Build the environment that an agent is tested on.
 
-    Tasks with a list of test tasks (their environments take `split`) play each of them once.
+    Tasks with a list of test tasks (environments with a `split`) play each of them once.
     Others draw `num_episodes` episodes from a fixed seed.
 
     Args:
@@ -72,10 +70,9 @@ def make_test_env(
         150
     """
     options: dict[str, Any] = {} if device is None else {"device": device}
-    target = make_env.func if isinstance(make_env, partial) else make_env
-    # of a class, that of its constructor: torchrl's metaclass hides it
-    signature = inspect.signature(target.__init__ if isinstance(target, type) else target)
-    if "split" in signature.parameters:
+    # asked of an environment, because a factory from a configuration shows no signature; with a
+    # seed, because one is drawn from torch's default generator otherwise
+    if hasattr(make_env(num_envs=1, seed=_TEST_SEED, **options), "split"):
         return make_env(split="test", **options)
     return make_env(num_envs=num_episodes, seed=_TEST_SEED, **options)
 
