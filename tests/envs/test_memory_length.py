@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.envs._contract import Contract, inject, step
-from torchrl_shm.envs.memory_length import MemoryLengthEnv
+from torchrl_shm.envs import MemoryLengthEnv
 
 
 class Original:

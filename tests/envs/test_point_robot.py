@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs import check_env_specs
 
 from tests.envs._contract import Contract, inject, step
-from torchrl_shm.envs.point_robot import PointRobotEnv
+from torchrl_shm.envs import PointRobotEnv
 
 # six tasks of the original, actions before clipping
 RECORDED = Path(__file__).parents[1] / "fixtures" / "point_robot_shm.npz"

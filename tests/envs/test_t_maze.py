@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.envs._contract import Contract, inject, step
-from torchrl_shm.envs.t_maze import TMazeEnv
+from torchrl_shm.envs import TMazeEnv
 
 VARIANTS = [(1, True), (2, True), (10, True), (1, False), (7, False), (10, False)]
 

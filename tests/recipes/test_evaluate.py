@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from recipes import evaluate
 from tests.recipes._helpers import FRAMES, MEMORIES, process
-from torchrl_shm.envs.t_maze import TMazeEnv
+from torchrl_shm.envs import TMazeEnv
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "num_paths": 8, "seed": 0}
 
@@ -78,6 +78,7 @@ def test_point_robot(run: Path) -> None:
         "max_steps": 20,
     }
     config["names"]["env"] = "point_robot"
+    config["algo"]["policy_keys"] = ["observation", "previous_action"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     first = evaluate.main(str(run), **OPTIONS)
     assert first["env"] == "point_robot"

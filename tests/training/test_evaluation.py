@@ -11,8 +11,8 @@ from tensordict import TensorDict
 from torchrl.envs import ExplorationType, TransformedEnv, exploration_type
 
 from tests.training._helpers import MEMORIES, Countdown, make_operator
-from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.envs.point_robot import PointRobotEnv
+from torchrl_shm import SHMModule, WindEnv, training
+from torchrl_shm.envs import PointRobotEnv, TMazeEnv
 from torchrl_shm.training import Evaluation, evaluate
 
 make_test_env = partial(
@@ -72,6 +72,29 @@ def test_repeats_and_leaves_the_generator_alone(policy: Any) -> None:
     second = evaluate(policy, env)
     assert torch.equal(first.returns, second.returns)
     assert torch.equal(first.rollout["action"], second.rollout["action"])
+
+
+@pytest.mark.parametrize(
+    ("make_env", "rows"),
+    [
+        (WindEnv, 150),
+        (partial(WindEnv, num_test_tasks=12), 12),
+        (lambda **kwargs: WindEnv(**kwargs), 150),
+        (TMazeEnv, 7),
+        (partial(TMazeEnv, length=3), 7),
+    ],
+    ids=["class", "partial", "function", "drawn", "partial, drawn"],
+)
+def test_lists_of_tests_are_played_and_others_drawn(make_env: Any, rows: int) -> None:
+    torch.manual_seed(0)
+    make_env(**({"split": "test"} if rows != 7 else {"num_envs": 7, "seed": 0}))
+    expected = torch.get_rng_state()
+    torch.manual_seed(0)
+    env = training.make_test_env(make_env, num_episodes=7)
+    # looking at what there is to be built draws nothing
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert env.batch_size == (rows,)
+    assert getattr(env, "split", "train") == ("train" if rows == 7 else "test")
 
 
 def test_repeats_starts_that_are_drawn() -> None:

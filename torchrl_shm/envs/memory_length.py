@@ -77,7 +77,7 @@ class MemoryLengthEnv(BatchedEnv):
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl_shm.envs.memory_length import MemoryLengthEnv
+        >>> from torchrl_shm.envs import MemoryLengthEnv
         >>> env = MemoryLengthEnv(num_envs=1, length=2)
         >>> layout = {"bits": torch.tensor([[1]]), "query": torch.tensor([0])}
         >>> data = env.reset(TensorDict(layout, [1]), set_state=True)

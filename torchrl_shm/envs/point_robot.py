@@ -106,7 +106,7 @@ class PointRobotEnv(NavigationEnv):
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl_shm.envs.point_robot import PointRobotEnv
+        >>> from torchrl_shm.envs import PointRobotEnv
         >>> env = PointRobotEnv(num_envs=3, seed=0)
         >>> rollout = env.rollout(200)
         >>> rollout["next", "inner_done"][0, :, 0].nonzero()[:, 0]
@@ -130,6 +130,8 @@ class PointRobotEnv(NavigationEnv):
       another list of tasks in every run, from the run's seed, where here it is the list that the
       released code would draw with 100 tasks.
     """
+
+    policy_keys = ("observation", "inner_done", "previous_action", "previous_reward")
 
     _tensors = (*NavigationEnv._tensors, "_corner", "_extent")
 

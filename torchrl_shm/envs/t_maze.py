@@ -89,7 +89,7 @@ class TMazeEnv(BatchedEnv):
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl_shm.envs.t_maze import TMazeEnv
+        >>> from torchrl_shm.envs import TMazeEnv
         >>> env = TMazeEnv(num_envs=2, length=3)
         >>> data = env.reset(TensorDict({"goal": torch.tensor([1, -1])}, [2]), set_state=True)
         >>> data["observation"]
@@ -104,6 +104,8 @@ class TMazeEnv(BatchedEnv):
 
     - v0: as in Memory-RL.
     """
+
+    policy_keys = ("observation", "previous_action", "previous_reward")
 
     _tensors = ("_next", "_observation", "_due", "_in_goal", "_eye")
 

@@ -70,8 +70,9 @@ def make_test_env(
         150
     """
     options: dict[str, Any] = {} if device is None else {"device": device}
-    # asked of an environment, because a factory from a configuration shows no signature
-    if hasattr(make_env(num_envs=1, **options), "split"):
+    # asked of an environment, because a factory from a configuration shows no signature; with a
+    # seed, because one is drawn from torch's default generator otherwise
+    if hasattr(make_env(num_envs=1, seed=_TEST_SEED, **options), "split"):
         return make_env(split="test", **options)
     return make_env(num_envs=num_episodes, seed=_TEST_SEED, **options)
 
@@ -87,7 +88,8 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     Args:
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
-        seed: seed of the environment, and of torch's default generator during the evaluation.
+        seed: seed of torch's default generator during the evaluation; chooses what the
+            environment draws, too.
 
     Returns:
         Returns, success and the episodes.
@@ -105,7 +107,7 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
-        transformed.set_seed(seed)
+        transformed.set_seed(_TEST_SEED + seed)
         rollout = transformed.rollout(
             max_steps=10**6, policy=policy, break_when_all_done=True, return_contiguous=True
         )
