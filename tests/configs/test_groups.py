@@ -23,7 +23,10 @@ from torchrl_shm.configs import PPO
 from torchrl_shm.configs.groups import groups
 from torchrl_shm.training import RowCollector, make_logger
 
-MEMBERS = sorted((str(entry["group"]), entry["name"]) for entry in groups)
+ALL = sorted((str(entry["group"]), entry["name"]) for entry in groups)
+# what builds something; the rest are values that suit a task
+MEMBERS = [(group, name) for group, name in ALL if group != "tuned"]
+TUNED = [name for group, name in ALL if group == "tuned"]
 
 # what the recipe passes itself: choosing it on the command line would have no effect, or a bad one
 RUNTIME = {
@@ -48,6 +51,16 @@ CHOICES: dict[tuple[str, str], dict[str, Any]] = {
         "goal_radius": 0.03, "max_steps": 75, "shaping_radii": (0.001, 10.0),
         "mirror": True,
     },
+    ("env", "point_robot"): {"shaping_radii": (0.001, 10.0)},
+    ("env", "point_robot_hard"): {
+        "num_train_tasks": 10, "num_test_tasks": 190, "shaping_radii": (0.001, 10.0),
+    },
+    ("env", "point_robot_original"): {
+        "num_tasks": 100, "num_train_tasks": 80, "num_test_tasks": 20, "goal_radius": 0.2,
+        "max_steps": 60, "shaping_radii": (0.001, 10.0),
+    },
+    ("env", "t_maze_passive"): {"length": 50},
+    ("env", "t_maze_active"): {"length": 50, "passive": False},
     ("collector", "multi_sync"): {"backend": "multi_sync"},
     ("logger", "tensorboard"): {"kind": "tensorboard"},
     ("logger", "wandb"): {"kind": "wandb"},
@@ -66,7 +79,17 @@ def test_members() -> None:
     assert {group: of(group) for group, _ in MEMBERS} == {
         "algo": ["ppo"],
         "collector": ["multi_sync", "single"],
-        "env": ["wind", "wind_hard", "wind_original"],
+        "env": [
+            "memory_length",
+            "point_robot",
+            "point_robot_hard",
+            "point_robot_original",
+            "t_maze_active",
+            "t_maze_passive",
+            "wind",
+            "wind_hard",
+            "wind_original",
+        ],
         "logger": ["csv", "tensorboard", "wandb"],
         "memory": ["gru", "lstm", "mlp", "shm"],
     }
@@ -97,19 +120,42 @@ def test_options_are_those_of_the_signature(group: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", of("env"))
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_environments(name: str, split: str) -> None:
+def test_environments(name: str) -> None:
     make: Callable[..., EnvBase] = build("env", name)
-    env: Any = make(split=split, device="cpu")
+    env: Any = make(num_envs=3, seed=0, device="cpu")
+    assert env.batch_size == (3,)
     shaped = "shaping" in env.rollout(2)["next"].keys()
-    assert shaped == (split == "train")
-    for key, value in CHOICES["env", name].items():
-        if key == "mirror":
-            assert env.mirror == (split == "train")
-        elif key != "shaping_radii":
-            assert getattr(env, key) == value
+    choices = CHOICES.get(("env", name), {})
+    assert shaped == ("shaping_radii" in choices)
+    for key, value in choices.items():
+        assert getattr(env, key) == value
+
+
+@pytest.mark.parametrize("name", [name for name in of("env") if name.startswith(("wind", "point"))])
+def test_lists_of_tasks(name: str) -> None:
+    env = build("env", name)(split="test", device="cpu")
     assert len(env.train_tasks) == env.num_train_tasks
-    assert len(env.test_tasks) == env.num_test_tasks
+    assert len(env.test_tasks) == env.num_test_tasks == env.num_envs
+    # tests are the task as it is
+    assert "shaping" not in env.rollout(2)["next"].keys()
+    assert not getattr(env, "mirror", False)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_what_suits_a_task_comes_with_it(name: str) -> None:
+    assert name in of("env")
+    (values,) = (
+        entry["node"] for entry in groups if entry["name"] == name and entry["group"] == "tuned"
+    )
+    algo = instantiate(compose_recipe(f"env={name}").algo)
+    assert {key: getattr(algo, key) for key in values} == dict(values)
+    plain = instantiate(compose_recipe().algo)
+    untouched = vars(algo).keys() - values.keys()
+    assert {key: getattr(algo, key) for key in untouched} == {
+        key: getattr(plain, key) for key in untouched
+    }
+    # the command line has the last word
+    assert compose_recipe(f"env={name}", "algo.gamma=0.5").algo.gamma == 0.5
 
 
 @pytest.mark.parametrize("name", of("memory"))
