@@ -1,0 +1,338 @@
+"""Board games of POPGym: remember where shots and clicks went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchrl_shm.envs._base import Entry, State
+from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_value
+
+
+class BattleshipEnv(POPGymEnv):
+    """Sink all ships on a board that answers hit or miss only.
+
+    ## Description
+
+    Ships lie on a square board. The agent shoots at a cell per step and learns whether it hit; a
+    good shot depends on all shots before. POPGym's `Battleship` (`popgym/envs/battleship.py`),
+    step by step. Ships may touch.
+
+    ## Action Space
+
+    `action`: with `joint_action` int64 of shape `[B]`, row * N + column, as with POPGym's
+    `DiscreteAction`; otherwise int64 of shape `[B, 2]`, row and column, as in POPGym itself. A
+    policy with one head per coordinate and one with a head over all cells are different policies:
+    say which one a score is of.
+
+    ## Observation Space
+
+    `observation`: float32: miss, hit (2), previous row and column (2N), time flags (2).
+
+    ## Rewards
+
+    1/12 for a hit, -1/(N² - 12) for a miss or a cell that was hit before: 1 without a miss, 0 for
+    shooting at every cell once.
+
+    ## Starting State
+
+    Every ship in turn is placed uniformly among the places left, as popgym's rejection does.
+    `reset(TensorDict({"board": board}), set_state=True)` takes cells with ships, `[B, N, N]`.
+
+    ## Episode End
+
+    Terminated when everything is hit; truncated after N² steps: 64, 100, 144.
+
+    Args:
+        num_envs: number of environments B.
+        level: `"easy"`, `"medium"` or `"hard"`: N = 8, 10, 12.
+        board_size: N; `None` is the level's.
+        ship_sizes: cells of each ship.
+        joint_action: one index for a cell instead of row and column.
+        previous_action: append the previous action to the observation.
+        antialias: append whether this is the reset to the observation.
+        seed: seed of the environment's own generator; `None` draws one from torch's default
+            generator.
+        device: device of all tensors, state and generator included.
+
+    Raises:
+        ValueError: `level` is unknown, or the ships do not surely fit on the board.
+
+    Examples:
+        >>> from torchrl_shm.envs.popgym import BattleshipEnv
+        >>> BattleshipEnv(num_envs=3).rollout(3)["observation"].shape
+        torch.Size([3, 3, 20])
+        >>> BattleshipEnv(num_envs=3, joint_action=False).rollout(3)["action"].shape
+        torch.Size([3, 3, 2])
+
+    ## Version History
+
+    - v0: as in popgym 1.0.7.
+    """
+
+    _costly_layout = True
+    _tensors = (*POPGymEnv._tensors, "_hit", "_cells")
+
+    def __init__(
+        self,
+        num_envs: int = 64,
+        *,
+        level: Level = "easy",
+        board_size: int | None = None,
+        ship_sizes: Sequence[int] = (2, 3, 3, 4),
+        joint_action: bool = True,
+        previous_action: bool = True,
+        antialias: bool = True,
+        seed: int | None = None,
+        device: torch.device | str | int = "cpu",
+    ) -> None:
+        super().__init__(num_envs, level, previous_action, antialias, device)
+        size: int = level_value(board_size, {"easy": 8, "medium": 10, "hard": 12}, level)
+        self.board_size = size
+        self.ship_sizes = tuple(ship_sizes)
+        before = 0
+        for length in self.ship_sizes:
+            if not 1 <= length <= size:
+                raise ValueError(
+                    f"ship_sizes={self.ship_sizes} must be between 1 and board_size={size}"
+                )
+            # rows hold that many places which do not overlap, and a cell blocks one of them
+            if before >= size * (size // length):
+                raise ValueError(
+                    f"ship_sizes={self.ship_sizes} may not fit on {size}x{size} cells; take a "
+                    "larger board_size, or fewer ships"
+                )
+            before += length
+        self.max_steps = size * size
+        self._needed = sum(self.ship_sizes)
+        if self._needed >= self.max_steps:
+            raise ValueError(f"{self._needed} cells of ships leave no water on {size}x{size} cells")
+        self._miss_reward = -1 / (self.max_steps - self._needed)
+        self._hit = torch.eye(2, device=self.device)
+        self._cells = torch.arange(self.max_steps, device=self.device)
+        for length in set(self.ship_sizes):
+            setattr(self, f"_ships{length}", _placements(size, length).to(self.device))
+        rewards = (self._miss_reward, 1 / self._needed)
+        self._specify(size=2, actions=[size, size], rewards=rewards, seed=seed, joint=joint_action)
+
+    def to(self, device: torch.device | str | int) -> BattleshipEnv:
+        """Move everything to another device; the generator starts anew there, from its seed."""
+        super().to(device)
+        for length in set(self.ship_sizes):
+            name = f"_ships{length}"
+            setattr(self, name, getattr(self, name).to(self.device))
+        return self
+
+    def _layout(self) -> dict[str, Entry]:
+        return {"board": Entry((self.board_size, self.board_size), torch.bool)}
+
+    def _draw(self, count: int) -> State:
+        board = torch.zeros(count, self.max_steps, device=self.device)
+        for length in self.ship_sizes:
+            ships: Tensor = getattr(self, f"_ships{length}")
+            # of the free places the one with the largest random number
+            numbers = torch.rand(count, len(ships), generator=self._generator, device=self.device)
+            numbers = numbers - (board @ ships.T)
+            board = board + ships[numbers.argmax(-1)]
+        return {"board": board.bool().unflatten(1, (self.board_size, -1))}
+
+    def _check_layout(self, layout: State) -> None:
+        counts = layout["board"].flatten(1).sum(-1)
+        if bool((counts != self._needed).any()):
+            raise ValueError(
+                f"board must have {self._needed} cells with ships, got {counts.unique().tolist()}"
+            )
+
+    def _begin(self, layout: State) -> State:
+        board = layout["board"].flatten(1)
+        return {
+            "board": board,
+            "guessed": torch.zeros_like(board),
+            "hit": torch.zeros_like(board[:, 0], dtype=torch.int64),
+            "hits": torch.zeros_like(board[:, :1], dtype=torch.int64),
+        }
+
+    def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
+        cell = (action[0] * self.board_size + action[1]).unsqueeze(-1)
+        board, guessed = state["board"], state["guessed"]
+        hit = board.gather(1, cell) & ~guessed.gather(1, cell)
+        hits = state["hits"] + hit
+        reward = torch.where(hit, 1 / self._needed, self._miss_reward)
+        new = {
+            "board": board,
+            "guessed": guessed | (self._cells == cell),
+            "hit": hit.squeeze(-1).long(),
+            "hits": hits,
+            "step": state["step"],
+        }
+        truncated = state["step"] >= self.max_steps - 1
+        return Outcome(new, reward, hits == self._needed, truncated)
+
+    def _features(self, state: State) -> Tensor:
+        return self._hit[state["hit"]]
+
+
+class MineSweeperEnv(POPGymEnv):
+    """Uncover all cells without a mine, seeing only how many mines are near the last one.
+
+    ## Description
+
+    Mines are hidden on a square board. The agent uncovers a cell per step and is told how many
+    mines are in the 3 x 3 cells around it; what it was told before is not shown again. POPGym's
+    `MineSweeper` (`popgym/envs/minesweeper.py`), step by step. (The copy in the SHM repository
+    allows one step more.)
+
+    ## Action Space
+
+    `action`: with `joint_action` int64 of shape `[B]`, row * N + column; otherwise int64 of shape
+    `[B, 2]`, row and column, as in POPGym itself.
+
+    ## Observation Space
+
+    `observation`: float32: number of mines (3, 7 or 10 categories), previous row and column (2N),
+    time flags (2).
+
+    ## Rewards
+
+    With L free cells: 1/L for a free cell, -0.5/(L - 2) for one that was uncovered before,
+    -0.5 - 1/L for a mine.
+
+    ## Starting State
+
+    Mines on distinct cells, uniformly. `reset(TensorDict({"mines": mines}), set_state=True)` takes
+    the cells with mines, `[B, N, N]`.
+
+    ## Episode End
+
+    Terminated on a mine or when all free cells are uncovered; otherwise truncated after L steps:
+    14, 30, 54.
+
+    Args:
+        num_envs: number of environments B.
+        level: `"easy"`, `"medium"` or `"hard"`: N = 4, 6, 8 with 2, 6, 10 mines.
+        board_size: N; `None` is the level's.
+        num_mines: number of mines; `None` is the level's.
+        joint_action: one index for a cell instead of row and column.
+        previous_action: append the previous action to the observation.
+        antialias: append whether this is the reset to the observation.
+        seed: seed of the environment's own generator; `None` draws one from torch's default
+            generator.
+        device: device of all tensors, state and generator included.
+
+    Raises:
+        ValueError: `level` is unknown, or there are fewer than 3 free cells or no mine.
+
+    Examples:
+        >>> from torchrl_shm.envs.popgym import MineSweeperEnv
+        >>> MineSweeperEnv(num_envs=3).rollout(2)["observation"].shape[-1]
+        13
+
+    ## Version History
+
+    - v0: as in popgym 1.0.7.
+    """
+
+    _tensors = (*POPGymEnv._tensors, "_counts", "_cells")
+
+    def __init__(
+        self,
+        num_envs: int = 64,
+        *,
+        level: Level = "easy",
+        board_size: int | None = None,
+        num_mines: int | None = None,
+        joint_action: bool = True,
+        previous_action: bool = True,
+        antialias: bool = True,
+        seed: int | None = None,
+        device: torch.device | str | int = "cpu",
+    ) -> None:
+        super().__init__(num_envs, level, previous_action, antialias, device)
+        size: int = level_value(board_size, {"easy": 4, "medium": 6, "hard": 8}, level)
+        self.board_size = size
+        self.num_mines: int = level_value(num_mines, {"easy": 2, "medium": 6, "hard": 10}, level)
+        self.max_steps = size * size - self.num_mines
+        if self.num_mines < 1 or self.max_steps < 3:
+            raise ValueError(
+                f"{self.num_mines} mines on {size}x{size} cells: there must be a mine at least, "
+                "and 3 free cells"
+            )
+        self._free_reward = 1 / self.max_steps
+        self._again_reward = -0.5 / (self.max_steps - 2)
+        self._mine_reward = -0.5 - self._free_reward
+        categories = min(self.num_mines + 1, 10)
+        self._counts = torch.eye(categories, device=self.device)
+        self._cells = torch.arange(size * size, device=self.device)
+        rewards = (self._mine_reward, self._free_reward)
+        self._specify(
+            size=categories, actions=[size, size], rewards=rewards, seed=seed, joint=joint_action
+        )
+
+    def _layout(self) -> dict[str, Entry]:
+        return {"mines": Entry((self.board_size, self.board_size), torch.bool)}
+
+    def _draw(self, count: int) -> State:
+        shape = (count, self.board_size**2)
+        numbers = torch.rand(shape, generator=self._generator, device=self.device)
+        chosen = numbers.topk(self.num_mines, dim=-1).indices
+        mines = torch.zeros(shape, dtype=torch.bool, device=self.device).scatter(1, chosen, True)
+        return {"mines": mines.unflatten(1, (self.board_size, -1))}
+
+    def _check_layout(self, layout: State) -> None:
+        counts = layout["mines"].flatten(1).sum(-1)
+        if bool((counts != self.num_mines).any()):
+            raise ValueError(
+                f"mines must be {self.num_mines} cells, got {counts.unique().tolist()}"
+            )
+
+    def _begin(self, layout: State) -> State:
+        mines = layout["mines"]
+        near = F.avg_pool2d(mines.unsqueeze(1).float(), 3, stride=1, padding=1, divisor_override=1)
+        flat = mines.flatten(1)
+        return {
+            "mines": flat,
+            "near": near.flatten(1).long(),
+            "viewed": torch.zeros_like(flat),
+            "count": torch.zeros_like(flat[:, 0], dtype=torch.int64),
+        }
+
+    def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
+        cell = (action[0] * self.board_size + action[1]).unsqueeze(-1)
+        mine = state["mines"].gather(1, cell)
+        again = state["viewed"].gather(1, cell)
+        reward = torch.where(again, self._again_reward, self._free_reward)
+        reward = torch.where(mine, self._mine_reward, reward)
+        viewed = state["viewed"] | ((self._cells == cell) & ~mine)
+        terminated = mine | (viewed | state["mines"]).all(-1, keepdim=True)
+        new = {
+            "mines": state["mines"],
+            "near": state["near"],
+            "viewed": viewed,
+            "count": state["near"].gather(1, cell).squeeze(-1),
+            "step": state["step"],
+        }
+        truncated = (state["step"] == self.max_steps - 1) & ~terminated
+        return Outcome(new, reward, terminated, truncated)
+
+    def _features(self, state: State) -> Tensor:
+        return self._counts[state["count"]]
+
+
+def _placements(size: int, length: int) -> Tensor:
+    """All places of a ship, `[places, cells]`, 1 where it lies; each is equally likely.
+
+    A start and a direction are drawn in the original, so a place is drawn from both of its ends; a
+    ship of one cell is drawn four times as often from everywhere, which is uniform, too.
+    """
+    places: list[Tensor] = []
+    for row in range(size):
+        for column in range(size - length + 1):
+            board = torch.zeros(size, size)
+            board[row, column : column + length] = 1
+            places.append(board.flatten())
+            if length > 1:
+                places.append(board.T.flatten())
+    return torch.stack(places)
