@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -96,9 +95,9 @@ def expert(name: str, env: POPGymEnv) -> Tensor:
         partner = partner & (torch.arange(deck.shape[1]) != first)
         return torch.where(first >= 0, partner, ~up).float().argmax(1)
     if name == "Battleship":
-        return (state["board"] & ~state["guessed"]).float().argmax(1)
+        return (state["board"].flatten(1) & ~state["guessed"]).float().argmax(1)
     if name == "MineSweeper":
-        return (~state["mines"] & ~state["viewed"]).float().argmax(1)
+        return (~state["mines"].flatten(1) & ~state["viewed"]).float().argmax(1)
     if name == "MultiarmedBandit":
         return state["arms"].argmax(1)
     if "CartPole" in name:
@@ -181,6 +180,3 @@ def _translate(task: Any, action: Tensor) -> Any:
         rows, columns = space.nvec
         return np.array(np.unravel_index(int(action), (rows, columns)))
     return int(action) if hasattr(space, "n") else action.numpy()
-
-
-Player = Callable[[str, POPGymEnv], Tensor]

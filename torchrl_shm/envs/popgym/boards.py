@@ -147,22 +147,22 @@ class BattleshipEnv(POPGymEnv):
             )
 
     def _begin(self, layout: State) -> State:
-        board = layout["board"].flatten(1)
+        guessed = torch.zeros_like(layout["board"].flatten(1))
         return {
-            "board": board,
-            "guessed": torch.zeros_like(board),
-            "hit": torch.zeros_like(board[:, 0], dtype=torch.int64),
-            "hits": torch.zeros_like(board[:, :1], dtype=torch.int64),
+            "board": layout["board"],
+            "guessed": guessed,
+            "hit": torch.zeros_like(guessed[:, 0], dtype=torch.int64),
+            "hits": torch.zeros_like(guessed[:, :1], dtype=torch.int64),
         }
 
     def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
         cell = (action[0] * self.board_size + action[1]).unsqueeze(-1)
-        board, guessed = state["board"], state["guessed"]
+        board, guessed = state["board"].flatten(1), state["guessed"]
         hit = board.gather(1, cell) & ~guessed.gather(1, cell)
         hits = state["hits"] + hit
         reward = torch.where(hit, 1 / self._needed, self._miss_reward)
         new = {
-            "board": board,
+            "board": state["board"],
             "guessed": guessed | (self._cells == cell),
             "hit": hit.squeeze(-1).long(),
             "hits": hits,
@@ -291,22 +291,23 @@ class MineSweeperEnv(POPGymEnv):
     def _begin(self, layout: State) -> State:
         mines = layout["mines"]
         near = F.avg_pool2d(mines.unsqueeze(1).float(), 3, stride=1, padding=1, divisor_override=1)
-        flat = mines.flatten(1)
+        viewed = torch.zeros_like(mines.flatten(1))
         return {
-            "mines": flat,
+            "mines": mines,
             "near": near.flatten(1).long(),
-            "viewed": torch.zeros_like(flat),
-            "count": torch.zeros_like(flat[:, 0], dtype=torch.int64),
+            "viewed": viewed,
+            "count": torch.zeros_like(viewed[:, 0], dtype=torch.int64),
         }
 
     def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
         cell = (action[0] * self.board_size + action[1]).unsqueeze(-1)
-        mine = state["mines"].gather(1, cell)
+        mines = state["mines"].flatten(1)
+        mine = mines.gather(1, cell)
         again = state["viewed"].gather(1, cell)
         reward = torch.where(again, self._again_reward, self._free_reward)
         reward = torch.where(mine, self._mine_reward, reward)
         viewed = state["viewed"] | ((self._cells == cell) & ~mine)
-        terminated = mine | (viewed | state["mines"]).all(-1, keepdim=True)
+        terminated = mine | (viewed | mines).all(-1, keepdim=True)
         new = {
             "mines": state["mines"],
             "near": state["near"],

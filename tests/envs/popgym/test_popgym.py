@@ -1,0 +1,199 @@
+"""POPGym's families: what all environments keep to, samplers, options, mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchrl.data import Categorical, MultiCategorical
+
+import torchrl_shm.envs.popgym as families
+from tests.envs._contract import Contract, inject, step
+from tests.envs.popgym._originals import FAMILIES, LEVELS
+from torchrl_shm.envs._base import BatchedEnv
+from torchrl_shm.envs.popgym import (
+    AutoencodeEnv,
+    BattleshipEnv,
+    ConcentrationEnv,
+    CountRecallEnv,
+    MineSweeperEnv,
+    MultiarmedBanditEnv,
+    PositionOnlyCartPoleEnv,
+    RepeatPreviousEnv,
+)
+
+
+def make_test(name: str, draws: bool, **options: Any) -> type[Contract]:
+    class TestFamily(Contract):
+        draws_in_steps = draws
+
+        @staticmethod
+        def make(num_envs: int, **kwargs: Any) -> BatchedEnv:
+            return getattr(families, f"{name}Env")(num_envs, **options, **kwargs)
+
+    return TestFamily
+
+
+for _name in FAMILIES:
+    _draws = _name.startswith("Noisy") or _name == "MultiarmedBandit"
+    globals()[f"Test{_name}"] = make_test(_name, _draws)
+TestFactorisedBattleship = make_test("Battleship", False, joint_action=False)
+
+
+class TestSamplers:
+    @pytest.mark.parametrize("level", LEVELS)
+    def test_decks_are_permutations(self, level: Any) -> None:
+        env = CountRecallEnv(200, level=level, seed=0)
+        env.reset()
+        expected = env._values.sort().values.expand(200, -1)
+        for name in ("values", "queries"):
+            deck = env._running()[name]
+            assert torch.equal(deck.sort(-1).values, expected)
+            assert len(deck.unique(dim=0)) == 200
+        assert not torch.equal(env._running()["values"], env._running()["queries"])
+
+    def test_every_card_may_come_anywhere(self) -> None:
+        env = RepeatPreviousEnv(4_000, seed=0)
+        env.reset()
+        share = torch.nn.functional.one_hot(env._running()["deck"]).double().mean(0)
+        # five standard deviations
+        assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / 4_000) ** 0.5
+
+    @pytest.mark.parametrize("level", LEVELS)
+    def test_ships(self, level: Any) -> None:
+        """Ships of the sizes asked for, where popgym's rejection would put them."""
+        popgym = pytest.importorskip("popgym.envs")
+        count = 4_000
+        env = BattleshipEnv(count, level=level, seed=0)
+        env.reset()
+        board = env._running()["board"].double()
+        assert (board.sum((1, 2)) == 12).all()
+        original = getattr(popgym, f"Battleship{level.capitalize()}")()
+        theirs = torch.zeros_like(board[0])
+        for seed in range(count // 4):
+            original.reset(seed=seed)
+            theirs += torch.from_numpy(original.board).double()
+        # turned and mirrored boards are as likely: eight times the numbers for the same noise
+        ours, theirs = _symmetric(board.mean(0)), _symmetric(theirs / (count // 4))
+        noise = (0.25 * (1 / (8 * count) + 1 / (2 * count))) ** 0.5
+        assert (ours - theirs).abs().max() < 8 * noise
+
+    def test_mines(self) -> None:
+        env = MineSweeperEnv(4_000, level="medium", seed=0)
+        env.reset()
+        mines = env._running()["mines"].double()
+        assert (mines.sum((1, 2)) == 6).all()
+        share = 6 / 36
+        assert (mines.mean(0) - share).abs().max() < 5 * (share * (1 - share) / 4_000) ** 0.5
+
+    def test_payouts(self) -> None:
+        env = MultiarmedBanditEnv(10_000, seed=0)
+        arms = torch.linspace(0, 1, 10).expand(10_000, 10)
+        inject(env, arms=arms)
+        for arm in (0, 4, 9):
+            paid = step(env, torch.full((10_000,), arm))["reward"] > 0
+            assert paid.double().mean().item() == pytest.approx(arm / 9, abs=0.025)
+
+
+def _symmetric(board: Tensor) -> Tensor:
+    """Mean over the eight symmetries of the square."""
+    turned = [board.rot90(k) for k in range(4)]
+    return torch.stack([*turned, *(x.T for x in turned)]).mean(0)
+
+
+class TestOptions:
+    @pytest.mark.parametrize("name", FAMILIES)
+    @pytest.mark.parametrize("previous_action", [True, False])
+    @pytest.mark.parametrize("antialias", [True, False])
+    def test_wrappers(self, name: str, previous_action: bool, antialias: bool) -> None:
+        make = getattr(families, f"{name}Env")
+        full = make(3, seed=0)
+        env = make(3, seed=0, previous_action=previous_action, antialias=antialias)
+        data, whole = env.reset()["observation"], full.reset()["observation"]
+        width = whole.shape[1] - 2
+        kept = [whole[:, : width - len(full._null)]]
+        if previous_action:
+            kept.append(whole[:, width - len(full._null) : width])
+        if antialias:
+            kept.append(whole[:, width:])
+            assert (data[:, -2:] == torch.tensor([0.0, 1.0])).all()
+        assert torch.equal(data, torch.cat(kept, -1))
+        assert env.policy_keys == ("observation",)
+
+    def test_actions_of_boards(self) -> None:
+        board = torch.zeros(2, 8, 8, dtype=torch.bool)
+        board[:, 1, 2:6] = board[:, 3, 2:5] = board[:, 5, 2:5] = board[:, 7, 2:4] = True
+        joint, apart = BattleshipEnv(2), BattleshipEnv(2, joint_action=False)
+        assert isinstance(joint.action_spec, Categorical)
+        assert isinstance(apart.action_spec, MultiCategorical)
+        inject(joint, board=board)
+        inject(apart, board=board)
+        cells = torch.tensor([[1, 3], [0, 3]])
+        ours = step(joint, cells[:, 0] * 8 + cells[:, 1])
+        theirs = step(apart, cells)
+        assert (ours == theirs).all()
+        assert ours["reward"].squeeze(-1).tolist() == pytest.approx([1 / 12, -1 / 52])
+
+    def test_own_constants(self) -> None:
+        assert AutoencodeEnv(2, num_decks=2).max_steps == 207
+        assert RepeatPreviousEnv(2, level="hard", k=5).k == 5
+        assert MineSweeperEnv(2, num_mines=3).max_steps == 13
+        assert MultiarmedBanditEnv(2, num_arms=4, max_steps=7).max_steps == 7
+        assert PositionOnlyCartPoleEnv(2, max_steps=5, noise=0.1).noise == 0.1
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_unknown_level(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"level must be one of .*'easy'.*got 'brutal'"):
+            getattr(families, f"{name}Env")(2, level="brutal")
+
+    @pytest.mark.parametrize(
+        ("name", "options", "message"),
+        [
+            ("Autoencode", {"num_decks": 0}, "num_decks must be at least 1, got 0"),
+            ("RepeatPrevious", {"k": 52}, "below 52 cards, got 52"),
+            ("Battleship", {"ship_sizes": (9,)}, "between 1 and board_size=8"),
+            ("Battleship", {"board_size": 4}, "may not fit on 4x4"),
+            ("Battleship", {"ship_sizes": (1,) * 64}, "no water"),
+            ("MineSweeper", {"num_mines": 14}, "14 mines on 4x4 cells"),
+            ("MineSweeper", {"num_mines": 0}, "0 mines on 4x4 cells"),
+            ("MultiarmedBandit", {"num_arms": 0}, "num_arms must be at least 1"),
+            ("PositionOnlyPendulum", {"max_steps": 0}, "max_steps must be at least 1"),
+            ("PositionOnlyCartPole", {"noise": -1.0}, "noise must be finite and not negative"),
+        ],
+    )
+    def test_impossible_constants(self, name: str, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            getattr(families, f"{name}Env")(2, **options)
+
+    @pytest.mark.parametrize(
+        ("env", "entry", "message"),
+        [
+            (AutoencodeEnv(2), {"deck": torch.zeros(2, 52, dtype=torch.int64)}, "13 cards of each"),
+            (AutoencodeEnv(2), {"deck": torch.zeros(2, 9, dtype=torch.int64)}, r"shape \(2, 52\)"),
+            (BattleshipEnv(2), {"board": torch.ones(2, 8, 8)}, r"12 cells with ships, got \[64\]"),
+            (MineSweeperEnv(2), {"mines": torch.zeros(2, 4, 4)}, r"2 cells, got \[0\]"),
+            (MultiarmedBanditEnv(2), {"arms": torch.full((2, 10), 1.5)}, "probabilities in"),
+            (PositionOnlyCartPoleEnv(2), {"state": torch.full((2, 4), torch.nan)}, "finite"),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, BatchedEnv) else "",
+    )
+    def test_impossible_layouts(self, env: Any, entry: dict[str, Tensor], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            inject(env, **entry)
+
+    @pytest.mark.parametrize(
+        ("env", "action"),
+        [
+            (ConcentrationEnv(2), torch.tensor([0, 52])),
+            (BattleshipEnv(2), torch.tensor([0, 64])),
+            (BattleshipEnv(2, joint_action=False), torch.tensor([[0, 0], [0, 8]])),
+        ],
+    )
+    def test_actions_that_do_not_exist(self, env: Any, action: Tensor) -> None:
+        env.reset()
+        with pytest.raises(ValueError, match=r"(actions of \w+ are )(0 to|below)"):
+            step(env, action)
