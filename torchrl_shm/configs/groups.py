@@ -5,12 +5,22 @@ Adding a member is one line here; its options and their defaults come from its s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from hydra_zen import ZenStore, builds, make_custom_builds_fn
 
 from torchrl_shm.configs.algo import PPO
-from torchrl_shm.envs import MemoryLengthEnv, PointRobotEnv, TMazeEnv, WindEnv
+from torchrl_shm.envs import (
+    KeyToDoorEnv,
+    MemoryLengthEnv,
+    PointRobotEnv,
+    TMazeEnv,
+    VisualMatchEnv,
+    WindEnv,
+    make_gym_env,
+    make_popgym_env,
+    popgym,
+)
 from torchrl_shm.modules import SHMModule, make_gru, make_lstm, make_mlp
 from torchrl_shm.training import RowCollector, make_logger
 
@@ -84,6 +94,59 @@ _DISCRETE: dict[str, Any] = {
 _task("t_maze_passive", TMazeEnv, {**_DISCRETE, "row_length": 51}, length=50)
 _task("t_maze_active", TMazeEnv, {**_DISCRETE, "row_length": 53}, length=50, passive=False)
 _task("memory_length", MemoryLengthEnv, {**_DISCRETE, "row_length": 51})
+
+# apples pay at once, the last room a hundred steps or more after what it takes
+for _frames in (100, 250, 500):
+    _rows = {**_DISCRETE, "row_length": _frames + 25, "total_frames": 4_000_000}
+    _task(f"visual_match_{_frames}", VisualMatchEnv, _rows, frames=(15, _frames, 10))
+    _task(
+        f"visual_match_active_{_frames}",
+        VisualMatchEnv,
+        _rows,
+        frames=(15, _frames, 10),
+        passive=False,
+    )
+    _rows = {**_rows, "row_length": _frames + 13}
+    _task(f"key_to_door_{_frames}", KeyToDoorEnv, _rows, frames=(10, _frames, 3))
+_task(
+    "key_to_door_original",
+    KeyToDoorEnv,
+    {**_DISCRETE, "row_length": 85, "total_frames": 4_000_000},
+    frames=(15, 60, 10),
+    final_reward=5.0,
+)
+
+_POPGYM: dict[str, Any] = {
+    "autoencode": popgym.AutoencodeEnv,
+    "battleship": popgym.BattleshipEnv,
+    "concentration": popgym.ConcentrationEnv,
+    "count_recall": popgym.CountRecallEnv,
+    "higher_lower": popgym.HigherLowerEnv,
+    "mine_sweeper": popgym.MineSweeperEnv,
+    "multiarmed_bandit": popgym.MultiarmedBanditEnv,
+    "noisy_position_only_cart_pole": popgym.NoisyPositionOnlyCartPoleEnv,
+    "noisy_position_only_pendulum": popgym.NoisyPositionOnlyPendulumEnv,
+    "position_only_cart_pole": popgym.PositionOnlyCartPoleEnv,
+    "position_only_pendulum": popgym.PositionOnlyPendulumEnv,
+    "repeat_first": popgym.RepeatFirstEnv,
+    "repeat_previous": popgym.RepeatPreviousEnv,
+    "velocity_only_cart_pole": popgym.VelocityOnlyCartPoleEnv,
+}
+for _name, _target in _POPGYM.items():
+    for _level in get_args(popgym.Level):
+        _algo = {**_DISCRETE, "entropy_coeff": 0.01, "total_frames": 4_000_000}
+        _task(f"popgym_{_name}_{_level}", _target, _algo, level=_level)
+        # the package itself, for whoever wants the original
+        _original = f"{_target.__name__.removesuffix('Env')}{_level.capitalize()}"
+        _slow = {**_algo, "num_envs": 32, "rows_per_minibatch": 8, "total_frames": 500_000}
+        env(
+            _partial(make_popgym_env, _original, zen_exclude=(*_ENV_RUNTIME, "name")),
+            name=_original,
+            group="env/popgym",
+        )
+        tuned(_slow, name=_original, group="tuned/popgym")
+env(_partial(make_gym_env, id="CartPole-v1", zen_exclude=_ENV_RUNTIME), name="gym")
+tuned({"gamma": 0.99, "num_envs": 32, "rows_per_minibatch": 8, "total_frames": 500_000}, name="gym")
 
 memory = groups(group="memory")
 memory(_partial(SHMModule, zen_exclude=_MEMORY_RUNTIME), name="shm")

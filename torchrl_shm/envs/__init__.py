@@ -1,5 +1,6 @@
 """Batched environments whose whole state is tensors."""
 
+from torchrl_shm.envs.gym import make_gym_env, make_popgym_env
 from torchrl_shm.envs.key_to_door import KeyToDoorEnv
 from torchrl_shm.envs.memory_length import MemoryLengthEnv
 from torchrl_shm.envs.point_robot import PointRobotEnv
@@ -14,4 +15,6 @@ __all__ = [
     "TMazeEnv",
     "VisualMatchEnv",
     "WindEnv",
+    "make_gym_env",
+    "make_popgym_env",
 ]
