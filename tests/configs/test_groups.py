@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,10 +24,25 @@ from torchrl_shm.configs import PPO
 from torchrl_shm.configs.groups import groups
 from torchrl_shm.training import RowCollector, make_logger
 
-ALL = sorted((str(entry["group"]), entry["name"]) for entry in groups)
+
+def _member(entry: Any) -> tuple[str, str]:
+    """Group and name as on the command line, where `env/popgym` is the first part of a name."""
+    group, _, folder = str(entry["group"]).partition("/")
+    return group, f"{folder}/{entry['name']}" if folder else entry["name"]
+
+
+ALL = sorted(_member(entry) for entry in groups)
 # what builds something; the rest are values that suit a task
 MEMBERS = [(group, name) for group, name in ALL if group != "tuned"]
 TUNED = [name for group, name in ALL if group == "tuned"]
+# levels differ in one word, and composing takes a while: of most tasks one level does
+OTHER_LEVELS = ("medium", "Medium", "hard", "Hard")
+SOME = [
+    (group, name)
+    for group, name in MEMBERS
+    if not (name.startswith("popgym") and name.endswith(OTHER_LEVELS)) or "repeat_prev" in name
+]
+SOME_TUNED = [name for name in TUNED if ("env", name) in SOME]
 
 # what the recipe passes itself: choosing it on the command line would have no effect, or a bad one
 RUNTIME = {
@@ -61,10 +77,33 @@ CHOICES: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("env", "t_maze_passive"): {"length": 50},
     ("env", "t_maze_active"): {"length": 50, "passive": False},
+    ("env", "key_to_door_original"): {"frames": (15, 60, 10), "final_reward": 5.0},
+    ("env", "gym"): {"id": "CartPole-v1"},
     ("collector", "multi_sync"): {"backend": "multi_sync"},
     ("logger", "tensorboard"): {"kind": "tensorboard"},
     ("logger", "wandb"): {"kind": "wandb"},
 }  # fmt: skip
+for _steps in (100, 250, 500):
+    _frames = {"frames": (15, _steps, 10)}
+    CHOICES["env", f"visual_match_{_steps}"] = _frames
+    CHOICES["env", f"visual_match_active_{_steps}"] = {**_frames, "passive": False}
+    CHOICES["env", f"key_to_door_{_steps}"] = {"frames": (10, _steps, 3)}
+GRIDS = sorted(name for _, name in CHOICES if name.startswith(("visual", "key")))
+FAMILIES = (
+    "autoencode", "battleship", "concentration", "count_recall", "higher_lower", "mine_sweeper",
+    "multiarmed_bandit", "noisy_position_only_cart_pole", "noisy_position_only_pendulum",
+    "position_only_cart_pole", "position_only_pendulum", "repeat_first", "repeat_previous",
+    "velocity_only_cart_pole",
+)  # fmt: skip
+LEVELS = ("easy", "medium", "hard")
+for _name, _level in product(FAMILIES, LEVELS):
+    CHOICES["env", f"popgym_{_name}_{_level}"] = {"level": _level}
+POPGYM = [f"popgym_{name}_{level}" for name, level in product(FAMILIES, LEVELS)]
+# the names of the package
+ORIGINALS = [
+    "popgym/" + "".join(part.capitalize() for part in f"{name}_{level}".split("_"))
+    for name, level in product(FAMILIES, LEVELS)
+]
 
 
 def build(group: str, name: str) -> Any:
@@ -79,23 +118,19 @@ def test_members() -> None:
     assert {group: of(group) for group, _ in MEMBERS} == {
         "algo": ["ppo"],
         "collector": ["multi_sync", "single"],
-        "env": [
-            "memory_length",
-            "point_robot",
-            "point_robot_hard",
-            "point_robot_original",
-            "t_maze_active",
-            "t_maze_passive",
-            "wind",
-            "wind_hard",
-            "wind_original",
-        ],
+        "env": sorted(
+            [
+                "gym", *GRIDS, "memory_length", "point_robot", "point_robot_hard",
+                "point_robot_original", *POPGYM, *ORIGINALS, "t_maze_active", "t_maze_passive",
+                "wind", "wind_hard", "wind_original",
+            ]
+        ),
         "logger": ["csv", "tensorboard", "wandb"],
         "memory": ["gru", "lstm", "mlp", "shm"],
-    }
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(("group", "name"), MEMBERS)
+@pytest.mark.parametrize(("group", "name"), SOME)
 def test_options_are_those_of_the_signature(group: str, name: str) -> None:
     built = build(group, name)
     if isinstance(built, PPO):
@@ -115,11 +150,12 @@ def test_options_are_those_of_the_signature(group: str, name: str) -> None:
     assert options == defaults | CHOICES.get((group, name), {})
     # all that is left out is passed by the recipe
     missing = parameters.keys() - options.keys() - RUNTIME[group]
-    assert missing <= {"num_workers"}
+    # the name of an original stands first, without a name
+    assert missing <= {"num_workers", *(["name"] if getattr(built, "args", ()) else [])}
     assert not options.keys() & RUNTIME[group]
 
 
-@pytest.mark.parametrize("name", of("env"))
+@pytest.mark.parametrize("name", [name for group, name in SOME if group == "env"])
 def test_environments(name: str) -> None:
     make: Callable[..., EnvBase] = build("env", name)
     env: Any = make(num_envs=3, seed=0, device="cpu")
@@ -128,7 +164,8 @@ def test_environments(name: str) -> None:
     choices = CHOICES.get(("env", name), {})
     assert shaped == ("shaping_radii" in choices)
     for key, value in choices.items():
-        assert getattr(env, key) == value
+        if key != "id":
+            assert getattr(env, key) == value
 
 
 @pytest.mark.parametrize("name", [name for name in of("env") if name.startswith(("wind", "point"))])
@@ -141,12 +178,10 @@ def test_lists_of_tasks(name: str) -> None:
     assert not getattr(env, "mirror", False)
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", SOME_TUNED)
 def test_what_suits_a_task_comes_with_it(name: str) -> None:
     assert name in of("env")
-    (values,) = (
-        entry["node"] for entry in groups if entry["name"] == name and entry["group"] == "tuned"
-    )
+    (values,) = (entry["node"] for entry in groups if _member(entry) == ("tuned", name))
     algo = instantiate(compose_recipe(f"env={name}").algo)
     assert {key: getattr(algo, key) for key in values} == dict(values)
     plain = instantiate(compose_recipe().algo)
@@ -201,7 +236,8 @@ class TestMistakes:
         with pytest.raises(MissingConfigException) as error:
             compose_recipe(f"{group}=foo")
         found = str(error.value).split(f"Available options in '{group}':")[1].split()
-        assert set(of(group)) <= set(found)
+        # those of the package are listed under their own folder
+        assert {name for name in of(group) if "/" not in name} <= set(found)
 
     @pytest.mark.parametrize(
         "override",
