@@ -12,7 +12,7 @@ import pytest
 import torchrl_shm
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["configs", "envs", "modules", "ops", "training"]
+ROOMS = ["configs", "envs", "envs.popgym", "modules", "ops", "training"]
 
 
 def load(package: str) -> ModuleType:

@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torchrl_shm.envs import MemoryLengthEnv, PointRobotEnv, TMazeEnv, WindEnv
+    from torchrl_shm.envs import (
+        KeyToDoorEnv,
+        MemoryLengthEnv,
+        PointRobotEnv,
+        TMazeEnv,
+        VisualMatchEnv,
+        WindEnv,
+    )
     from torchrl_shm.modules import (
         SHM,
         MemoryCheckError,
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHM",
+    "KeyToDoorEnv",
     "MemoryCheckError",
     "MemoryLengthEnv",
     "MemoryModule",
@@ -30,6 +38,7 @@ __all__ = [
     "PointRobotEnv",
     "SHMModule",
     "TMazeEnv",
+    "VisualMatchEnv",
     "WindEnv",
     "__version__",
     "check_memory",
@@ -38,6 +47,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "KeyToDoorEnv": "torchrl_shm.envs",
     "MemoryCheckError": "torchrl_shm.modules",
     "MemoryLengthEnv": "torchrl_shm.envs",
     "MemoryModule": "torchrl_shm.modules",
@@ -46,6 +56,7 @@ _HOMES = {
     "SHM": "torchrl_shm.modules",
     "SHMModule": "torchrl_shm.modules",
     "TMazeEnv": "torchrl_shm.envs",
+    "VisualMatchEnv": "torchrl_shm.envs",
     "WindEnv": "torchrl_shm.envs",
     "check_memory": "torchrl_shm.modules",
     "shm_scan": "torchrl_shm.ops",

@@ -76,7 +76,7 @@ def layout(name: str, task: Any) -> dict[str, Any]:
 def expert(name: str, env: POPGymEnv) -> Tensor:
     """What a player would do who remembers everything, or even knows what is hidden."""
     state: dict[str, Tensor] = env._state  # pyright: ignore[reportAssignmentType]
-    step, rows = state["step"], torch.arange(env.num_envs)
+    step = state["step"]
     if name in ("Autoencode", "RepeatPrevious", "RepeatFirst", "HigherLower"):
         deck, n = state["deck"], state["deck"].shape[1]
         if name == "HigherLower":
@@ -103,8 +103,11 @@ def expert(name: str, env: POPGymEnv) -> Tensor:
     if "CartPole" in name:
         x, speed, angle, turn = state["state"].unbind(-1)
         return (0.1 * x + 0.3 * speed + 3 * angle + turn > 0).long()
-    angle, speed = state["state"][rows].unbind(-1)
-    swing = torch.where(angle.cos() > 0.8, -8 * angle.sin() - 2 * speed, 2 * speed.sign())
+    # pump energy until the pendulum is about to stand, then hold it
+    angle, speed = state["state"].unbind(-1)
+    energy = speed.square() / 6 + 5 * angle.cos()
+    hold, pump = -10 * angle.sin() - 3 * speed, (5 - energy) * speed * 5
+    swing = torch.where(angle.cos() > 0.9, hold, pump)
     return swing.clamp(-2, 2).float().unsqueeze(-1)
 
 

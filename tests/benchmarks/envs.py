@@ -1,0 +1,157 @@
+"""Compare our environments with the originals behind gymnasium's SyncVectorEnv, on one thread.
+
+python -m tests.benchmarks.envs
+python -m tests.benchmarks.envs --only RepeatPreviousEasy,KeyToDoor --json out.json
+python -m tests.benchmarks.envs --device cuda --batches 16384
+
+A step is `step_and_maybe_reset` with actions drawn beforehand, on both sides. That both are the
+same task is what `tests/envs` proves; here every family first plays a few episodes against its
+original. Tasks whose original cannot be installed (grids, T-Maze, navigation) have no ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from tests.benchmarks._measure import table, wait_until_idle
+from torchrl_shm import envs
+from torchrl_shm.envs import popgym
+
+FAMILIES = [name.removesuffix("Env") for name in popgym.__all__ if name.endswith("Env")]
+FAMILIES.remove("POPGym")
+OTHERS = ("KeyToDoor", "VisualMatch", "TMaze", "MemoryLength", "Wind", "PointRobot")
+
+
+def cases() -> list[str]:
+    """Everything that is timed, by name."""
+    return [*(f"{name}{level}" for name in FAMILIES for level in ("Easy", "Hard")), *OTHERS]
+
+
+def make(name: str, batch: int, device: str) -> Any:
+    """Our environment."""
+    if name in OTHERS:
+        return getattr(envs, f"{name}Env")(batch, seed=0, device=device)
+    family, level = (name.removesuffix(x) for x in ("Easy", "Hard")), name[-4:].lower()
+    family = next(x for x in family if x != name)
+    return getattr(popgym, f"{family}Env")(batch, level=level, seed=0, device=device)
+
+
+def ours(name: str, batch: int, device: str, seconds: float) -> float:
+    """Steps per second, over all environments."""
+    env = make(name, batch, device)
+    actions = [env.full_action_spec["action"].rand() for _ in range(16)]
+    state: dict[str, Any] = {"data": env.reset(), "t": 0}
+
+    def step() -> None:
+        state["t"] += 1
+        data = state["data"].set("action", actions[state["t"] % 16])
+        _, state["data"] = env.step_and_maybe_reset(data)
+
+    return batch / _seconds(step, device, seconds)
+
+
+def original(name: str, batch: int, seconds: float) -> float:
+    """The same of the package's environment, wrapped in the same way."""
+    from gymnasium.vector import SyncVectorEnv
+    from popgym import envs as package
+    from popgym.wrappers import Antialias, DiscreteAction, Flatten, PreviousAction
+
+    def one() -> Any:
+        env = Flatten(Antialias(PreviousAction(getattr(package, name)())))
+        return DiscreteAction(env) if hasattr(env.action_space, "nvec") else env
+
+    vector = SyncVectorEnv([one] * batch)
+    vector.reset(seed=0)
+    actions = [vector.action_space.sample() for _ in range(16)]
+    state = {"t": 0}
+
+    def step() -> None:
+        state["t"] += 1
+        vector.step(actions[state["t"] % 16])
+
+    return batch / _seconds(step, "cpu", seconds)
+
+
+def _seconds(step: Callable[[], None], device: str, seconds: float) -> float:
+    """Median over slices of the time of a step; whole slices, so that resets count."""
+    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
+    step()
+    begin = time.perf_counter()
+    step()
+    sync()
+    once = max(1e-6, time.perf_counter() - begin)
+    count = max(1, int(seconds / 5 / once))
+    slices: list[float] = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(count):
+            step()
+        sync()
+        slices.append((time.perf_counter() - begin) / count)
+    return median(slices)
+
+
+def check(name: str) -> None:
+    """Refuse to time what is not the same task."""
+    from tests.envs.popgym._originals import match
+
+    family = name.removesuffix("Easy").removesuffix("Hard")
+    match(family, name.removeprefix(family).lower(), 2, 0.5, 1e-6)
+
+
+def main() -> None:
+    """Parse the arguments, check, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batches", type=int, nargs="*", default=[64, 1024])
+    parser.add_argument("--only", help="comma-separated names")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per measurement")
+    parser.add_argument("--wait", type=float, default=120, help="seconds to wait for idle CPUs")
+    parser.add_argument("--json", type=Path, help="write the numbers, and the table beside them")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    # gymnasium's advice to its own authors
+    warnings.simplefilter("ignore")
+    names = arguments.only.split(",") if arguments.only else cases()
+    compared = [name for name in names if name not in OTHERS]
+    for name in compared:
+        check(name)
+    print(f"the same tasks: {', '.join(compared)}")
+    print(f"one thread, {arguments.device}, others used {wait_until_idle(arguments.wait):.0%}")
+
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        row: dict[str, Any] = {"task": name}
+        for batch in arguments.batches:
+            row[f"ours B={batch}"] = ours(name, batch, arguments.device, arguments.seconds)
+            if name in compared and arguments.device == "cpu":
+                theirs = original(name, batch, arguments.seconds)
+                row[f"original B={batch}"] = theirs
+                row[f"ratio B={batch}"] = row[f"ours B={batch}"] / theirs
+        rows.append(row)
+        print(row, flush=True)
+    keys = list(max(rows, key=len))
+    text = table(keys, [[_cell(key, row.get(key, "")) for key in keys] for row in rows])
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.with_suffix(".md").write_text(text + "\n")
+
+
+def _cell(key: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if key.startswith("ratio") else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    main()
