@@ -1,4 +1,4 @@
-"""Scores of a random player and of one who knows what is hidden, for every POPGym task and grid.
+"""Scores of a random player and of one who knows what is hidden, for every POPGym task.
 
 python -m tests.benchmarks.scores > docs/results/tasks/scores.md
 """
@@ -12,24 +12,21 @@ from torch import Tensor
 
 from tests.benchmarks._measure import table
 from tests.envs.popgym._originals import FAMILIES, LEVELS, expert
-from torchrl_shm.envs import KeyToDoorEnv, VisualMatchEnv, popgym
+from torchrl_shm.envs import popgym
 
 _EPISODES = 1_000
 
 
-def play(env: Any, player: Any) -> tuple[Tensor, Tensor]:
-    """Returns and successes, `[B]`, of one episode per environment."""
+def play(env: Any, player: Any) -> Tensor:
+    """Returns `[B]` of one episode per environment."""
     data = env.reset()
     alive = torch.ones(env.num_envs, 1, dtype=torch.bool)
     returns = torch.zeros(env.num_envs, 1, dtype=torch.float64)
-    success = torch.zeros_like(alive)
     while alive.any():
         data = env.step(data.set("action", player(env)))["next"]
         returns += data["reward"] * alive
-        if "success" in data.keys():
-            success |= data["success"] & alive
         alive = alive & ~data["done"]
-    return returns.squeeze(-1), success.squeeze(-1)
+    return returns.squeeze(-1)
 
 
 def random(env: Any) -> Tensor:
@@ -46,19 +43,12 @@ def main() -> None:
         make = getattr(popgym, f"{family}Env")
         for level in LEVELS:
             env = make(_EPISODES, level=level, seed=0)
-            lazy, _ = play(env, random)
-            best, _ = play(env, lambda env, family=family: expert(family, env))
+            lazy = play(env, random)
+            best = play(env, lambda env, family=family: expert(family, env))
             width = env.observation_spec["observation"].shape[-1]
             name = f"`{family}` {level}"
             scores = [f"{x.mean():.2f}" for x in (lazy, best)]
             rows.append([name, str(width), str(env.max_steps), *scores])
-    for name, env in (
-        ("`KeyToDoor` 100", KeyToDoorEnv(_EPISODES, seed=0)),
-        ("`VisualMatch` 100", VisualMatchEnv(_EPISODES, seed=0)),
-    ):
-        lazy, success = play(env, random)
-        score = f"{lazy.mean():.2f}, success {success.double().mean():.1%}"
-        rows.append([name, "75", str(env.max_steps), score, ""])
     print(table(["task", "observation", "steps at most", "random", "knows all"], rows))
 
 

@@ -1,201 +1,34 @@
-"""What Key-to-Door and Visual Match share: three rooms, apples in the middle one, a 5 by 5 view.
-
-Apart from the apples and the clock, an episode is in one of a few thousand situations. The rules
-are written for one situation, in plain Python, and tabulated once; a step looks tables up.
-"""
+"""What Key-to-Door and Visual Match share: three rooms, apples in the middle one, a 5 by 5 view."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, Literal, Self, get_args
+from abc import abstractmethod
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec, Unbounded
 
 from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
+from torchrl_shm.envs._situations import (
+    ACTIONS,
+    APPLE,
+    APPLE_CELLS,
+    COLUMNS,
+    MARGIN,
+    PHASES,
+    PLAYER,
+    ROWS,
+    VIEW,
+    Tables,
+    colors,
+)
 
-Cell = tuple[int, int]
 Dtype = Literal["uint8", "float32"]
 
-ROWS, COLUMNS, PHASES, ACTIONS = 7, 11, 3, 4
-# what is seen to each side of the player
-_MARGIN = 2
-_VIEW = 2 * _MARGIN + 1
-# north, south, west, east
-_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 _NEVER = 2**62
-
-BLANK, WALL, PLAYER, APPLE, KEY, DOOR, INDICATOR, RED, GREEN, BLUE = range(10)
-_COLORS = (
-    (204, 204, 204), (25, 25, 25), (228, 148, 109), (140, 178, 0), (159, 81, 44),
-    (134, 206, 235), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255),
-)  # fmt: skip
-
-
-def find(room: tuple[str, ...], mark: str) -> tuple[Cell, ...]:
-    """Cells of a drawn room that bear a mark, row by row."""
-    return tuple((i, j) for i, row in enumerate(room) for j, x in enumerate(row) if x == mark)
-
-
-_APPLE_ROOM = (
-    "###########",
-    "#a.a.a.a.a#",
-    "#.a.a.a.a.#",
-    "#a.a.a.a.a#",
-    "#.a.a.a.a.#",
-    "#a.a.+.a.a#",
-    "###########",
-)
-APPLE_CELLS = find(_APPLE_ROOM, "a")
-APPLE_ROOM_WALLS = frozenset(find(_APPLE_ROOM, "#"))
-APPLE_ROOM_START = find(_APPLE_ROOM, "+")[0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Situation(ABC):
-    """One environment, apart from its apples and its clock.
-
-    Attributes:
-        phase: 0, 1 or 2.
-        player: row and column of the player.
-        success: the final reward was paid.
-    """
-
-    phase: int
-    player: Cell
-    success: bool = False
-
-    @abstractmethod
-    def walls(self) -> frozenset[Cell]:
-        """Cells that the player cannot enter, drawn as wall unless something lies on them."""
-
-    @abstractmethod
-    def objects(self) -> list[tuple[Cell, int]]:
-        """What is drawn on the walls and the ground, the player included, the topmost last."""
-
-    @abstractmethod
-    def arrive(self, player: Cell) -> Situation:
-        """What it comes to that the player, having moved or not, is now at a cell."""
-
-    @abstractmethod
-    def follow(self) -> Situation:
-        """How the next phase starts when this one ends here; the last phase stays as it is."""
-
-    def move(self, action: int) -> Situation:
-        """Play an action; walls and the edge of the board stop the player."""
-        row, column = (x + d for x, d in zip(self.player, _MOVES[action], strict=True))
-        inside = 0 <= row < ROWS and 0 <= column < COLUMNS
-        free = inside and (row, column) not in self.walls()
-        return self.arrive((row, column) if free else self.player)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tables:
-    """All situations that can come to pass, numbered from 0 to N - 1; starts are the first.
-
-    Attributes:
-        after: situation after each action, int64 of shape `[N * 4]`.
-        pays: 1 where an action leads to the final reward, float32 of shape `[N * 4]`.
-        follows: situation in which the next phase starts, int64 of shape `[N]`.
-        success: bool of shape `[N]`.
-        phase: int64 of shape `[N]`.
-        player: row and column, int64 of shape `[N, 2]`.
-        board: number of what is drawn, without apples, int64 of shape `[N, 7, 11]`.
-        view: what the agent sees, without apples, uint8 or float32 of shape `[N, 3, 25]`.
-        apple_here: number of the place for an apple below the player, of `A` = 22 places; `A` where
-            there is none; int64 of shape `[N, 1]`.
-        apples_in_view: the same for the cells that the agent sees, int64 of shape `[N, 25]`.
-    """
-
-    after: Tensor
-    pays: Tensor
-    follows: Tensor
-    success: Tensor
-    phase: Tensor
-    player: Tensor
-    board: Tensor
-    view: Tensor
-    apple_here: Tensor
-    apples_in_view: Tensor
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to a device."""
-        tensors = {name: tensor.to(device) for name, tensor in vars(self).items()}
-        return dataclasses.replace(self, **tensors)
-
-
-def tabulate(starts: Iterable[Situation]) -> Tables:
-    """Number all situations that can follow from the given ones, and look each of them up once."""
-    numbers = {start: number for number, start in enumerate(starts)}
-    situations = list(numbers)
-
-    def number(situation: Situation) -> int:
-        if situation not in numbers:
-            numbers[situation] = len(situations)
-            situations.append(situation)
-        return numbers[situation]
-
-    after: list[int] = []
-    follows: list[int] = []
-    # grows while it is read
-    for situation in situations:
-        after.extend(number(situation.move(action)) for action in range(ACTIONS))
-        follows.append(number(situation.follow()))
-
-    success = np.array([situation.success for situation in situations])
-    phase = np.array([situation.phase for situation in situations])
-    player = np.array([situation.player for situation in situations])
-    board = np.full((len(situations), ROWS, COLUMNS), BLANK)
-    for picture, situation in zip(board, situations, strict=True):
-        for cell in situation.walls():
-            picture[cell] = WALL
-        for cell, thing in situation.objects():
-            picture[cell] = thing
-
-    places = np.full((ROWS, COLUMNS), len(APPLE_CELLS))
-    for place, cell in enumerate(APPLE_CELLS):
-        places[cell] = place
-    outside = np.full_like(board, len(APPLE_CELLS))
-    apples = np.where(phase[:, None, None] == 1, places, outside)
-    apples_in_view = _crop(apples, player, fill=len(APPLE_CELLS))
-    apple_here = apples_in_view[:, _VIEW**2 // 2, None].copy()
-    # the player is drawn above
-    apples_in_view[:, _VIEW**2 // 2] = len(APPLE_CELLS)
-
-    edges = np.array(after)
-    tables = Tables(
-        after=torch.from_numpy(edges),
-        pays=torch.from_numpy(success[edges] & ~success.repeat(ACTIONS)).float(),
-        follows=torch.tensor(follows),
-        success=torch.from_numpy(success),
-        phase=torch.from_numpy(phase),
-        player=torch.from_numpy(player),
-        board=torch.from_numpy(board),
-        view=_colors()[torch.from_numpy(_crop(board, player, fill=BLANK))].mT.contiguous(),
-        apple_here=torch.from_numpy(apple_here),
-        apples_in_view=torch.from_numpy(apples_in_view),
-    )
-    return tables
-
-
-def _crop(boards: np.ndarray[Any, Any], player: np.ndarray[Any, Any], fill: int) -> Any:
-    """Cut the view around the player out of each board; `[N, 7, 11]` to `[N, 25]`."""
-    margins = ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN))
-    padded = np.pad(boards, margins, constant_values=fill)
-    offsets = np.arange(_VIEW)
-    rows = player[:, 0, None, None] + offsets[:, None]
-    columns = player[:, 1, None, None] + offsets
-    views = padded[np.arange(len(boards))[:, None, None], rows, columns]
-    return views.reshape(len(boards), -1)
-
-
-def _colors() -> Tensor:
-    return torch.tensor(_COLORS, dtype=torch.uint8)
 
 
 class GridEnv(BatchedEnv):
@@ -261,9 +94,8 @@ class GridEnv(BatchedEnv):
         self.apple_reward = apple_reward
         self.respawn_every = respawn_every
         self.image = image
-        self.dtype_name: Dtype = dtype
 
-        view, apple = tables.view, _colors()[APPLE].unsqueeze(-1)
+        view, apple = tables.view, colors()[APPLE].unsqueeze(-1)
         if dtype == "float32":
             view, apple = view.float() / 255, apple.float() / 255
         tables = dataclasses.replace(tables, view=view, pays=tables.pays * final_reward)
@@ -275,11 +107,12 @@ class GridEnv(BatchedEnv):
 
         batch = self.batch_size
         options: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
-        shape = (3, _VIEW, _VIEW) if image else (3 * _VIEW**2,)
-        seen = {"dtype": apple.dtype, "device": self.device, "shape": (*batch, *shape)}
+        shape = (3, VIEW, VIEW) if image else (3 * VIEW**2,)
+        self._observation_shape = torch.Size((*batch, *shape))
+        seen: dict[str, Any] = {"dtype": apple.dtype, "device": self.device}
         high = 1 if dtype == "float32" else 255
         observation: dict[str, TensorSpec] = {
-            "observation": Bounded(0, high, **seen),  # pyright: ignore[reportArgumentType]
+            "observation": Bounded(0, high, shape=self._observation_shape, **seen),
             "previous_action": Bounded(0, 1, shape=torch.Size((*batch, ACTIONS)), **options),
             "previous_reward": Unbounded(torch.Size((*batch, 1)), **options),
             "success": Binary(shape=torch.Size((*batch, 1)), dtype=torch.bool, device=self.device),
@@ -320,13 +153,13 @@ class GridEnv(BatchedEnv):
         """
         situation = int(self._running()["situation"][index])
         board = self._tables.board[situation].cpu()
-        hidden = self.apples[index].cpu() & (board != PLAYER)
-        picture = _colors()[board.masked_fill(hidden, APPLE)]
+        apples = self.apples[index].cpu() & (board != PLAYER)
+        picture = colors()[board.masked_fill(apples, APPLE)]
         row, column = self.player[index].tolist()
         seen = torch.zeros(ROWS, COLUMNS, 1, dtype=torch.bool)
         seen[
-            max(row - _MARGIN, 0) : row + _MARGIN + 1,
-            max(column - _MARGIN, 0) : column + _MARGIN + 1,
+            max(row - MARGIN, 0) : row + MARGIN + 1,
+            max(column - MARGIN, 0) : column + MARGIN + 1,
         ] = True
         picture = torch.where(seen, picture, picture // 2)
         return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
@@ -408,7 +241,7 @@ class GridEnv(BatchedEnv):
         view = tables.view.index_select(0, situation)
         seen = torch.where(apples.unsqueeze(1), self._apple_color, view)
         return {
-            "observation": seen.view(self.full_observation_spec["observation"].shape),
+            "observation": seen.view(self._observation_shape),
             "previous_action": state["previous_action"],
             "previous_reward": state["previous_reward"],
             "success": tables.success[situation].unsqueeze(-1),

@@ -9,9 +9,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs import _grid
+from torchrl_shm.envs import _grid, _situations
 from torchrl_shm.envs._base import Entry, State
-from torchrl_shm.envs._grid import Cell, Dtype, GridEnv, Situation, Tables
+from torchrl_shm.envs._grid import Dtype, GridEnv
+from torchrl_shm.envs._situations import Cell, Situation, Tables
 
 _KEY_ROOM = (
     "..#######..",
@@ -31,10 +32,10 @@ _DOOR_ROOM = (
     "...#####...",
     "...........",
 )
-_KEYS, _PLAYERS = _grid.find(_KEY_ROOM, "k"), _grid.find(_KEY_ROOM, "+")
-_DOOR = _grid.find(_DOOR_ROOM, "d")[0]
+_KEYS, _PLAYERS = _situations.find(_KEY_ROOM, "k"), _situations.find(_KEY_ROOM, "+")
+_DOOR = _situations.find(_DOOR_ROOM, "d")[0]
 _INDICATOR = (0, 5)
-_WALLS = tuple(frozenset(_grid.find(room, "#")) for room in (_KEY_ROOM, _DOOR_ROOM))
+_WALLS = tuple(frozenset(_situations.find(room, "#")) for room in (_KEY_ROOM, _DOOR_ROOM))
 _CLOSED = _WALLS[1] | {_DOOR}
 
 
@@ -49,17 +50,17 @@ class _Situation(Situation):
     def walls(self) -> frozenset[Cell]:
         if self.phase == 2:
             return _WALLS[1] if self.taken else _CLOSED
-        return _WALLS[0] if self.phase == 0 else _grid.APPLE_ROOM_WALLS
+        return _WALLS[0] if self.phase == 0 else _situations.APPLE_ROOM_WALLS
 
     def objects(self) -> list[tuple[Cell, int]]:
-        objects = [(self.player, _grid.PLAYER)]
+        objects = [(self.player, _situations.PLAYER)]
         if self.key is not None:
-            objects.append((self.key, _grid.KEY))
+            objects.append((self.key, _situations.KEY))
         if self.just_taken:
-            objects.append((_INDICATOR, _grid.INDICATOR))
+            objects.append((_INDICATOR, _situations.INDICATOR))
         if self.phase == 2:
             # the original draws it above the player
-            objects.append((_DOOR, _grid.DOOR))
+            objects.append((_DOOR, _situations.DOOR))
         return objects
 
     def arrive(self, player: Cell) -> Situation:
@@ -76,100 +77,138 @@ class _Situation(Situation):
     def follow(self) -> Situation:
         if self.phase == 2:
             return self
-        starts = (_grid.APPLE_ROOM_START, _grid.find(_DOOR_ROOM, "+")[0])
+        starts = (_situations.APPLE_ROOM_START, _situations.find(_DOOR_ROOM, "+")[0])
         return _Situation(phase=self.phase + 1, player=starts[self.phase], taken=self.taken)
 
 
 @cache
 def _tables() -> Tables:
     starts = product(_KEYS, _PLAYERS)
-    return _grid.tabulate(_Situation(phase=0, player=player, key=key) for key, player in starts)
+    return _situations.tabulate(
+        _Situation(phase=0, player=player, key=key) for key, player in starts
+    )
 
 
 class KeyToDoorEnv(GridEnv):
-    """Take a key, collect apples for a long time, then open a door with the key.
+    """Take a key, collect apples for a while, then open a door, which only the key opens.
 
     ## Description
 
-    Three rooms, each for a fixed number of steps. In the first a key lies; nothing is paid for
-    taking it. In the second, apples pay at once. In the last, a door opens for whoever has the
-    key, and the final reward is paid for stepping on it. The agent sees 5 x 5 cells, never
-    whether it has the key (only in the step in which it takes it a white mark shows at the top of
-    the board, if that is in view). The task of Hung et al. (2019) as the authors of SHM use it
-    (`thaihungle/SHM`, `envs/key_to_door`, which runs on pycolab), step by step.
+    First the agent is in a room with a key. Then it is put into a room with apples, the
+    distraction, and last in front of a door, which opens only to those who took the key. Taking
+    the key is not rewarded, so what is to be learned is that an action pays off much later. All
+    constants together make up the task of the paper on Stable Hadamard Memory, as its authors
+    released it (`thaihungle/SHM`, `pomdp-baselines/envs/credit_assign/key_to_door/key_to_door.py`
+    and `tvt_wrapper.py`, where it is called `KeytoDoor-SR-v0`), step by step and byte by byte.
+    `KeyToDoorEnv()` is that task. The paper also has it with 250 and 500 steps of apples:
+    `frames=(10, 250, 3)`.
 
-    **Apples.** The middle room has 10 apples on 22 possible places. Stepping on one pays
-    `apple_reward`; it is back 21 steps later. They make noise in the return, which hides the final
-    reward from an agent that does not look far back.
+    All rooms lie on boards of 7 rows and 11 columns. Cells are (row, column) from the upper left.
+
+    1. *The key*, `frames[0]` steps: a room of rows 1 to 5 and columns 3 to 7 (row 3: 4 to 6). The
+       key lies in rows 1 and 2, the player starts in rows 4 and 5. Who steps on the key has it. In
+       the observation of just that step, cell (0, 5) of the wall is white, the indicator.
+    2. *The apples*, `frames[1]` steps: a room of rows 1 to 5 and columns 1 to 9. The player starts
+       at (5, 5); `num_apples` of 22 cells have an apple. Who steps on one eats it, and it is back
+       `respawn_every + 1` steps later; if the player stands there, it is eaten one step after that.
+    3. *The door*, `frames[2]` steps: a room of rows 2 to 4 and columns 4 to 6, the player starts at
+       (3, 5), the door is at (1, 5). It stops players without the key. Players with the key are
+       paid when they step on it first, and can walk through it into the open, up to the edge of
+       the board.
+
+    A room ends with its last step, whatever happens in it; what the player does in that step still
+    counts, and the observation that follows is the first of the next room.
 
     ## Action Space
 
-    `action`: int64 of shape `[B]`: 0 north (row - 1), 1 south, 2 west (column - 1), 3 east. Walls
-    and the edge of the board stop the player.
+    `action`: int64 of shape `[B]`. 0 is north (up), 1 south, 2 west, 3 east. Walls and the edge of
+    the board stop the player.
 
     ## Observation Space
 
     | Entry | Shape | Dtype | Range | Meaning |
     |---|---|---|---|---|
-    | `observation` | `[B, 75]` | uint8 | 0 to 255 | what is seen, see below |
-    | `previous_action` | `[B, 4]` | float32 | 0 or 1 | one-hot action that led here; 0 at reset |
-    | `previous_reward` | `[B, 1]` | float32 | | reward that came with it; 0 at reset |
-    | `success` | `[B, 1]` | bool | | the final reward was paid; for logs, not policies |
+    | `observation` | `[B, 75]` | uint8 | [0, 255] | colors of 5 by 5 cells around the player |
+    | `previous_action` | `[B, 4]` | float32 | {0, 1} | one-hot; zeros at reset |
+    | `previous_reward` | `[B, 1]` | float32 | | reward of the previous step; 0 at reset |
+    | `success` | `[B, 1]` | bool | | the door was opened; for logs, not policies |
 
-    `observation` is the 5 x 5 cells around the player in RGB, channels first, flat unless `image`;
-    cells beyond the board are blank. The first observation of a room replaces the
-    last one of the room before, as in the original.
+    `observation` is an image with channels first, `[3, 5, 5]`, flattened; `image=True` keeps its
+    shape. Cells beyond the board look like empty ones. `dtype="float32"` divides by 255, which the
+    original leaves to the network. Red, green, blue are ground (204, 204, 204), wall (25, 25, 25),
+    player (228, 148, 109), key (159, 81, 44), indicator (255, 255, 255), apple (140, 178, 0) and
+    door (134, 206, 235). The player is drawn above an apple and below the door. The original emits
+    neither `previous_action` nor `previous_reward`.
 
     ## Rewards
 
-    `apple_reward` for an apple; `final_reward`, once, for stepping on the open door.
+    `apple_reward` for every apple, `final_reward` for opening the door, otherwise 0. `success` is
+    true from the step that paid `final_reward`.
 
     ## Starting State
 
-    The key lies on one of the ten cells of rows 1 and 2, columns 3 to 7; the player starts on one
-    of rows 4 and 5; both uniformly. Apples take a uniform set of places. `reset(TensorDict({
-    "player": player, "key": key, "apples": apples}), set_state=True)` takes cells (row, column) of
-    shape `[B, 2]` and apples as bool of shape `[B, 7, 11]`.
+    Every reset draws, uniformly: the cell of the key, that of the player and the places of the
+    apples. `reset(TensorDict({...}, batch_size=[B]), set_state=True)` takes them as given:
+
+    | Entry | Shape | Meaning |
+    |---|---|---|
+    | `player` | `[B, 2]` | cell of the player, rows 4 and 5, columns 3 to 7 |
+    | `key` | `[B, 2]` | cell of the key, rows 1 and 2, columns 3 to 7 |
+    | `apples` | `[B, 7, 11]` | bool; any number of the 22 places |
+
+    TorchRL's transforms drop such entries, so below them call `base_env.reset` after `reset`, and
+    take the observation from there.
 
     ## Episode End
 
-    Terminated after the frames of all rooms: 113 steps by default.
+    Terminated after `sum(frames)` steps, never before and never truncated: the length is a rule of
+    the game, and the original calls the last step done in this sense.
 
     Args:
-        num_envs: number of environments B; default 64.
-        frames: steps in each of the three rooms.
-        final_reward: reward of the last room.
-        num_apples: apples in the second room, at most 22.
-        apple_reward: reward of an apple.
-        respawn_every: an eaten apple is back in the step after as many steps; 0: never.
-        image: emit `observation` as `[B, 3, 5, 5]` instead of `[B, 75]`.
-        dtype: `"uint8"`, from 0 to 255 as the original, or `"float32"`, from 0 to 1.
+        num_envs: number of environments B; `None` is 64.
+        frames: number of steps with the key, with the apples and with the door.
+        final_reward: reward of the door.
+        num_apples: how many apples there are.
+        apple_reward: reward of an apple. The original takes a range, too, but its tasks do not.
+        respawn_every: steps for which the place of an eaten apple is empty; 0: it stays empty.
+        image: emit `observation` as `[B, 3, 5, 5]`.
+        dtype: `"uint8"`, the original's bytes, or `"float32"`, scaled to [0, 1].
         seed: seed of the environment's own generator; `None` draws one from torch's default
             generator.
         device: device of all tensors, state and generator included.
 
     Attributes:
         max_steps: length of an episode.
-        player: row and column of each player, int64 of shape `[B, 2]`; hidden from the agent.
-        apples: where apples lie, bool of shape `[B, 7, 11]`; hidden from the agent.
-        phase: the room, 0 to 2, int64 of shape `[B]`.
 
     Raises:
-        ValueError: an argument is impossible.
+        ValueError: a constant or a given layout is impossible.
 
     Examples:
+        >>> import torch
         >>> from torchrl_shm.envs import KeyToDoorEnv
         >>> env = KeyToDoorEnv(num_envs=3, seed=0)
-        >>> rollout = env.rollout(200)
+        >>> rollout = env.rollout(1000)
         >>> rollout.shape, rollout["observation"].shape
         (torch.Size([3, 113]), torch.Size([3, 113, 75]))
-        >>> env.render(0).shape
+        >>> env.render(index=0).shape
         torch.Size([112, 176, 3])
+
+        The key lies two cells above the player, and is seen there:
+
+        >>> from tensordict import TensorDict
+        >>> layout = {
+        ...     "player": torch.tensor([[4, 5]] * 3),
+        ...     "key": torch.tensor([[2, 5]] * 3),
+        ...     "apples": torch.zeros(3, 7, 11, dtype=torch.bool),
+        ... }
+        >>> data = env.reset(TensorDict(layout, batch_size=[3]), set_state=True)
+        >>> data["observation"].view(3, 3, 5, 5)[0, :, 0, 2]
+        tensor([159,  81,  44], dtype=torch.uint8)
 
     ## Version History
 
-    - v0: as released with SHM: 10, 100 and 3 frames, final reward 10. pomdp-baselines and
-      Memory-RL have 15, 60 and 10 frames and a final reward of 5.
+    - v0: as released with the paper: 10, 100 and 3 steps, final reward 10. Its ancestor in
+      `pomdp-baselines` has 15, 60 and 10 steps and a final reward of 5.
     """
 
     _tensors = (*GridEnv._tensors, "_keys", "_players")  # pyright: ignore[reportPrivateUsage]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs import _grid
+from torchrl_shm.envs import _grid, _situations
 from torchrl_shm.envs._base import Entry, State
-from torchrl_shm.envs._grid import Cell, Dtype, GridEnv, Situation, Tables
+from torchrl_shm.envs._grid import Dtype, GridEnv
+from torchrl_shm.envs._situations import Cell, Situation, Tables
 
 _PASSIVE_ROOM = (
     "...........",
@@ -41,9 +42,9 @@ _CHOICE_ROOM = (
     "...#.+.#...",
     "...#####...",
 )
-_FIELDS = _grid.find(_CHOICE_ROOM, "f")
-_WALLS = frozenset(_grid.find(_CHOICE_ROOM, "#"))
-_COLORS = (_grid.RED, _grid.GREEN, _grid.BLUE)
+_FIELDS = _situations.find(_CHOICE_ROOM, "f")
+_WALLS = frozenset(_situations.find(_CHOICE_ROOM, "#"))
+_COLORS = (_situations.RED, _situations.GREEN, _situations.BLUE)
 _PERMUTATIONS = tuple(permutations(range(3)))
 
 
@@ -58,10 +59,10 @@ class _Situation(Situation):
     chosen: bool = False
 
     def walls(self) -> frozenset[Cell]:
-        return (self.surroundings, _grid.APPLE_ROOM_WALLS, _WALLS)[self.phase]
+        return (self.surroundings, _situations.APPLE_ROOM_WALLS, _WALLS)[self.phase]
 
     def objects(self) -> list[tuple[Cell, int]]:
-        objects = [(self.player, _grid.PLAYER)]
+        objects = [(self.player, _situations.PLAYER)]
         if self.sign is not None:
             objects.append((self.sign, _COLORS[self.colors[self.target]]))
         if self.phase == 2 and not self.chosen:
@@ -81,7 +82,7 @@ class _Situation(Situation):
     def follow(self) -> Situation:
         if self.phase == 2:
             return self
-        starts = (_grid.APPLE_ROOM_START, _grid.find(_CHOICE_ROOM, "+")[0])
+        starts = (_situations.APPLE_ROOM_START, _situations.find(_CHOICE_ROOM, "+")[0])
         return _Situation(
             phase=self.phase + 1,
             player=starts[self.phase],
@@ -95,7 +96,7 @@ class _Situation(Situation):
 @cache
 def _tables(passive: bool) -> Tables:
     signs, players = _cells(passive)
-    return _grid.tabulate(
+    return _situations.tabulate(
         _Situation(
             phase=0,
             player=player,
@@ -111,95 +112,140 @@ def _tables(passive: bool) -> Tables:
 def _cells(passive: bool) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
     """Cells where the sign can be, and those where the player can start."""
     room = _PASSIVE_ROOM if passive else _ACTIVE_ROOM
-    return _grid.find(room, "c"), _grid.find(room, "+")
+    return _situations.find(room, "c"), _situations.find(room, "+")
 
 
 class VisualMatchEnv(GridEnv):
-    """See a colour, collect apples for a long time, then go to the field of that colour.
+    """See a color, collect apples for a while, then go to the field of that color.
 
     ## Description
 
-    Three rooms, each for a fixed number of steps. The first shows a coloured cell; with `passive`
-    the player is boxed in beside it, otherwise it has to find the cell in the wall of a room. In
-    the second, apples pay at once. The last room has three coloured fields; stepping on the one
-    that has the colour of the first room pays the final reward. There is one chance: all three
-    vanish when one is touched. The task of Hung et al. (2019) as the authors of SHM use it
-    (`thaihungle/SHM`, `envs/visual_match`, which runs on pycolab), step by step.
+    First the agent stands in a small room in which one cell shows a color. Then it is put into a
+    room with apples, the distraction, and last in front of three colored fields, of which the one
+    with the color from the beginning is right. There it can choose only once, and nothing shows
+    the color any more: it has to be remembered over all the apples. All constants together make up
+    the task of the paper on Stable Hadamard Memory, as its authors released it (`thaihungle/SHM`,
+    `pomdp-baselines/envs/credit_assign/key_to_door/visual_match.py` and `tvt_wrapper.py`, where
+    it is called `VisualMatch-SR-v0`), step by step and byte by byte. `VisualMatchEnv()` is that
+    task. The paper also has it with 250 and 500 steps of apples: `frames=(15, 250, 10)`.
 
-    **Apples.** The middle room has 10 apples on 22 possible places. Stepping on one pays
-    `apple_reward`; it is back 21 steps later. They make noise in the return, which hides the final
-    reward from an agent that does not look far back.
+    All rooms lie on boards of 7 rows and 11 columns. Cells are (row, column) from the upper left.
+
+    1. *The sign*, `frames[0]` steps. Passive: the player stands at (2, 5), and each of its eight
+       neighbors is a wall but one, which has the color, and cannot be entered, either. Active: a
+       room of rows 1 to 5 and columns 3 to 7 (row 3: 4 to 6), in which one of the 26 cells of the
+       wall has the color and has to be found.
+    2. *The apples*, `frames[1]` steps: a room of rows 1 to 5 and columns 1 to 9. The player starts
+       at (5, 5); `num_apples` of 22 cells have an apple. Who steps on one eats it, and it is back
+       `respawn_every + 1` steps later; if the player stands there, it is eaten one step after that.
+    3. *The choice*, `frames[2]` steps: the player starts at (5, 5), the fields lie at (1, 2),
+       (1, 5) and (1, 8). The first one that is stepped on counts, and all three vanish.
+
+    A room ends with its last step, whatever happens in it; what the player does in that step still
+    counts, and the observation that follows is the first of the next room.
 
     ## Action Space
 
-    `action`: int64 of shape `[B]`: 0 north (row - 1), 1 south, 2 west (column - 1), 3 east. Walls
-    and the edge of the board stop the player.
+    `action`: int64 of shape `[B]`. 0 is north (up), 1 south, 2 west, 3 east. Walls and the edge of
+    the board stop the player.
 
     ## Observation Space
 
     | Entry | Shape | Dtype | Range | Meaning |
     |---|---|---|---|---|
-    | `observation` | `[B, 75]` | uint8 | 0 to 255 | what is seen, see below |
-    | `previous_action` | `[B, 4]` | float32 | 0 or 1 | one-hot action that led here; 0 at reset |
-    | `previous_reward` | `[B, 1]` | float32 | | reward that came with it; 0 at reset |
-    | `success` | `[B, 1]` | bool | | the final reward was paid; for logs, not policies |
+    | `observation` | `[B, 75]` | uint8 | [0, 255] | colors of 5 by 5 cells around the player |
+    | `previous_action` | `[B, 4]` | float32 | {0, 1} | one-hot; zeros at reset |
+    | `previous_reward` | `[B, 1]` | float32 | | reward of the previous step; 0 at reset |
+    | `success` | `[B, 1]` | bool | | the right field was chosen; for logs, not policies |
 
-    `observation` is the 5 x 5 cells around the player in RGB, channels first, flat unless `image`;
-    cells beyond the board are blank. The first observation of a room replaces the
-    last one of the room before, as in the original.
+    `observation` is an image with channels first, `[3, 5, 5]`, flattened; `image=True` keeps its
+    shape. Cells beyond the board look like empty ones. `dtype="float32"` divides by 255, which the
+    original leaves to the network. Red, green, blue are ground (204, 204, 204), wall (25, 25, 25),
+    player (228, 148, 109), apple (140, 178, 0), and (255, 0, 0), (0, 255, 0), (0, 0, 255). The
+    player is drawn above an apple. The original emits neither `previous_action` nor
+    `previous_reward`.
 
     ## Rewards
 
-    `apple_reward` for an apple; `final_reward`, once, for the field of the right colour.
+    `apple_reward` for every apple, `final_reward` for the right field, otherwise 0. `success` is
+    true from the step that paid `final_reward`.
 
     ## Starting State
 
-    Which of the three fields is right (`target`), where its colour shows (one of the 8 cells around
-    the player, or of the wall) and where the player starts are drawn uniformly; so are the places
-    of apples. Which colours the fields have, the original draws once per program and then keeps;
-    here it is the argument `colors`. `reset(TensorDict({"player": player, "target": target,
-    "target_position": position, "colors": colors, "apples": apples}), set_state=True)` takes cells
-    of shape `[B, 2]`, the target of shape `[B]` (0 to 2, from the left), the colours of the
-    fields of shape `[B, 3]` (0 red, 1 green, 2 blue), and apples as bool of shape `[B, 7, 11]`.
+    Every reset draws, uniformly: the right field, the cell of the sign, the places of the apples,
+    and in the active room the player's cell, one of rows 4 and 5 and columns 3 to 7.
+    `reset(TensorDict({...}, batch_size=[B]), set_state=True)` takes them as given:
+
+    | Entry | Shape | Meaning |
+    |---|---|---|
+    | `player` | `[B, 2]` | cell of the player; passive: always (2, 5) |
+    | `target` | `[B]` | right field: 0 left, 1 middle, 2 right |
+    | `target_position` | `[B, 2]` | cell of the sign |
+    | `colors` | `[B, 3]` | colors of the fields, as the argument `colors` |
+    | `apples` | `[B, 7, 11]` | bool; any number of the 22 places |
+
+    TorchRL's transforms drop such entries, so below them call `base_env.reset` after `reset`, and
+    take the observation from there.
+
+    The original shuffles `colors` when it is constructed, without a seed, and keeps them: which
+    color is at which field is the same in all episodes of a run, but not of all runs. Here `colors`
+    is an argument, the same for all environments, and with its default the left field is red, the
+    middle one green and the right one blue.
 
     ## Episode End
 
-    Terminated after the frames of all rooms: 125 steps by default.
+    Terminated after `sum(frames)` steps, never before and never truncated: the length is a rule of
+    the game, and the original calls the last step done in this sense.
 
     Args:
-        num_envs: number of environments B; default 64.
-        frames: steps in each of the three rooms.
-        passive: the player of the first room cannot move.
-        final_reward: reward of the last room.
-        num_apples: apples in the second room, at most 22.
-        apple_reward: reward of an apple.
-        respawn_every: an eaten apple is back in the step after as many steps; 0: never.
-        colors: colours of the three fields, from the left: 0 red, 1 green, 2 blue.
-        image: emit `observation` as `[B, 3, 5, 5]` instead of `[B, 75]`.
-        dtype: `"uint8"`, from 0 to 255 as the original, or `"float32"`, from 0 to 1.
+        num_envs: number of environments B; `None` is 64.
+        frames: number of steps with the sign, with the apples and with the fields.
+        passive: the sign is next to the player; otherwise it has to be found.
+        final_reward: reward of the right field.
+        num_apples: how many apples there are.
+        apple_reward: reward of an apple. The original takes a range, too, but its tasks do not.
+        respawn_every: steps for which the place of an eaten apple is empty; 0: it stays empty.
+        colors: colors of the left, middle and right field: 0 red, 1 green, 2 blue, in any order.
+        image: emit `observation` as `[B, 3, 5, 5]`.
+        dtype: `"uint8"`, the original's bytes, or `"float32"`, scaled to [0, 1].
         seed: seed of the environment's own generator; `None` draws one from torch's default
             generator.
         device: device of all tensors, state and generator included.
 
     Attributes:
         max_steps: length of an episode.
-        player: row and column of each player, int64 of shape `[B, 2]`; hidden from the agent.
-        apples: where apples lie, bool of shape `[B, 7, 11]`; hidden from the agent.
-        phase: the room, 0 to 2, int64 of shape `[B]`.
 
     Raises:
-        ValueError: an argument is impossible.
+        ValueError: a constant or a given layout is impossible.
 
     Examples:
+        >>> import torch
         >>> from torchrl_shm.envs import VisualMatchEnv
-        >>> env = VisualMatchEnv(num_envs=3, image=True, seed=0)
-        >>> env.rollout(200)["observation"].shape
-        torch.Size([3, 125, 3, 5, 5])
+        >>> env = VisualMatchEnv(num_envs=3, seed=0)
+        >>> rollout = env.rollout(1000)
+        >>> rollout.shape, rollout["observation"].shape
+        (torch.Size([3, 125]), torch.Size([3, 125, 75]))
+        >>> env.render(index=0).shape
+        torch.Size([112, 176, 3])
+
+        The sign is above the player and blue, like the field on the right:
+
+        >>> from tensordict import TensorDict
+        >>> layout = {
+        ...     "player": torch.tensor([[2, 5]] * 3),
+        ...     "target": torch.tensor([2] * 3),
+        ...     "target_position": torch.tensor([[1, 5]] * 3),
+        ...     "colors": torch.tensor([[0, 1, 2]] * 3),
+        ...     "apples": torch.zeros(3, 7, 11, dtype=torch.bool),
+        ... }
+        >>> data = env.reset(TensorDict(layout, batch_size=[3]), set_state=True)
+        >>> data["observation"].view(3, 3, 5, 5)[0, :, 1, 2]
+        tensor([  0,   0, 255], dtype=torch.uint8)
 
     ## Version History
 
-    - v0: as released with SHM: 15, 100 and 10 frames, passive, final reward 10; 250 and 500 frames
-      for the longer tasks. Memory-RL has 15 frames in the last room and a final reward of 5.
+    - v0: as released with the paper: 15, 100 and 10 steps, final reward 10, and colors that can be
+      chosen. In its ancestor in `Memory-RL` the last room has 15 steps and the final reward is 5.
     """
 
     _tensors = (
@@ -272,7 +318,14 @@ class VisualMatchEnv(GridEnv):
         _grid.check_cells("player", layout["player"], self._players)
         _grid.check_cells("target_position", layout["target_position"], self._signs)
         _grid.check_cells("colors", layout["colors"], self._permutations)
-        _grid.check_cells("target", layout["target"][:, None], self._own_colors.sort()[0][:, None])
+        target = layout["target"]
+        wrong = (target < 0) | (target > 2)
+        if wrong.any():
+            environment = int(wrong.int().argmax())
+            raise ValueError(
+                f'"target" of environment {environment} is {int(target[environment])}; it must be '
+                "0, 1 or 2, the left, middle or right field"
+            )
 
     def _start_number(self, layout: State) -> Tensor:
         number = _grid.cell_numbers(layout["colors"], self._permutations) * 3 + layout["target"]
