@@ -16,7 +16,17 @@ ROOMS = {
     "envs": ({"ops"}, {"torch", "tensordict", "torchrl", "numpy", "gymnasium", "popgym"}),
     "training": (
         {"ops", "modules", "envs"},
-        {"torch", "tensordict", "torchrl", "numpy", "matplotlib", "PIL", "tqdm", "tensorboard", "wandb"},
+        {
+            "torch",
+            "tensordict",
+            "torchrl",
+            "numpy",
+            "matplotlib",
+            "PIL",
+            "tqdm",
+            "tensorboard",
+            "wandb",
+        },
     ),
     "configs": (
         {"ops", "modules", "envs", "training"},

@@ -113,9 +113,10 @@ class TestOptions:
         env = make(3, seed=0, previous_action=previous_action, antialias=antialias)
         data, whole = env.reset()["observation"], full.reset()["observation"]
         width = whole.shape[1] - 2
-        kept = [whole[:, : width - len(full._null)]]
+        own = width - (sum(full._sizes) or 1)
+        kept = [whole[:, :own]]
         if previous_action:
-            kept.append(whole[:, width - len(full._null) : width])
+            kept.append(whole[:, own:width])
         if antialias:
             kept.append(whole[:, width:])
             assert (data[:, -2:] == torch.tensor([0.0, 1.0])).all()

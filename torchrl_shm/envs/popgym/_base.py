@@ -45,7 +45,7 @@ class POPGymEnv(BatchedEnv):
     """
 
     policy_keys = ("observation",)
-    _tensors = ("_null", "_time")
+    _tensors = ("_offsets",)
 
     def __init__(
         self,
@@ -65,24 +65,24 @@ class POPGymEnv(BatchedEnv):
     def _specify(
         self,
         *,
-        size: int,
+        blocks: Sequence[int],
         actions: Sequence[int],
         rewards: tuple[float, float],
         seed: int | None,
         joint: bool = True,
         bound: float | None = None,
-        numbers: bool = False,
+        numbers: int = 0,
     ) -> None:
         """Declare the specs.
 
         Args:
-            size: features of the task's own observation.
+            blocks: numbers of categories of which the task's own observation is made.
             actions: sizes of the indices that make up an action; none for a continuous one.
             rewards: smallest and largest reward of a step.
             seed: seed of the generator.
             joint: one index for all that make up an action.
             bound: bound of a continuous action.
-            numbers: whether features may be any number, not 0 or 1 only.
+            numbers: how many numbers stand in front of the blocks, or in their place.
         """
         batch: dict[str, Any] = {"device": self.device}
         action: TensorSpec
@@ -90,7 +90,6 @@ class POPGymEnv(BatchedEnv):
             shape = torch.Size((self.num_envs, 1))
             action = Bounded(-bound, bound, shape=shape, dtype=torch.float32, **batch)
             self._sizes: tuple[int, ...] = ()
-            self._null = torch.zeros(1, **batch)
         else:
             self._sizes = tuple(actions)
             if len(actions) > 1 and not joint:
@@ -100,16 +99,21 @@ class POPGymEnv(BatchedEnv):
                 count = int(torch.tensor(actions).prod())
                 shape = torch.Size((self.num_envs,))
                 action = Categorical(count, shape=shape, dtype=torch.int64, **batch)
-            # row a: the blocks of action a, for every index by itself
-            self._blocks = [torch.eye(n, **batch) for n in actions]
-            self._null = torch.cat([block[0] for block in self._blocks])
         self._joint = joint
-        size += len(self._null) * self.previous_action + 2 * self.antialias
-        shape = torch.Size((self.num_envs, size))
+        self._numbers = numbers
+        if self.previous_action and bound is not None:
+            numbers += 1
+        # every block has its one at an index of its own, beyond the blocks before it
+        blocks = [
+            *blocks,
+            *(self._sizes if self.previous_action else ()),
+            *((2,) if self.antialias else ()),
+        ]
+        ends = torch.tensor([numbers, *blocks]).cumsum(0)
+        self._offsets = ends[:-1].to(self.device)
+        shape = torch.Size((self.num_envs, int(ends[-1])))
         floats: dict[str, Any] = {**batch, "dtype": torch.float32}
         spec = Unbounded(shape, **floats) if numbers else Bounded(0, 1, shape=shape, **floats)
-        # rows: after a step, at reset
-        self._time = torch.tensor([[1.0, 0.0], [0.0, 1.0]], **batch)
         self._set_up({"observation": spec}, action, rewards, seed)
 
     @abstractmethod
@@ -127,14 +131,17 @@ class POPGymEnv(BatchedEnv):
 
     @abstractmethod
     def _features(self, state: State) -> Tensor:
-        """The task's own observation, float32 of shape `[B, size]`."""
+        """The task's own observation: categories, int64 `[B, blocks]`, or float32 numbers."""
 
     def _start(self, layout: State) -> State:
         state = self._begin(layout)
         count = len(next(iter(layout.values())))
         state["step"] = torch.zeros(count, 1, dtype=torch.int64, device=self.device)
         if self.previous_action:
-            state["previous"] = self._null.expand(count, -1)
+            width, dtype = len(self._sizes), torch.int64
+            if not width:
+                width, dtype = 1, torch.float32
+            state["previous"] = torch.zeros(count, width, dtype=dtype, device=self.device)
         return state
 
     def _advance(self, state: State, action: Tensor) -> Transition:
@@ -142,11 +149,7 @@ class POPGymEnv(BatchedEnv):
         state, reward, terminated, truncated = self._play(state, indices)
         state["step"] = state["step"] + 1
         if self.previous_action:
-            if self._sizes:
-                blocks = [eye[a] for eye, a in zip(self._blocks, indices, strict=True)]
-                state["previous"] = blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
-            else:
-                state["previous"] = action.float()
+            state["previous"] = torch.stack(indices, -1) if self._sizes else action.float()
         return Transition(state, reward.to(torch.float32), terminated, truncated)
 
     def _split(self, action: Tensor) -> list[Tensor]:
@@ -158,12 +161,24 @@ class POPGymEnv(BatchedEnv):
         return [action.div(columns, rounding_mode="floor") % rows, action % columns]
 
     def _observe(self, state: State) -> State:
-        parts = [self._features(state)]
+        shape = self.observation_spec["observation"].shape
+        observation = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        codes: list[Tensor] = []
+        features = self._features(state)
+        if self._numbers:
+            observation[:, : self._numbers] = features
+        else:
+            codes.append(features)
         if self.previous_action:
-            parts.append(state["previous"])
+            if self._sizes:
+                codes.append(state["previous"])
+            else:
+                observation[:, self._numbers, None] = state["previous"]
         if self.antialias:
-            parts.append(self._time[(state["step"].squeeze(-1) == 0).long()])
-        return {"observation": torch.cat(parts, -1)}
+            codes.append((state["step"] == 0).long())
+        if codes:
+            observation.scatter_(1, torch.cat(codes, -1) + self._offsets, 1.0)
+        return {"observation": observation}
 
     def _check_action(self, action: Tensor) -> None:
         super()._check_action(action)
@@ -174,13 +189,6 @@ class POPGymEnv(BatchedEnv):
                     f"actions of {type(self).__name__} are below {self._sizes}, got values from "
                     f"{int(action.min())} to {int(action.max())}"
                 )
-
-    def to(self, device: torch.device | str | int) -> Any:
-        """Move everything to another device; the generator starts anew there, from its seed."""
-        super().to(device)
-        if self._sizes:
-            self._blocks = [block.to(self.device) for block in self._blocks]
-        return self
 
 
 def level_value(value: Any, by_level: Mapping[str, Any], level: str) -> Any:

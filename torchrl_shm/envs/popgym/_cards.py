@@ -26,7 +26,7 @@ class CardEnv(POPGymEnv):
     _DECKS: tuple[str, ...] = ("deck",)
     # long decks are drawn only for the rows that start
     _costly_layout = True
-    _tensors = (*POPGymEnv._tensors, "_values", "_eye")
+    _tensors = (*POPGymEnv._tensors, "_values")
 
     def _shuffle(self, num_decks: int, field: Field) -> None:
         if num_decks < 1:
@@ -38,7 +38,6 @@ class CardEnv(POPGymEnv):
         # as popgym numbers them: colours and suits alternate, four cards in a row have one rank
         by_field = {"colors": index % 2, "suits": index % 4, "ranks": index % _CARDS // 4}
         self._values = by_field[field]
-        self._eye = torch.eye(self.num_values, device=self.device)
 
     def _layout(self) -> dict[str, Entry]:
         return {name: Entry((self.num_cards,), torch.int64) for name in self._DECKS}

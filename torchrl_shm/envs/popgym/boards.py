@@ -74,7 +74,7 @@ class BattleshipEnv(POPGymEnv):
     """
 
     _costly_layout = True
-    _tensors = (*POPGymEnv._tensors, "_hit", "_cells")
+    _tensors = (*POPGymEnv._tensors, "_cells")
 
     def __init__(
         self,
@@ -111,12 +111,13 @@ class BattleshipEnv(POPGymEnv):
         if self._needed >= self.max_steps:
             raise ValueError(f"{self._needed} cells of ships leave no water on {size}x{size} cells")
         self._miss_reward = -1 / (self.max_steps - self._needed)
-        self._hit = torch.eye(2, device=self.device)
         self._cells = torch.arange(self.max_steps, device=self.device)
         for length in set(self.ship_sizes):
             setattr(self, f"_ships{length}", _placements(size, length).to(self.device))
         rewards = (self._miss_reward, 1 / self._needed)
-        self._specify(size=2, actions=[size, size], rewards=rewards, seed=seed, joint=joint_action)
+        self._specify(
+            blocks=[2], actions=[size, size], rewards=rewards, seed=seed, joint=joint_action
+        )
 
     def to(self, device: torch.device | str | int) -> BattleshipEnv:
         """Move everything to another device; the generator starts anew there, from its seed."""
@@ -151,7 +152,7 @@ class BattleshipEnv(POPGymEnv):
         return {
             "board": layout["board"],
             "guessed": guessed,
-            "hit": torch.zeros_like(guessed[:, 0], dtype=torch.int64),
+            "hit": torch.zeros_like(guessed[:, :1], dtype=torch.int64),
             "hits": torch.zeros_like(guessed[:, :1], dtype=torch.int64),
         }
 
@@ -164,7 +165,7 @@ class BattleshipEnv(POPGymEnv):
         new = {
             "board": state["board"],
             "guessed": guessed | (self._cells == cell),
-            "hit": hit.squeeze(-1).long(),
+            "hit": hit.long(),
             "hits": hits,
             "step": state["step"],
         }
@@ -172,7 +173,7 @@ class BattleshipEnv(POPGymEnv):
         return Outcome(new, reward, hits == self._needed, truncated)
 
     def _features(self, state: State) -> Tensor:
-        return self._hit[state["hit"]]
+        return state["hit"]
 
 
 class MineSweeperEnv(POPGymEnv):
@@ -235,7 +236,7 @@ class MineSweeperEnv(POPGymEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _tensors = (*POPGymEnv._tensors, "_counts", "_cells")
+    _tensors = (*POPGymEnv._tensors, "_cells")
 
     def __init__(
         self,
@@ -264,11 +265,14 @@ class MineSweeperEnv(POPGymEnv):
         self._again_reward = -0.5 / (self.max_steps - 2)
         self._mine_reward = -0.5 - self._free_reward
         categories = min(self.num_mines + 1, 10)
-        self._counts = torch.eye(categories, device=self.device)
         self._cells = torch.arange(size * size, device=self.device)
         rewards = (self._mine_reward, self._free_reward)
         self._specify(
-            size=categories, actions=[size, size], rewards=rewards, seed=seed, joint=joint_action
+            blocks=[categories],
+            actions=[size, size],
+            rewards=rewards,
+            seed=seed,
+            joint=joint_action,
         )
 
     def _layout(self) -> dict[str, Entry]:
@@ -296,7 +300,7 @@ class MineSweeperEnv(POPGymEnv):
             "mines": mines,
             "near": near.flatten(1).long(),
             "viewed": viewed,
-            "count": torch.zeros_like(viewed[:, 0], dtype=torch.int64),
+            "count": torch.zeros_like(viewed[:, :1], dtype=torch.int64),
         }
 
     def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
@@ -312,14 +316,14 @@ class MineSweeperEnv(POPGymEnv):
             "mines": state["mines"],
             "near": state["near"],
             "viewed": viewed,
-            "count": state["near"].gather(1, cell).squeeze(-1),
+            "count": state["near"].gather(1, cell),
             "step": state["step"],
         }
         truncated = (state["step"] == self.max_steps - 1) & ~terminated
         return Outcome(new, reward, terminated, truncated)
 
     def _features(self, state: State) -> Tensor:
-        return self._counts[state["count"]]
+        return state["count"]
 
 
 def _placements(size: int, length: int) -> Tensor:

@@ -67,8 +67,6 @@ class AutoencodeEnv(CardEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _tensors = (*CardEnv._tensors, "_mode")
-
     def __init__(
         self,
         num_envs: int = 64,
@@ -84,10 +82,7 @@ class AutoencodeEnv(CardEnv):
         self._shuffle(level_value(num_decks, {"easy": 1, "medium": 2, "hard": 3}, level), "suits")
         n = self.num_cards
         self.max_steps = 2 * n - 1
-        # by the number of steps made: watching until the last card is shown
-        watching = torch.arange(2 * n, device=self.device) < n - 1
-        self._mode = torch.stack([~watching, watching], -1).float()
-        self._specify(size=6, actions=[4], rewards=(-1 / n, 1 / n), seed=seed)
+        self._specify(blocks=[2, 4], actions=[4], rewards=(-1 / n, 1 / n), seed=seed)
 
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
@@ -100,8 +95,9 @@ class AutoencodeEnv(CardEnv):
 
     def _features(self, state: State) -> Tensor:
         step, n = state["step"], self.num_cards
-        card = self._card(state["deck"], step.clamp(max=n - 1)) * (step.squeeze(-1) < n)
-        return torch.cat([self._mode[step.squeeze(-1)], self._eye[card]], -1)
+        card = state["deck"].gather(1, step.clamp(max=n - 1)) * (step < n)
+        # watching until the last card is shown
+        return torch.cat([(step < n - 1).long(), card], -1)
 
 
 class RepeatPreviousEnv(CardEnv):
@@ -179,7 +175,7 @@ class RepeatPreviousEnv(CardEnv):
             raise ValueError(f"k must be at least 1 and below {n} cards, got {self.k}")
         self.max_steps = n - 1
         self._scale = 1 / (n - self.k)
-        self._specify(size=4, actions=[4], rewards=(-self._scale, self._scale), seed=seed)
+        self._specify(blocks=[4], actions=[4], rewards=(-self._scale, self._scale), seed=seed)
 
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
@@ -191,7 +187,7 @@ class RepeatPreviousEnv(CardEnv):
         return Outcome(dict(state), reward, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
-        return self._eye[self._card(state["deck"], state["step"])]
+        return state["deck"].gather(1, state["step"])
 
 
 class RepeatFirstEnv(CardEnv):
@@ -261,7 +257,7 @@ class RepeatFirstEnv(CardEnv):
         self._shuffle(level_value(num_decks, {"easy": 1, "medium": 8, "hard": 16}, level), "suits")
         self.max_steps = self.num_cards - 1
         self._scale = 1 / self.max_steps
-        self._specify(size=4, actions=[4], rewards=(-self._scale, self._scale), seed=seed)
+        self._specify(blocks=[4], actions=[4], rewards=(-self._scale, self._scale), seed=seed)
 
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
@@ -271,7 +267,7 @@ class RepeatFirstEnv(CardEnv):
         return Outcome(dict(state), reward, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
-        return self._eye[self._card(state["deck"], state["step"])]
+        return state["deck"].gather(1, state["step"])
 
 
 class HigherLowerEnv(CardEnv):
@@ -342,7 +338,7 @@ class HigherLowerEnv(CardEnv):
         self._shuffle(level_value(num_decks, {"easy": 1, "medium": 2, "hard": 3}, level), "ranks")
         self.max_steps = self.num_cards - 1
         scale = 1 / self.num_cards
-        self._specify(size=13, actions=[2], rewards=(-scale, scale), seed=seed)
+        self._specify(blocks=[13], actions=[2], rewards=(-scale, scale), seed=seed)
 
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
@@ -356,7 +352,7 @@ class HigherLowerEnv(CardEnv):
         return Outcome(dict(state), reward, step >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
-        return self._eye[self._card(state["deck"], state["step"])]
+        return state["deck"].gather(1, state["step"])
 
 
 class CountRecallEnv(CardEnv):
@@ -438,24 +434,25 @@ class CountRecallEnv(CardEnv):
         self.max_steps = self.num_cards - 1
         scale = 1 / self.max_steps
         counts = self.num_cards // self.num_values + 1
-        size = 2 * self.num_values
-        self._specify(size=size, actions=[counts], rewards=(-scale, scale), seed=seed)
+        blocks = [self.num_values] * 2
+        self._specify(blocks=blocks, actions=[counts], rewards=(-scale, scale), seed=seed)
 
     def _begin(self, layout: State) -> State:
-        return {**layout, "counts": self._eye[layout["values"][:, 0]].long()}
+        first = layout["values"][:, :1]
+        none = first.new_zeros(len(first), self.num_values)
+        return {**layout, "counts": none.scatter(1, first, 1)}
 
     def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
         step = state["step"]
         answer = self._card(state["counts"], state["queries"].gather(1, step))
-        value = self._card(state["values"], step + 1)
-        counts = state["counts"] + self._eye[value].long()
+        value = state["values"].gather(1, step + 1)
+        counts = state["counts"].scatter_add(1, value, torch.ones_like(value))
         reward = self._judge(action[0] == answer, 1 / self.max_steps)
         return Outcome({**state, "counts": counts}, reward, step >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         step = state["step"]
-        shown = [self._eye[self._card(state[name], step)] for name in self._DECKS]
-        return torch.cat(shown, -1)
+        return torch.cat([state[name].gather(1, step) for name in self._DECKS], -1)
 
 
 class ConcentrationEnv(CardEnv):
@@ -516,7 +513,7 @@ class ConcentrationEnv(CardEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _tensors = (*CardEnv._tensors, "_codes", "_places")
+    _tensors = (*CardEnv._tensors, "_places")
 
     def __init__(
         self,
@@ -538,12 +535,11 @@ class ConcentrationEnv(CardEnv):
         )
         n = self.num_cards
         self.max_steps = -(-(2 * n * (2 * n - 1) - n) // (2 * n - 1))
-        # one more code, for a card that is face down
-        self._codes = torch.eye(self.num_values + 1, device=self.device)
         self._places = torch.arange(n, device=self.device)
         rewards = (-2 / self.max_steps, 2 / n)
-        size = n * (self.num_values + 1)
-        self._specify(size=size, actions=[n], rewards=rewards, seed=seed)
+        # one more category, for a card that is face down
+        blocks = [self.num_values + 1] * n
+        self._specify(blocks=blocks, actions=[n], rewards=rewards, seed=seed)
 
     def _begin(self, layout: State) -> State:
         deck = layout["deck"]
@@ -582,5 +578,4 @@ class ConcentrationEnv(CardEnv):
         return Outcome(new, reward, new["up"].all(-1, keepdim=True), truncated)
 
     def _features(self, state: State) -> Tensor:
-        code = torch.where(state["shown"], state["deck"], self.num_values)
-        return self._codes[code].flatten(1)
+        return torch.where(state["shown"], state["deck"], self.num_values)

@@ -67,8 +67,6 @@ class MultiarmedBanditEnv(POPGymEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _tensors = (*POPGymEnv._tensors, "_paid")
-
     def __init__(
         self,
         num_envs: int = 64,
@@ -89,9 +87,8 @@ class MultiarmedBanditEnv(POPGymEnv):
         for name in ("num_arms", "max_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        self._paid = torch.eye(2, device=self.device)
         scale = 1 / self.max_steps
-        self._specify(size=2, actions=[self.num_arms], rewards=(-scale, scale), seed=seed)
+        self._specify(blocks=[2], actions=[self.num_arms], rewards=(-scale, scale), seed=seed)
 
     def _layout(self) -> dict[str, Entry]:
         return {"arms": Entry((self.num_arms,), torch.float32)}
@@ -107,7 +104,7 @@ class MultiarmedBanditEnv(POPGymEnv):
 
     def _begin(self, layout: State) -> State:
         arms = layout["arms"]
-        return {"arms": arms, "paid": torch.zeros_like(arms[:, 0], dtype=torch.int64)}
+        return {"arms": arms, "paid": torch.zeros_like(arms[:, :1], dtype=torch.int64)}
 
     def _chance(self) -> Tensor:
         """A number in [0, 1) per environment, `[B, 1]`."""
@@ -117,11 +114,11 @@ class MultiarmedBanditEnv(POPGymEnv):
     def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
         paid = self._chance() < state["arms"].gather(1, action[0].unsqueeze(-1))
         reward = (paid.double() * 2 - 1) / self.max_steps
-        new = {**state, "paid": paid.squeeze(-1).long()}
+        new = {**state, "paid": paid.long()}
         return Outcome(new, reward, None, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
-        return self._paid[state["paid"]]
+        return state["paid"]
 
 
 class _ControlEnv(POPGymEnv):
@@ -258,7 +255,7 @@ class PositionOnlyCartPoleEnv(_ControlEnv):
         self._limits = (2.4, 12 * 2 * math.pi / 360)
         self._prepare(max_steps, noise, [2 * limit for limit in self._limits], [0.05] * 4)
         scale = 1 / self.max_steps
-        self._specify(size=2, actions=[2], rewards=(0, scale), seed=seed, numbers=True)
+        self._specify(blocks=[], actions=[2], rewards=(0, scale), seed=seed, numbers=2)
 
     def _begin(self, layout: State) -> State:
         state = layout["state"]
@@ -405,7 +402,7 @@ class PositionOnlyPendulumEnv(_ControlEnv):
         self._half = 16.2736044 / 2
         scale = 1 / self.max_steps
         rewards = (-scale, scale)
-        self._specify(size=2, actions=(), rewards=rewards, seed=seed, bound=2.0, numbers=True)
+        self._specify(blocks=[], actions=[], rewards=rewards, seed=seed, bound=2.0, numbers=2)
 
     def _begin(self, layout: State) -> State:
         return {"state": layout["state"], "seen": self._see(_direction(layout["state"]))}
