@@ -203,7 +203,7 @@ class Contract:
         # a check of actions on the CPU, which other devices skip
         env._checks_actions = False
         # and what is drawn row by row there
-        env._costly_layout = False
+        env._draws_rows = False
         env.reset()
         action = random_action(env)
         with Calls() as calls:

@@ -1,4 +1,4 @@
-"""A memory gets more than no memory: the presets as they are, on one thread, in some minutes each."""
+"""A memory gets more than no memory: presets as they are, one thread, some minutes each."""
 
 from __future__ import annotations
 

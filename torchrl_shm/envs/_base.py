@@ -60,8 +60,8 @@ class BatchedEnv(EnvBase):
     _supports_set_state = True
     # attributes that `to` moves besides the state
     _tensors: tuple[str, ...] = ()
-    # draw layouts only for the rows that start, where that does not make the host wait
-    _costly_layout = False
+    # on the CPU, draw and start only the rows that start; elsewhere the host would have to wait
+    _draws_rows = False
 
     def __init__(self, num_envs: int, device: torch.device | str | int) -> None:
         if num_envs < 1:
@@ -204,22 +204,25 @@ class BatchedEnv(EnvBase):
     ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         old = self._state
-        if set_state:
-            layout = self._given(tensordict)
-        elif self._costly_layout and mask is not None and mask.device.type == "cpu":
+        if old is None or mask is None:
+            layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
+            new = self._begin_episodes(layout)
+        elif self._draws_rows and not set_state and mask.device.type == "cpu":
             rows = mask.reshape(self.batch_size).nonzero().squeeze(-1)
-            layout = {}
-            for name, drawn in self._draw(len(rows)).items():
-                unused = drawn.new_zeros(self.num_envs, *drawn.shape[1:])
-                layout[name] = unused.index_copy(0, rows, drawn)
+            started = self._begin_episodes(self._draw(len(rows)))
+            new = {name: value.index_copy(0, rows, started[name]) for name, value in old.items()}
         else:
-            layout = self._draw(self.num_envs)
-        never = torch.zeros((*self.batch_size, 1), dtype=torch.bool, device=self.device)
-        new = {**self._start(layout), "terminated": never, "truncated": never}
-        if mask is not None and old is not None:
-            new = _where(mask.reshape(self.batch_size), new, old)
+            layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
+            started = self._begin_episodes(layout)
+            new = _where(mask.reshape(self.batch_size), started, old)
         self._state = new
         return self._emit(new)
+
+    def _begin_episodes(self, layout: State) -> State:
+        state = self._start(layout)
+        count = len(next(iter(state.values())))
+        never = torch.zeros((count, 1), dtype=torch.bool, device=self.device)
+        return {**state, "terminated": never, "truncated": never}
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         old = self._running()

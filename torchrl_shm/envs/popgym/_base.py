@@ -46,6 +46,7 @@ class POPGymEnv(BatchedEnv):
 
     policy_keys = ("observation",)
     _tensors = ("_offsets",)
+    _draws_rows = True
 
     def __init__(
         self,

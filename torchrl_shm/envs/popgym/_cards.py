@@ -24,8 +24,6 @@ class CardEnv(POPGymEnv):
     """
 
     _DECKS: tuple[str, ...] = ("deck",)
-    # long decks are drawn only for the rows that start
-    _costly_layout = True
     _tensors = (*POPGymEnv._tensors, "_values")
 
     def _shuffle(self, num_decks: int, field: Field) -> None:
@@ -67,4 +65,4 @@ class CardEnv(POPGymEnv):
     @staticmethod
     def _judge(right: Tensor, scale: float) -> Tensor:
         """`scale` where right, `-scale` where wrong, `[B, 1]`."""
-        return (right.to(torch.float64) * (2 * scale) - scale).unsqueeze(-1)
+        return torch.where(right, scale, -scale).unsqueeze(-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from torchrl_shm.envs._base import Entry, State
@@ -73,7 +72,6 @@ class BattleshipEnv(POPGymEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _costly_layout = True
     _tensors = (*POPGymEnv._tensors, "_cells")
 
     def __init__(
@@ -236,7 +234,7 @@ class MineSweeperEnv(POPGymEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _tensors = (*POPGymEnv._tensors, "_cells")
+    _tensors = (*POPGymEnv._tensors, "_cells", "_neighbours")
 
     def __init__(
         self,
@@ -266,6 +264,10 @@ class MineSweeperEnv(POPGymEnv):
         self._mine_reward = -0.5 - self._free_reward
         categories = min(self.num_mines + 1, 10)
         self._cells = torch.arange(size * size, device=self.device)
+        # 1 where two cells touch, or are the same
+        rows, columns = self._cells.div(size, rounding_mode="floor"), self._cells % size
+        apart = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs())
+        self._neighbours = (apart <= 1).float()
         rewards = (self._mine_reward, self._free_reward)
         self._specify(
             blocks=[categories],
@@ -294,11 +296,11 @@ class MineSweeperEnv(POPGymEnv):
 
     def _begin(self, layout: State) -> State:
         mines = layout["mines"]
-        near = F.avg_pool2d(mines.unsqueeze(1).float(), 3, stride=1, padding=1, divisor_override=1)
+        near = mines.flatten(1).float() @ self._neighbours
         viewed = torch.zeros_like(mines.flatten(1))
         return {
             "mines": mines,
-            "near": near.flatten(1).long(),
+            "near": near.long(),
             "viewed": viewed,
             "count": torch.zeros_like(viewed[:, :1], dtype=torch.int64),
         }
