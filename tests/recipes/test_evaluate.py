@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from matplotlib.image import imread
+from PIL import Image
 
 from recipes import evaluate
 from tests.recipes._helpers import FRAMES, MEMORIES, process
@@ -87,7 +88,7 @@ def test_point_robot(run: Path) -> None:
     assert evaluate.main(str(run), **OPTIONS) == first
 
 
-def test_tasks_that_cannot_be_drawn(
+def test_tasks_without_a_plane_are_animated(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env = TMazeEnv(3)
@@ -97,10 +98,11 @@ def test_tasks_that_cannot_be_drawn(
 
     monkeypatch.setattr(evaluate, "draw_paths", lambda *arguments: False)
     summary = evaluate.main(str(run), **OPTIONS)
-    assert summary["picture"] is None
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2] == "there is no drawing of WindEnv"
-    assert json.loads(lines[-1]) == summary
+    assert summary["picture"] == str(run / "episode.gif")
+    with Image.open(run / "episode.gif") as picture:
+        # one frame per step, and the first observation
+        assert getattr(picture, "n_frames", 1) > 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
 
 
 class TestMistakes:

@@ -175,7 +175,10 @@ class TestHelp:
         result = command("ppo_shm.py", "--help")
         assert result.code == 0
         for line in (
-            "env: wind, wind_hard, wind_original",
+            "env: gym, key_to_door_{100,250,500,original}, memory_length, point_robot,",
+            "    t_maze_active,",
+            "popgym/Autoencode{Easy,Hard,Medium}",
+            "wind, wind_hard, wind_original",
             "memory: gru, lstm, mlp, shm",
             "collector: multi_sync, single",
             "logger: csv, tensorboard, wandb",
@@ -183,6 +186,8 @@ class TestHelp:
             "  policy_keys:",
         ):
             assert line in result.stdout
+        # follows from env, so nobody chooses it
+        assert "tuned" not in result.stdout
 
     def test_shows_the_configuration(self) -> None:
         result = command("ppo_shm.py", "--cfg", "job", "memory=gru", "algo.epochs=7")

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hydra.conf import HydraConf, JobConf, RunDir, SweepDir
+from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
 from hydra_zen import MISSING, ZenStore, instantiate, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -50,6 +50,7 @@ def register(name: str, *, algo: str) -> None:
         2
     """
     # imported here, not above: evaluating a run needs no groups
+    from torchrl_shm.configs._help import help_template
     from torchrl_shm.configs.groups import groups
 
     recipe = make_config(
@@ -87,6 +88,8 @@ def register(name: str, *, algo: str) -> None:
         sweep=SweepDir(dir=f"multirun/{folder}", subdir=f"${{hydra.job.num}}_{run}"),
         # the run folder has its own config.yaml
         output_subdir=None,
+        # the task chooses what is tuned for it
+        help=HelpConf(app_name=name, template=help_template(groups, hidden=["tuned"])),
     )
     local = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
     local(recipe, name=name)

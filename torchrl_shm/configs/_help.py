@@ -1,0 +1,64 @@
+"""What `--help` says: the groups and their members, short enough to read."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from textwrap import fill
+
+from hydra_zen import ZenStore
+
+# members of a group with one beginning are told in one word from this number on
+_FOLD = 3
+
+
+def help_template(groups: ZenStore, *, hidden: Iterable[str] = ()) -> str:
+    """Hydra's template of `--help` with the members of each group folded and wrapped.
+
+    Args:
+        groups: the store that holds the groups.
+        hidden: groups that follow from others and are not for the command line.
+
+    Returns:
+        The template; Hydra puts the configuration in the place of `$CONFIG`.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for entry in groups:
+        group, name = str(entry["group"]), entry["name"]
+        if group.split("/")[0] not in hidden:
+            parent, _, folder = group.partition("/")
+            members[parent].append(f"{folder}/{name}" if folder else name)
+    lines = [
+        fill(f"{group}: {', '.join(_fold(names))}", 98, subsequent_indent="    ",
+             break_long_words=False, break_on_hyphens=False)
+        for group, names in sorted(members.items())
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "== Groups ==",
+            "Choose a member of each: group=member",
+            "",
+            *lines,
+            "",
+            "== Configuration ==",
+            "Set any value: group.name=value. Sweep with -m: memory=shm,gru seed=0,1",
+            "",
+            "$CONFIG",
+        ]
+    )
+
+
+def _fold(names: Iterable[str]) -> list[str]:
+    """`a_x, a_y, a_z` becomes `a_{x,y,z}`, and `AnX, AnY, AnZ` becomes `An{X,Y,Z}`."""
+    ends: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        # the last word, after an underscore or from its capital letter on
+        match = re.search(r"(?<=_)[^_]+$|(?<!^)(?<!/)[A-Z][^A-Z_]*$", name)
+        start = match.start() if match else len(name)
+        ends[name[:start]].append(name[start:])
+    folded: list[str] = []
+    for stem, last in ends.items():
+        fold = len(last) >= _FOLD
+        folded += [f"{stem}{{{','.join(last)}}}"] if fold else [stem + end for end in last]
+    return sorted(folded)
