@@ -1,5 +1,6 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
+from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.modules.baselines import make_gru, make_lstm, make_mlp
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
@@ -9,6 +10,7 @@ from torchrl_shm.modules.shm_module import SHMModule
 
 __all__ = [
     "SHM",
+    "BaseCell",
     "Calibration",
     "MemoryCell",
     "MemoryCheckError",

@@ -1,0 +1,166 @@
+"""What memory cells have in common: one method to write, the rest of the contract is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class BaseCell(nn.Module):
+    """Base of memory cells that draw nothing.
+
+    A subclass passes its sizes to `super().__init__` and writes `run_step`. For training it should
+    also write `run_sequence`, which otherwise takes one step after the other. Whatever the state
+    is made of, it is one tensor of floats per agent; zeros are the empty memory.
+
+    Args:
+        input_size: number of input features, `D`.
+        output_size: number of output features, `O`.
+        memory_shape: shape of one agent's memory.
+        sizes: further options of the subclass that must be at least 1, for the error message.
+
+    Raises:
+        ValueError: a size is not positive.
+
+    Examples:
+        A memory that fades, complete:
+
+        >>> import torch
+        >>> from torchrl_shm import MemoryModule, check_memory
+        >>> from torchrl_shm.modules import BaseCell
+        >>> class Leaky(BaseCell):
+        ...     def __init__(self, input_size, output_size):
+        ...         super().__init__(input_size, output_size, (output_size,))
+        ...         self.linear = torch.nn.Linear(input_size, output_size)
+        ...
+        ...     def run_step(self, x, memory):
+        ...         memory = 0.9 * memory + self.linear(x)
+        ...         return memory, memory
+        >>> module = MemoryModule(Leaky(5, 3), in_key="observation", out_key="features")
+        >>> check_memory(module).promises[0]
+        'calls_repeat'
+    """
+
+    num_theta: int | None = None
+
+    def __init__(
+        self, input_size: int, output_size: int, memory_shape: tuple[int, ...], **sizes: int
+    ) -> None:
+        super().__init__()
+        for name, size in {"input_size": input_size, "output_size": output_size, **sizes}.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        self.input_size = input_size
+        self.output_size = output_size
+        self._memory_shape = tuple(memory_shape)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Shape of one agent's memory."""
+        return self._memory_shape
+
+    def run_step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            x: inputs of shape `[B, D]`.
+            memory: memory of shape `[B, *memory_shape]`.
+
+        Returns:
+            Outputs `[B, O]` and the new memory `[B, *memory_shape]`.
+        """
+        raise NotImplementedError
+
+    def run_sequence(
+        self, x: Tensor, memory: Tensor, is_init: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run over a whole sequence; must agree with one `run_step` after the other.
+
+        Args:
+            x: inputs of shape `[B, T, D]`, `T >= 1`.
+            memory: initial memory of shape `[B, *memory_shape]`.
+            is_init: bool of shape `[B, T]`; where true, the memory that enters the step is zero,
+                by selection. `None`: nowhere.
+
+        Returns:
+            Outputs `[B, T, O]` and the final memory `[B, *memory_shape]`.
+        """
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            if is_init is not None:
+                first = is_init[:, t].reshape(-1, *(1 for _ in self.memory_shape))
+                # selection, not multiplication: 0 * NaN would carry the NaN over the reset
+                memory = torch.where(first, 0, memory)
+            y, memory = self.run_step(x[:, t], memory)
+            outputs.append(y)
+        return torch.stack(outputs, 1), memory
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        is_init: Tensor | None = None,
+        theta_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, None]:
+        """Run over a whole sequence.
+
+        Args:
+            x: inputs of shape `[B, T, D]`.
+            memory: initial memory of shape `[B, *memory_shape]`; `None` starts empty.
+            is_init: bool of shape `[B, T]`; where true, the memory that enters the step is zero.
+            theta_index: ignored, nothing is drawn.
+
+        Returns:
+            Outputs `[B, T, O]`, the final memory `[B, *memory_shape]`, and `None`.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        if x.ndim != 3:
+            raise ValueError(f"x is {list(x.shape)}, expected [B, T, {self.input_size}]")
+        memory = self._start(x, x.shape[:1], memory)
+        if is_init is not None and is_init.shape != x.shape[:2]:
+            raise ValueError(f"is_init is {list(is_init.shape)}, expected {list(x.shape[:2])}")
+        if not x.shape[1]:
+            return memory.new_zeros(x.shape[0], 0, self.output_size), memory, None
+        y, memory = self.run_sequence(x, memory, is_init)
+        return y, memory, None
+
+    def step(
+        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, None]:
+        """Take one step, of any batch shape.
+
+        Args:
+            x: inputs of shape `[..., D]`.
+            memory: memory of shape `[..., *memory_shape]`; `None` is empty.
+            theta_index: ignored, nothing is drawn.
+
+        Returns:
+            Outputs `[..., O]`, the new memory `[..., *memory_shape]`, and `None`.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        batch = x.shape[:-1]
+        memory = self._start(x, batch, memory)
+        rows = batch.numel()
+        y, memory = self.run_step(
+            x.reshape(rows, self.input_size), memory.reshape(rows, *self.memory_shape)
+        )
+        return y.reshape(*batch, self.output_size), memory.reshape(*batch, *self.memory_shape), None
+
+    def _start(self, x: Tensor, batch: torch.Size, memory: Tensor | None) -> Tensor:
+        if x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x has {x.shape[-1]} features, this cell reads input_size={self.input_size}"
+            )
+        shape = (*batch, *self.memory_shape)
+        if memory is None:
+            parameter: Any = next(self.parameters(), x)
+            return x.new_zeros(shape, dtype=parameter.dtype)
+        if memory.shape != shape:
+            raise ValueError(f"memory is {list(memory.shape)}, expected {list(shape)}")
+        return memory
