@@ -12,11 +12,16 @@ from hydra_zen import MISSING, ZenStore, instantiate, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from torchrl_shm.configs.memories import memory_config
+from torchrl_shm.modules import MemoryCell
+
 # a saved configuration may only build what is defined in these modules
 _ALLOWED_MODULES = (
     "torchrl_shm.envs.", "torchrl_shm.modules.", "torchrl_shm.configs.algo.",
     "torchrl_shm.training.collection.", "torchrl_shm.training.loggers.",
 )  # fmt: skip
+# how hydra-zen writes a class as a value
+_CLASS = "hydra_zen.funcs.get_obj"
 
 
 def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
@@ -58,6 +63,9 @@ def register(name: str, *, algo: str) -> None:
             "_self_",
             {"env": "wind"},
             {"memory": "shm"},
+            {"size": "own"},
+            # what makes the memory that large, where something is known
+            {"optional sized": "${size}_${memory}"},
             {"algo": algo},
             # what suits the task, where something is known
             {"optional tuned": "${env}"},
@@ -88,14 +96,35 @@ def register(name: str, *, algo: str) -> None:
         sweep=SweepDir(dir=f"multirun/{folder}", subdir=f"${{hydra.job.num}}_{run}"),
         # the run folder has its own config.yaml
         output_subdir=None,
-        # the task chooses what is tuned for it
-        help=HelpConf(app_name=name, template=help_template(groups, hidden=["tuned"])),
+        # other groups choose the members of these
+        help=HelpConf(app_name=name, template=help_template(groups, hidden=["tuned", "sized"])),
     )
     local = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
     local(recipe, name=name)
     local(hydra, group="hydra", name="config")
     for store in (groups, local):
         store.add_to_hydra_store(overwrite_ok=True)
+
+
+def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> None:
+    """Give a memory of your own a name for the command line, `memory=<name>`.
+
+    Call it before `run_recipe` or `register`.
+
+    Args:
+        name: name in the group `memory`.
+        cell: class of the cell, at the top of a module, so that it can be found again by its path;
+            its keyword arguments become options.
+        **options: values that differ from the defaults of the cell.
+
+    Examples:
+        >>> from torchrl_shm.configs import add_memory
+        >>> from torchrl_shm.modules import LRU
+        >>> add_memory("lru_small", LRU, memory_size=8)
+    """
+    from torchrl_shm.configs.groups import groups
+
+    groups(memory_config(cell, **options), group="memory", name=name)
 
 
 def save_config(config: DictConfig, run_dir: str | Path) -> None:
@@ -152,7 +181,8 @@ def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, DictConfig):
         for key, value in node.items():
             if key in ("_target_", "_zen_target"):
-                yield str(value)
+                # of a class as a value counts which class it is
+                yield str(node.get("path") if value == _CLASS else value)
             else:
                 yield from _targets(value)
     elif isinstance(node, ListConfig):

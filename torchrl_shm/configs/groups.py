@@ -10,6 +10,8 @@ from typing import Any, get_args
 from hydra_zen import ZenStore, builds, make_custom_builds_fn
 
 from torchrl_shm.configs.algo import PPO
+from torchrl_shm.configs.memories import MEMORIES
+from torchrl_shm.configs.sizes import SIZES
 from torchrl_shm.envs import (
     KeyToDoorEnv,
     MemoryLengthEnv,
@@ -21,17 +23,12 @@ from torchrl_shm.envs import (
     make_popgym_env,
     popgym,
 )
-from torchrl_shm.modules import SHMModule, make_gru, make_lstm, make_mlp
 from torchrl_shm.training import RowCollector, make_logger
 
 # factories: the recipe calls them with what only it knows, which stays out of the config
 _partial = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
 
 _ENV_RUNTIME = ("num_envs", "split", "seed", "device")
-_MEMORY_RUNTIME = (
-    "input_size", "output_size", "cell", "in_key", "in_keys", "out_key", "out_keys",
-    "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
-)  # fmt: skip
 _COLLECTOR_RUNTIME = (
     "make_env", "policy", "num_envs", "row_length", "total_frames", "seed", "device",
 )  # fmt: skip
@@ -148,10 +145,15 @@ env(_partial(make_gym_env, id="CartPole-v1", zen_exclude=_ENV_RUNTIME), name="gy
 tuned({"gamma": 0.99, "num_envs": 32, "rows_per_minibatch": 8, "total_frames": 500_000}, name="gym")
 
 memory = groups(group="memory")
-memory(_partial(SHMModule, zen_exclude=_MEMORY_RUNTIME), name="shm")
-memory(_partial(make_gru, zen_exclude=_MEMORY_RUNTIME), name="gru")
-memory(_partial(make_lstm, zen_exclude=_MEMORY_RUNTIME), name="lstm")
-memory(_partial(make_mlp, zen_exclude=_MEMORY_RUNTIME), name="mlp")
+for _name, _config in MEMORIES.items():
+    memory(_config, name=_name)
+# how large: as its signature says, or comparable to the others by one measure
+for _size in ("own", *SIZES):
+    groups({}, group="size", name=_size, package="_global_")
+sized = groups(group="sized", package="memory")
+for _size, _options in SIZES.items():
+    for _name, _values in _options.items():
+        sized(_values, name=f"{_size}_{_name}")
 
 algo = groups(group="algo")
 algo(builds(PPO, populate_full_signature=True), name="ppo")

@@ -3,15 +3,38 @@
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.modules.baselines import make_gru, make_lstm, make_mlp
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
+from torchrl_shm.modules.dnc import DNC
+from torchrl_shm.modules.elman import Elman
+from torchrl_shm.modules.factory import make_memory
+from torchrl_shm.modules.fast_weights import FastWeights
+from torchrl_shm.modules.ffm import FFM
+from torchrl_shm.modules.frame_stack import FrameStack
+from torchrl_shm.modules.gpt2 import GPT2
+from torchrl_shm.modules.linear_attention import LinearAttention
+from torchrl_shm.modules.lru import LRU
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
+from torchrl_shm.modules.mlstm import MLSTM
+from torchrl_shm.modules.ntm import NTM
 from torchrl_shm.modules.row_start import MemoryPrimer, State
+from torchrl_shm.modules.s6 import S6
 from torchrl_shm.modules.shm import SHM, Calibration
 from torchrl_shm.modules.shm_module import SHMModule
 
 __all__ = [
+    "DNC",
+    "FFM",
+    "GPT2",
+    "LRU",
+    "MLSTM",
+    "NTM",
+    "S6",
     "SHM",
     "BaseCell",
     "Calibration",
+    "Elman",
+    "FastWeights",
+    "FrameStack",
+    "LinearAttention",
     "MemoryCell",
     "MemoryCheckError",
     "MemoryModule",
@@ -22,5 +45,6 @@ __all__ = [
     "check_memory",
     "make_gru",
     "make_lstm",
+    "make_memory",
     "make_mlp",
 ]

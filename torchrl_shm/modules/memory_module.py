@@ -13,6 +13,7 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
 from torchrl.objectives import add_random_module
 
+from torchrl_shm.modules._slices import cut_at_resets
 from torchrl_shm.modules.row_start import (
     MemoryPrimer,
     State,
@@ -314,13 +315,8 @@ class MemoryModule(TensorDictModuleBase):
                 f"state='stored' needs the memory of every step under {self.memory_key!r}: "
                 "collect with the module's primer (auto_register_policy_transforms=True)"
             )
-        starts = is_init.clone()
-        starts[:, 0] = True
-        starts = starts.flatten()
-        first = starts.nonzero().squeeze(1)
         # where each step stands: in which piece, and which step of it
-        piece = starts.cumsum(0) - 1
-        step = torch.arange(len(starts), device=starts.device) - first[piece]
+        first, piece, step = cut_at_resets(is_init)
         shape = (len(first), int(step.max()) + 1)
 
         def split(steps: Tensor) -> Tensor:

@@ -1,20 +1,27 @@
 """`state_t = a_t * state_{t-1} + b_t`, the scan that the linear memories share.
 
-Two levels, no loop over time: the sequence is cut into about `sqrt(T)` pieces of `sqrt(T)` steps.
-All pieces run side by side from zero, then the ends of the pieces are carried from one to the
-next, then every step adds what was carried to it. The backward is the same scan, backwards.
+Two ways lead to the same states. Wide rows on CPU are taken step after step, into one buffer: each
+step works in the cache, and what costs there is fresh memory. Otherwise the sequence is cut into
+about `sqrt(T)` pieces of `sqrt(T)` steps: all pieces run side by side from zero, their ends are
+carried from one to the next, and then every step adds what was carried to it.
 """
 
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# below, the plain recurrence has fewer operations
+from torchrl_shm.ops._checks import check_is_init
+
+# up to so many steps, pieces have more operations than steps
 _SHORT = 8
+# from so many numbers per step on, the work of a step on CPU outweighs the call
+_WIDE = 2048
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def linear_scan(
@@ -29,19 +36,23 @@ def linear_scan(
     with a scalar, vector, matrix or complex `a`, whatever broadcasts. Products of `a` over a part
     of the sequence are formed, so `|a|` should not be much above 1.
 
+    Can be differentiated any number of times, and works under `torch.func.grad` and `vmap`.
+
     Args:
         a: factors that broadcast to `b`: shape `[B or 1, T or 1, ...]`; one step stands for all.
-        b: inputs of shape `[B, T, ...]`, float32, float64, complex64 or complex128.
+        b: inputs of shape `[B, T, ...]`, real or complex.
         state: initial state of shape `[B, ...]`; `None` starts from zeros.
-        is_init: bool of shape `[B, T]`. Where true, the state that enters the step is zero, at
+        is_init: bool of shape `[B, T]`. Where true, nothing of the state before enters the step, at
             `t = 0` too, by selection: a NaN before a reset stays there.
 
     Returns:
-        The states `[B, T, ...]` after each step and the last one `[B, ...]`.
+        The states `[B, T, ...]` after each step and the last one `[B, ...]`, in the widest dtype
+        of the inputs, and at least float32.
 
     Raises:
         ValueError: a shape does not fit.
         TypeError: `is_init` is not bool.
+        RuntimeError: `is_init` is on another device.
 
     Examples:
         >>> import torch
@@ -63,22 +74,20 @@ def linear_scan(
     elif state.shape != row:
         raise ValueError(f"state is {list(state.shape)}, expected {list(row)}")
     if is_init is not None:
-        if is_init.dtype != torch.bool:
-            raise TypeError(f"is_init is {is_init.dtype}, expected torch.bool")
-        if is_init.shape != b.shape[:2]:
-            raise ValueError(f"is_init is {list(is_init.shape)}, expected {list(b.shape[:2])}")
+        check_is_init(is_init, b)
+    dtype = reduce(torch.promote_types, (a.dtype, b.dtype, state.dtype), torch.float32)
+    b, state = b.to(dtype), state.to(dtype)
+    a = a.to(dtype if a.is_complex() else b.real.dtype)
     if not b.shape[1]:
         return b.clone(), state.clone()
     states: Any = _LinearScan.apply(a, b, state, is_init)
-    return states, states[:, -1]
+    return states, states[:, -1].clone()
 
 
 class _LinearScan(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> Tensor:
-        return _scan(a, b, state, is_init)
+        return (_in_order if _is_wide(b) else _in_pieces)(a, b, state, is_init)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -87,74 +96,157 @@ class _LinearScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
+        # with gradients on, the backward is itself to be differentiated
+        in_place = _is_wide(gradients[0]) and not torch.is_grad_enabled()
+        run = _backward_in_order if in_place else _backward
         a, state, is_init, states = ctx.saved_tensors
-        (gradient,) = gradients
-        # what step t sends back to step t - 1 goes through a_t, and not over a reset
-        later = a.conj() if a.shape[1] == 1 else a.conj().roll(-1, 1).flip(1)
-        resets = None
+        return *run(gradients[0], a, state, is_init, states, ctx.needs_input_grad[0]), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
+        # one more dimension of rows
+        def fold(x: Tensor | None, dim: int | None, rows: int) -> Tensor | None:
+            if x is None:
+                return None
+            size = info.batch_size
+            x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            return x.expand(size, rows, *x.shape[2:]).flatten(0, 1)
+
+        _, b, _, _ = inputs
+        assert b is not None
+        rows = b.shape[0] if in_dims[1] is None else b.movedim(in_dims[1], 0).shape[1]
+        folded = (fold(x, dim, rows) for x, dim in zip(inputs, in_dims, strict=True))
+        states: Any = _LinearScan.apply(*folded)
+        return states.unflatten(0, (info.batch_size, rows)), 0
+
+
+def _is_wide(b: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False  # one operation per step makes a graph that takes long to compile
+    return b.shape[1] <= _SHORT or (b.device.type == "cpu" and b[:, 0].numel() >= _WIDE)
+
+
+def _in_order(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> Tensor:
+    states = torch.empty_like(b, memory_format=torch.contiguous_format)
+    carry = _Carry(state, is_init)
+    factors = a.expand(-1, b.shape[1], *a.shape[2:]).unbind(1)
+    for t, (b_t, state_t) in enumerate(zip(b.unbind(1), states.unbind(1), strict=True)):
+        state = torch.add(b_t, carry.take(factors[t], state, t), out=state_t)
+    return states
+
+
+def _backward_in_order(
+    gradient: Tensor,
+    a: Tensor,
+    state: Tensor,
+    is_init: Tensor | None,
+    states: Tensor,
+    need_da: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    db = torch.empty_like(states)
+    carry, product = _Carry(state, is_init), _Carry(state, is_init)
+    constant = a.shape[1] == 1
+    factors = a.conj().expand(-1, db.shape[1], *a.shape[2:]).unbind(1)
+    da = torch.zeros_like(product.value) if constant else db.new_empty(a.shape)
+    steps = list(zip(gradient.unbind(1), db.unbind(1), (state, *states.unbind(1)), strict=False))
+    later = torch.zeros_like(state)
+    for t, (gradient_t, db_t, before) in reversed(list(enumerate(steps))):
+        torch.add(gradient_t, later, out=db_t)
+        later = carry.take(factors[t], db_t, t)
+        if need_da:
+            da_t = product.take(before.conj(), db_t, t)
+            if constant:
+                da.add_(da_t)
+            else:
+                da[:, t] = da_t.sum_to_size(a[:, 0].shape)
+    if constant:
+        da = da.unsqueeze(1).sum_to_size(a.shape)
+    return (da if a.is_complex() else da.real) if need_da else None, db, later
+
+
+class _Carry:
+    """A product that a step hands over, in one buffer, and zero where a reset lies between."""
+
+    def __init__(self, like: Tensor, is_init: Tensor | None) -> None:
+        self.value = torch.empty_like(like, memory_format=torch.contiguous_format)
+        self.keep: tuple[Tensor, ...] | None = None
         if is_init is not None:
-            resets = is_init.roll(-1, 1).flip(1)
-        db, _ = linear_scan(later, gradient.flip(1), None, resets)
-        db = db.flip(1)
-        carried = db if is_init is None else _select(~is_init, db)
-        da = None
-        if ctx.needs_input_grad[0]:
-            before = torch.cat([state.unsqueeze(1), states[:, :-1]], 1)
-            if is_init is not None:
-                before = _select(~is_init, before)
-            # sums over the dimensions that were broadcast
-            da = (carried * before.conj()).sum_to_size(a.shape)
-            da = da if a.is_complex() else da.real if da.is_complex() else da
-        dstate = (a.conj()[:, :1] * carried[:, :1]).expand_as(carried[:, :1]).squeeze(1)
-        return da, db, dstate, None
+            raw = torch.view_as_real(self.value) if like.is_complex() else self.value
+            self.raw = raw.view(_BITS[raw.dtype])
+            ones = (1,) * (raw.ndim - 1)
+            # all bits set, or none
+            self.keep = (is_init.to(self.raw.dtype) - 1).view(*is_init.shape, *ones).unbind(1)
+
+    def take(self, factor: Tensor, x: Tensor, t: int) -> Tensor:
+        torch.mul(factor, x, out=self.value)
+        if self.keep is not None:
+            # on the bits, because that vectorizes: `torch.where` takes ten times as long on CPU
+            torch.bitwise_and(self.raw, self.keep[t], out=self.raw)
+        return self.value
 
 
-def _scan(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> Tensor:
+def _in_pieces(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> Tensor:
     steps = b.shape[1]
     constant = a.shape[1] == 1
-    if steps <= _SHORT:
-        keep = None if is_init is None else ~is_init
-        states, last = [], state
-        for t in range(steps):
-            last = last if keep is None else _select(keep[:, t], last)
-            last = a[:, 0 if constant else t] * last + b[:, t]
-            states.append(last)
-        return torch.stack(states, 1)
-
     size = math.ceil(math.sqrt(steps))
-    pieces = math.ceil(steps / size)
-    b = _cut(b, pieces, size)
-    a = a.unsqueeze(2) if constant else _cut(a, pieces, size)
+    b = _cut(b, size)
+    a = a.unsqueeze(2) if constant else _cut(a, size)
     # alive: no reset in the piece up to and including this step
     keep = alive = None
     if is_init is not None:
-        keep = ~_cut(is_init, pieces, size)
-        alive = torch.cumprod(keep, 2).bool()
+        keep = ~_cut(is_init, size)
+        alive = keep.cumprod(2).bool()
 
     local, product = [b[:, :, 0]], [a[:, :, 0]]
     for t in range(1, size):
         factor = a[:, :, 0 if constant else t]
-        before = local[-1] if keep is None else _select(keep[:, :, t], local[-1])
-        local.append(torch.addcmul(b[:, :, t], factor, before))
+        carried = factor * local[-1]
+        local.append(b[:, :, t] + (carried if keep is None else _select(keep[:, :, t], carried)))
         product.append(product[-1] * factor)
-    entering, last = [], state
-    for n in range(pieces):
+    entering, last = [state], state
+    for n in range(b.shape[1] - 1):
+        carried = product[-1][:, 0 if constant else n] * last
+        last = local[-1][:, n] + (carried if alive is None else _select(alive[:, n, -1], carried))
         entering.append(last)
-        last = last if alive is None else _select(alive[:, n, -1], last)
-        last = local[-1][:, n] + product[-1][:, 0 if constant else n] * last
-    carried = torch.stack(entering, 1).unsqueeze(2)
-    if alive is not None:
-        carried = _select(alive, carried.expand(-1, -1, size, *carried.shape[3:]))
-    states = torch.addcmul(torch.stack(local, 2), torch.stack(product, 2), carried)
+    carried = torch.stack(product, 2) * torch.stack(entering, 1).unsqueeze(2)
+    states = torch.stack(local, 2) + (carried if alive is None else _select(alive, carried))
     return states.flatten(1, 2)[:, :steps]
 
 
-def _cut(x: Tensor, pieces: int, size: int) -> Tensor:
+def _backward(
+    gradient: Tensor,
+    a: Tensor,
+    state: Tensor,
+    is_init: Tensor | None,
+    states: Tensor,
+    need_da: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    # what step t sends back to step t - 1 goes through a_t, and not over a reset: the same scan
+    factors = a.conj() if a.shape[1] == 1 else a.conj()[:, 1:].flip(1)
+    resets = None if is_init is None else is_init[:, 1:].flip(1)
+    last = gradient[:, -1]
+    earlier, _ = linear_scan(factors, gradient[:, :-1].flip(1), last, resets)
+    db = torch.cat([earlier.flip(1), last.unsqueeze(1)], 1)
+    carried, first = db, a.conj()[:, 0]
+    before = torch.cat([state.unsqueeze(1), states[:, :-1]], 1)
+    if is_init is not None:
+        # both factors of each product: this may be differentiated once more
+        carried, before = _select(~is_init, db), _select(~is_init, before)
+        first = _select(~is_init[:, 0], first)
+    da = None
+    if need_da:
+        # sums over the dimensions that were broadcast
+        da = (carried * before.conj()).sum_to_size(a.shape)
+        da = da if a.is_complex() else da.real
+    return da, db, first * carried[:, 0]
+
+
+def _cut(x: Tensor, size: int) -> Tensor:
     """`[B, T, ...]` to `[B, pieces, size, ...]`, with zeros behind the end."""
-    missing = pieces * size - x.shape[1]
+    missing = -x.shape[1] % size
     if missing:
         x = torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
-    return x.unflatten(1, (pieces, size))
+    return x.unflatten(1, (-1, size))
 
 
 def _select(keep: Tensor, x: Tensor) -> Tensor:

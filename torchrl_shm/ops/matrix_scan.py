@@ -8,14 +8,14 @@ and otherwise large matrix products, and no state per step is ever made.
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import torch
 from torch import Tensor
 
+from torchrl_shm.ops._checks import check_is_init
+from torchrl_shm.ops._chunks import Chunks, finite
 from torchrl_shm.ops.linear_scan import linear_scan
-
-# steps per chunk; the products inside a chunk grow with its square
-_CHUNK = 32
 
 
 def gated_scan(
@@ -43,22 +43,26 @@ def gated_scan(
     Beck et al., xLSTM (2024), equations 19 to 27, with them.
 
     Args:
-        q: queries of shape `[B, T, K]`, float32 or float64.
-        k: keys of shape `[B, T, K]`, same dtype.
-        v: values of shape `[B, T, V]`, same dtype.
+        q: queries of shape `[B, T, K]`.
+        k: keys of shape `[B, T, K]`.
+        v: values of shape `[B, T, V]`.
         log_decay: logarithm of the forget gate, at most 0, of shape `[B, T]`; `None` is no gate.
         log_input: logarithm of the input gate, of shape `[B, T]`; given with `log_decay`.
         memory: initial `M` of shape `[B, V, K]`; `None` starts from zeros.
         stabilizer: initial `m` of shape `[B]`; `None` starts from zeros.
         is_init: bool of shape `[B, T]`. Where true, memory and stabilizer that enter the step are
-            zero, by selection.
+            zero, by selection: a NaN before a reset stays there.
 
     Returns:
         The readings `[B, T, V]`, the stabilizers of all steps `[B, T]`, through which no gradient
-        flows, and the final memory `[B, V, K]`.
+        flows, and the final memory `[B, V, K]`, in the widest dtype of the inputs, and at least
+        float32, under autocast too. A gate of `-inf` lets nothing through; after any other NaN or
+        inf all readings of the episode are NaN.
 
     Raises:
         ValueError: a shape does not fit, or one gate is given without the other.
+        TypeError: `is_init` is not bool.
+        RuntimeError: `is_init` is on another device.
 
     Examples:
         >>> import torch
@@ -68,46 +72,74 @@ def gated_scan(
         >>> torch.allclose(memory, (v.unsqueeze(-1) * k.unsqueeze(-2)).sum(1), atol=1e-5)
         True
     """
-    memory = _check(q, k, v, memory, is_init)
     if (log_decay is None) != (log_input is None):
         raise ValueError("pass log_decay and log_input together, or neither")
-    steps = q.shape[1]
+    gates = {"log_decay": log_decay, "log_input": log_input}
+    q, k, v, memory = _check(q, k, v, gates, memory, is_init)
+    batch, steps = q.shape[:2]
     if stabilizer is None:
-        stabilizer = q.new_zeros(len(q))
+        stabilizer = q.new_zeros(batch)
+    elif stabilizer.shape != (batch,):
+        raise ValueError(f"stabilizer is {list(stabilizer.shape)}, expected {[batch]}")
     if not steps:
-        return v.clone(), q.new_zeros(q.shape[:2]), memory.clone()
+        return v.clone(), q.new_zeros(batch, 0), memory.clone()
 
-    q, k, v = (_cut(x) for x in (q, k, v))
-    alive, same = _resets(is_init, q.shape[:3])
-    if log_decay is None or log_input is None:
+    # stands for -inf, and sums of it are finite
+    closed = torch.finfo(q.dtype).min / 1024
+    stabilizer = stabilizer.to(q.dtype).clamp_min(closed)
+    # behind the end nothing decays and nothing is written
+    closable = [
+        (x.to(q.dtype).clamp_min(closed), behind)
+        for x, behind in ((log_decay, 0.0), (log_input, closed))
+        if x is not None
+    ]
+    chunks = Chunks(q, k, v, closable, is_init)
+    # without its scale a memory is unknown
+    memory = memory.masked_fill(~stabilizer.isfinite()[:, None, None], math.nan)
+    stabilizer = finite(stabilizer)
+    if chunks.gates:
+        m, weights, from_start = _gate(chunks, stabilizer)
+        m = m.flatten(1)[:, :steps]
+    else:
         m = stabilizer.detach().unsqueeze(1).expand(-1, steps)
         if is_init is not None:
             m = torch.where(is_init.cumsum(1) > 0, 0, m)
-        weights, into_end = _zero_one(same, q.dtype), _zero_one(same[:, :, -1], q.dtype)
-        from_start = _zero_one(alive, q.dtype)
-    else:
-        # behind the end nothing is written, and nothing decays
-        decay = _cut(log_decay).cumsum(-1)
-        gate = _cut(log_input, -math.inf)
-        # log weight of the write of step s in the memory after step t
-        logs = decay.unsqueeze(-1) - decay.unsqueeze(-2) + gate.unsqueeze(-2)
-        logs = torch.where(same, logs, -math.inf)
-        chunk_m, entering_m = _stabilize(logs.detach(), decay.detach(), alive, stabilizer.detach())
-        # the given stabilizer is part of the given memory, the others cancel
-        entering = torch.cat([stabilizer.unsqueeze(1), entering_m[:, 1:]], 1)
-        carried = decay + entering.unsqueeze(-1) - chunk_m
-        from_start = torch.exp(torch.where(alive, carried, -math.inf))
-        weights = torch.exp(logs - chunk_m.unsqueeze(-1))
-        into_end = weights[:, :, -1]
-        m = chunk_m.flatten(1)[:, :steps]
-    written = (v * into_end.unsqueeze(-1)).transpose(-1, -2) @ k
-    factor = from_start[:, :, -1, None, None]
-    # the resets are in the factors; NaN of a dropped memory must not meet their zero
-    states, final = linear_scan(factor, written, memory, ~alive[:, :, -1])
-    before = torch.cat([memory.unsqueeze(1), states[:, :-1]], 1)
-    read = torch.where(alive.unsqueeze(-1), q @ before.transpose(-1, -2), 0)
-    y = (q @ k.transpose(-1, -2) * weights) @ v + from_start.unsqueeze(-1) * read
-    return y.flatten(1, 2)[:, :steps], m, final
+        weights, from_start = chunks.same, chunks.alive
+    with torch.autocast(q.device.type, enabled=False):
+        written = (chunks.v * weights[:, :, -1].unsqueeze(-1)).mT @ chunks.k
+        states, final = linear_scan(
+            from_start[:, :, -1, None, None], chunks.close(written), memory, chunks.reset
+        )
+        entering = torch.cat([memory.unsqueeze(1), states[:, :-1]], 1)
+        y = (chunks.q @ chunks.k.mT * weights) @ chunks.v
+        y = y + from_start.unsqueeze(-1) * (chunks.q @ finite(entering).mT)
+    return chunks.open(y, entering), m, final
+
+
+def _gate(chunks: Chunks, stabilizer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Exponents `[B, N, L]`, weights of writes `[B, N, L, L]` and of what entered `[B, N, L]`."""
+    decay, gate = chunks.gates
+    # sums over the steps between a write and a reading, and not differences of sums from the
+    # start, whose digits are lost where a gate closes
+    between = (decay.unsqueeze(-1) * chunks.same.new_ones(decay.shape[-1:] * 2).tril(-1)).cumsum(-2)
+    between = between + chunks.same.log()
+    largest = between.detach() + gate.detach().unsqueeze(-2)
+    total = decay.cumsum(-1)
+    if chunks.first is not None:
+        # at the start of an episode a stabilizer of zero fades, too
+        fresh = torch.where(chunks.first, decay, -math.inf).detach()
+        largest = torch.maximum(largest, between.detach() + fresh.unsqueeze(-2))
+    largest = largest.amax(-1)
+    carried = (total + chunks.alive.log()).detach()
+    entering, m = [stabilizer], stabilizer.detach()
+    for n in range(decay.shape[1] - 1):
+        m = torch.maximum(carried[:, n, -1] + m, largest[:, n, -1])
+        entering.append(m)
+    # the given stabilizer is part of the given memory, the others cancel
+    start = torch.stack(entering, 1).unsqueeze(-1)
+    m = torch.maximum(carried + start.detach(), largest)
+    weights = torch.exp(between + (gate.unsqueeze(-2) - m.unsqueeze(-1)))
+    return m, weights, torch.exp(total + chunks.alive.log() + start - m)
 
 
 def delta_scan(
@@ -130,23 +162,26 @@ def delta_scan(
 
     Source: Schlag et al., Linear Transformers Are Secretly Fast Weight Programmers (2021),
     equations 23 to 25; the chunks are those of Yang et al., Parallelizing Linear Transformers with
-    the Delta
-    Rule over Sequence Length (2024), section 3.
+    the Delta Rule over Sequence Length (2024), section 3.
 
     Args:
-        q: queries of shape `[B, T, K]`, float32 or float64.
-        k: keys of shape `[B, T, K]`, same dtype.
-        v: values of shape `[B, T, V]`, same dtype.
-        beta: write strengths of shape `[B, T]`, same dtype.
+        q: queries of shape `[B, T, K]`.
+        k: keys of shape `[B, T, K]`. With `beta * |k|^2` above 2 the memory may explode.
+        v: values of shape `[B, T, V]`.
+        beta: write strengths of shape `[B, T]`.
         memory: initial memory of shape `[B, V, K]`; `None` starts from zeros.
         is_init: bool of shape `[B, T]`. Where true, the memory that enters the step is zero, by
-            selection.
+            selection: a NaN before a reset stays there.
 
     Returns:
-        The readings `[B, T, V]` and the final memory `[B, V, K]`.
+        The readings `[B, T, V]` and the final memory `[B, V, K]`, in the widest dtype of the
+        inputs, and at least float32, under autocast too. After a NaN or inf all readings of the
+        episode are NaN.
 
     Raises:
         ValueError: a shape does not fit.
+        TypeError: `is_init` is not bool.
+        RuntimeError: `is_init` is on another device.
 
     Examples:
         >>> import torch
@@ -157,96 +192,55 @@ def delta_scan(
         >>> memory.tolist()  # the second write replaces the first
         [[[3.0, 0.0]]]
     """
-    memory = _check(q, k, v, memory, is_init)
-    steps = q.shape[1]
-    if not steps:
-        return v.clone(), memory.clone()
-    q, k, v, beta = (_cut(x) for x in (q, k, v, beta))
-    alive, same = _resets(is_init, q.shape[:3])
-    causal = _zero_one(same, q.dtype)
-    beta = beta.unsqueeze(-1)
-    # u_t = beta_t (v_t - M_t k_t), where M_t holds the entering memory and the u before t
-    system = beta * (k @ k.transpose(-1, -2)) * causal
-    known = torch.cat([beta * v, beta * k * _zero_one(alive, q.dtype).unsqueeze(-1)], -1)
-    solved = torch.linalg.solve_triangular(system.tril(-1), known, upper=False, unitriangular=True)
-    fresh, removed = solved.split([v.shape[-1], k.shape[-1]], -1)
-    into_end = k * causal[:, :, -1].unsqueeze(-1)
-    written = fresh.transpose(-1, -2) @ into_end
-    faded = removed.transpose(-1, -2) @ into_end
-    before: list[Tensor] = []
-    for n in range(q.shape[1]):
-        before.append(memory)
-        kept = torch.where(alive[:, n, -1, None, None], memory, 0)
-        # where the memory was dropped in the chunk, `removed` may still be wanted before that
-        seen = memory if is_init is None else torch.where(alive[:, n, 0, None, None], memory, 0)
-        memory = kept + written[:, n] - seen @ faded[:, n]
-    entering = torch.stack(before, 1)
-    if is_init is not None:
-        entering = torch.where(alive[:, :, :1, None], entering, 0)
-    u = fresh - removed @ entering.transpose(-1, -2)
-    read = torch.where(alive.unsqueeze(-1), q @ entering.transpose(-1, -2), 0)
-    y = (q @ k.transpose(-1, -2) * causal) @ u + read
-    return y.flatten(1, 2)[:, :steps], memory
+    q, k, v, start = _check(q, k, v, {"beta": beta}, memory, is_init)
+    if not q.shape[1]:
+        return v.clone(), start.clone()
+    chunks = Chunks(q, k, v, [(beta.to(q.dtype), 0.0)], is_init)
+    q, k, v, beta = chunks.q, chunks.k, chunks.v, chunks.gates[0].unsqueeze(-1)
+    with torch.autocast(q.device.type, enabled=False):
+        # u_t = beta_t (v_t - M_t k_t), where M_t holds the entering memory and the u before t
+        known = torch.cat([beta * v, beta * k * chunks.alive.unsqueeze(-1)], -1)
+        system = beta * (k @ k.mT) * chunks.same
+        solved = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
+        fresh, removed = solved.split([v.shape[-1], k.shape[-1]], -1)
+        into_end = k * chunks.same[:, :, -1].unsqueeze(-1)
+        written = chunks.close(fresh.mT @ into_end)
+        faded = removed.mT @ into_end
+        states, state = list[Tensor](), start
+        for n in range(q.shape[1]):
+            states.append(state)
+            if chunks.reset is not None:
+                state = torch.where(chunks.reset[:, n, None, None], 0, state)
+            state = state - state @ faded[:, n] + written[:, n]
+        entering = torch.stack(states, 1)
+        held = finite(entering).mT
+        u = fresh - removed @ held
+        y = (q @ k.mT * chunks.same) @ u + chunks.alive.unsqueeze(-1) * (q @ held)
+    return chunks.open(y, entering), state
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, is_init: Tensor | None
-) -> Tensor:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: dict[str, Tensor | None],
+    memory: Tensor | None,
+    is_init: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check the shapes and return q, k, v and the initial memory in one dtype."""
     if q.ndim != 3 or k.shape != q.shape or v.ndim != 3 or v.shape[:2] != q.shape[:2]:
         raise ValueError(
             f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be [B, T, K], "
             "[B, T, K] and [B, T, V]"
         )
     shape = (q.shape[0], v.shape[2], q.shape[2])
-    if is_init is not None and (is_init.dtype != torch.bool or is_init.shape != q.shape[:2]):
-        raise ValueError(
-            f"is_init is {is_init.dtype} of shape {list(is_init.shape)}, expected torch.bool of "
-            f"shape {list(q.shape[:2])}"
-        )
-    if memory is None:
-        return q.new_zeros(shape)
+    memory = v.new_zeros(shape) if memory is None else memory
     if memory.shape != shape:
         raise ValueError(f"memory is {list(memory.shape)}, expected {list(shape)}")
-    return memory
-
-
-def _cut(x: Tensor, fill: float = 0.0) -> Tensor:
-    """`[B, T, ...]` to `[B, T / L, L, ...]`; what is behind the end is `fill`."""
-    size = min(_CHUNK, x.shape[1])
-    missing = -x.shape[1] % size
-    if missing:
-        tail = x.new_full((x.shape[0], missing, *x.shape[2:]), fill)
-        x = torch.cat([x, tail], 1)
-    return x.unflatten(1, (-1, size))
-
-
-def _resets(is_init: Tensor | None, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Which steps still hold the entering memory, and which steps `s <= t` share an episode."""
-    batch, chunks, size = shape
-    device = None if is_init is None else is_init.device
-    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
-    if is_init is None:
-        alive = torch.ones(batch, chunks, size, dtype=torch.bool)
-        return alive, causal.expand(batch, chunks, -1, -1)
-    episode = _cut(is_init).cumsum(-1)
-    return episode == 0, causal & (episode.unsqueeze(-1) == episode.unsqueeze(-2))
-
-
-def _zero_one(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return mask.to(dtype)
-
-
-def _stabilize(
-    logs: Tensor, decay: Tensor, alive: Tensor, stabilizer: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The largest exponent of each step `[B, N, L]`, and that which enters each chunk `[B, N]`."""
-    largest = logs.amax(-1)
-    entering, m = [], stabilizer
-    steps: list[Tensor] = []
-    for n in range(logs.shape[1]):
-        entering.append(m)
-        # an episode that starts here starts with a stabilizer of zero
-        before = torch.where(alive[:, n], decay[:, n] + m.unsqueeze(-1), -math.inf)
-        steps.append(torch.maximum(before, largest[:, n]))
-        m = steps[-1][:, -1]
-    return torch.stack(steps, 1), torch.stack(entering, 1)
+    for name, gate in gates.items():
+        if gate is not None and gate.shape != q.shape[:2]:
+            raise ValueError(f"{name} is {list(gate.shape)}, expected {list(q.shape[:2])}")
+    if is_init is not None:
+        check_is_init(is_init, q)
+    dtype = reduce(torch.promote_types, (x.dtype for x in (q, k, v, memory)), torch.float32)
+    return q.to(dtype), k.to(dtype), v.to(dtype), memory.to(dtype)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from torchrl_shm.ops._checks import check_is_init
 
 
 def causal_windows(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Gather the last `k` inputs of every step of a sequence.
 
     Args:
-        x: inputs of shape `[B, T, D]`, `T >= 1`.
+        x: inputs of shape `[B, T, D]`.
         past: the `k - 1` inputs before the sequence, of shape `[B, k - 1, D]`, oldest first;
             zeros where there were none.
         is_init: bool of shape `[B, T]`. Where true, an episode starts and nothing before is seen,
@@ -23,6 +26,7 @@ def causal_windows(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tu
     Raises:
         ValueError: `x` and `past` do not fit.
         TypeError: `is_init` is not bool.
+        RuntimeError: `is_init` is on another device.
 
     Examples:
         >>> import torch
@@ -38,15 +42,15 @@ def causal_windows(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tu
             f"x {list(x.shape)} and past {list(past.shape)} must be [B, T, D] and [B, k - 1, D]"
         )
     if is_init is not None:
-        if is_init.dtype != torch.bool:
-            raise TypeError(f"is_init is {is_init.dtype}, expected torch.bool")
-        if is_init.shape != x.shape[:2]:
-            raise ValueError(f"is_init is {list(is_init.shape)}, expected {list(x.shape[:2])}")
+        check_is_init(is_init, x)
     size = past.shape[1] + 1
-    windows = torch.cat([past, x], 1).unfold(1, size, 1).transpose(-1, -2)
+    inputs = torch.cat([past, x], 1)
+    if not x.shape[1]:
+        return inputs.new_zeros(len(x), 0, size, x.shape[2]), inputs
+    windows = inputs.unfold(1, size, 1).transpose(-1, -2)
     if is_init is not None:
         # the past belongs to the episode in which the sequence starts
-        episode = torch.nn.functional.pad(is_init.cumsum(1), (size - 1, 0))
+        episode = F.pad(is_init.cumsum(1), (size - 1, 0))
         same = episode.unfold(1, size, 1) == episode[:, size - 1 :].unsqueeze(-1)
         windows = torch.where(same.unsqueeze(-1), windows, 0)
-    return windows, windows[:, -1, 1:]
+    return windows, windows[:, -1, 1:].clone()

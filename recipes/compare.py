@@ -1,0 +1,34 @@
+# explained in docs/memories/compare.md
+"""Compare finished runs of one task: a picture with confidence bands, and a table.
+
+python recipes/ppo_shm.py -m env=wind memory=mlp,gru,shm seed=0,1,2
+python recipes/compare.py multirun/ppo_shm/<date>/<time>
+python recipes/compare.py <folder> <folder> --output comparison
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from torchrl_shm.training import comparison_table, load_runs, plot_comparison
+
+
+def main() -> None:
+    """Read the runs, write `<output>.png` and `<output>.md`, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", help="folders of runs, or folders that hold them")
+    parser.add_argument(
+        "--output", type=Path, help="without ending; default: `comparison` in the first folder"
+    )
+    arguments = parser.parse_args()
+    output: Path = arguments.output or Path(arguments.folders[0]) / "comparison"
+    runs = load_runs(arguments.folders)
+    plot_comparison(runs, output.with_suffix(".png"))
+    table = comparison_table(runs)
+    output.with_suffix(".md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+# explained in docs/memories/index.md
+"""Print how large each memory is, in the network that the recipes build around it.
+
+python recipes/memories.py
+python recipes/memories.py size=params
+python recipes/memories.py size=state algo.embedding_size=32
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hydra import compose, initialize
+from hydra_zen import instantiate
+
+from torchrl_shm.configs import MEMORIES, register
+from torchrl_shm.training import MemorySize, measure_memory
+
+
+def main(overrides: list[str]) -> dict[str, MemorySize]:
+    """Measure every memory of the group `memory`, print a table, return the sizes."""
+    register("memories", algo="ppo")
+    sizes: dict[str, MemorySize] = {}
+    print(f"{'memory':<22}{'parameters':>12}{'state floats':>14}{'FLOPs per step':>16}")
+    with initialize(version_base="1.3", config_path=None):
+        for name in MEMORIES:
+            # outside of a run there is no Hydra to ask for names and folders
+            fixed = [f"memory={name}", "names={}", "run_dir=''"]
+            config = compose("memories", [*fixed, *overrides])
+            features = config.algo.embedding_size
+            make = instantiate(config.memory)
+            module = make(input_size=features, output_size=features, in_key="x", out_key="y")
+            size = sizes[name] = measure_memory(module, input_size=features, in_key="x")
+            print(f"{name:<22}{size.parameters:>12,}{size.state:>14,}{size.flops:>16,}")
+    return sizes
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,275 @@
+"""What every memory of the group `memory` keeps to, so that a new one is tested without a test."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hydra_zen import instantiate
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchrl.modules import set_recurrent_mode
+
+from tests.modules._helpers import EXACT, SIZE, STEP, WalkEnv, collect, make_policy, replay
+from tests.modules.test_ppo_exactness import ratio_error, shared, train
+from torchrl_shm import modules
+from torchrl_shm.configs import MEMORIES
+from torchrl_shm.modules import SHM, BaseCell, MemoryModule, check_memory
+
+# nothing to remember; and TorchRL's own, which keep the state of every step under keys of theirs
+PLAIN, THEIRS = ("mlp",), ("gru", "lstm")
+NAMES = [name for name in MEMORIES if name not in PLAIN]
+OURS = [name for name in NAMES if name not in THEIRS]
+
+
+def build(
+    name: str,
+    dtype: torch.dtype = torch.float64,
+    sizes: tuple[int, int] = (SIZE, 6),
+    **options: Any,
+) -> Any:
+    """A memory as a recipe builds it, with parameters that make its parts matter."""
+    torch.manual_seed(0)
+    make = instantiate(MEMORIES[name], **options)
+    module = make(
+        input_size=sizes[0], output_size=sizes[1], in_key="observation", out_key="features"
+    )
+    # what is initialised to zero or to one says nothing in a test
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module.to(dtype)
+
+
+def make_inputs(cell: Any, batch: int = 3, steps: int = 11) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """Inputs, a memory that was used before, resets (at the first step, too) and choices."""
+    x = torch.randn(batch, steps, cell.input_size, dtype=torch.float64)
+    with torch.no_grad():
+        _, memory, _ = cell(torch.randn(batch, 5, cell.input_size, dtype=torch.float64))
+    is_init = torch.rand(batch, steps) < 0.25
+    if batch:
+        is_init[0, 0], is_init[-1, 0] = True, False
+    index = None if cell.num_theta is None else torch.randint(cell.num_theta, (batch, steps))
+    return x, memory, is_init, index
+
+
+def run_steps(cell: Any, x: Tensor, memory: Tensor, is_init: Tensor, index: Any) -> Any:
+    outputs = []
+    for t in range(x.shape[1]):
+        first = is_init[:, t].reshape(-1, *(1 for _ in cell.memory_shape))
+        memory = torch.where(first, 0, memory)
+        y, memory, _ = cell.step(x[:, t], memory, None if index is None else index[:, t])
+        outputs.append(y)
+    return torch.stack(outputs, 1), memory
+
+
+def gradients(cell: nn.Module, x: Tensor, memory: Tensor, y: Tensor, last: Tensor) -> Any:
+    """Of inputs, initial memory and parameters, for a loss on outputs and final memory."""
+    torch.manual_seed(1)
+    loss = (y * torch.randn_like(y)).sum() + (last * torch.randn_like(last)).sum()
+    return torch.autograd.grad(
+        loss, [x, memory, *cell.parameters()], allow_unused=True, materialize_grads=True
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_check_memory(name: str) -> None:
+    module = build(name, torch.float32)
+    memory = next(m for m in module.modules() if hasattr(m, "make_tensordict_primer"))
+    report = check_memory(memory)
+    assert "state_is_carried" in report.promises
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_sequence_is_its_steps(name: str) -> None:
+    cell = build(name).cell
+    x, memory, is_init, index = make_inputs(cell)
+    x.requires_grad_()
+    memory.requires_grad_()
+    y, last, _ = cell(x, memory, is_init, index)
+    expected, expected_last = run_steps(cell, x, memory, is_init, index)
+    assert_close(y, expected, **EXACT)
+    assert_close(last, expected_last, **EXACT)
+    found = gradients(cell, x, memory, y, last)
+    wanted = gradients(cell, x, memory, expected, expected_last)
+    for actual, reference in zip(found, wanted, strict=True):
+        assert_close(actual, reference, rtol=1e-9, atol=1e-10)
+    # a reset at the first step hides the initial memory, nothing else does
+    dmemory = found[1].flatten(1)
+    assert not dmemory[0].any()
+    assert dmemory[-1].any()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_sequence_is_its_steps_in_single_precision(name: str) -> None:
+    cell = build(name, torch.float32).cell
+    torch.manual_seed(2)
+    x = torch.randn(2, 40, cell.input_size)
+    is_init = torch.rand(2, 40) < 0.1
+    index = None if cell.num_theta is None else torch.randint(cell.num_theta, (2, 40))
+    memory = x.new_zeros(2, *cell.memory_shape)
+    with torch.no_grad():
+        y, _, _ = cell(x, memory, is_init, index)
+        expected, _ = run_steps(cell, x, memory, is_init, index)
+    assert_close(y, expected, **STEP)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_nothing_passes_a_reset(name: str, poison: float) -> None:
+    cell = build(name).cell
+    x, memory, is_init, index = make_inputs(cell, batch=2, steps=9)
+    is_init[:] = False
+    is_init[:, 4] = True
+    later = None if index is None else index[:, 4:]
+    expected, expected_last, _ = cell(x[:, 4:], None, None, later)
+    memory = torch.full_like(memory, poison).requires_grad_()
+    x = torch.cat([torch.full_like(x[:, :4], poison), x[:, 4:]], 1).requires_grad_()
+    y, last, _ = cell(x, memory, is_init, index)
+    assert_close(y[:, 4:], expected, **EXACT)
+    assert_close(last, expected_last, **EXACT)
+    assert gradients(cell, x, memory, y[:, 4:], last)[0][:, 4:].isfinite().all()
+    # the same from the first step on: then nothing is spoilt
+    x, is_init = x.detach()[:, 4:].requires_grad_(), is_init[:, 4:]
+    y, last, _ = cell(x, memory, is_init, later)
+    assert_close(y, expected, **EXACT)
+    dx, dmemory, *dparameters = gradients(cell, x, memory, y, last)
+    assert not dmemory.any()
+    assert all(gradient.isfinite().all() for gradient in (dx, *dparameters))
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(("batch", "steps"), [(0, 3), (1, 1), (2, 1), (1, 33)])
+def test_odd_sizes(name: str, batch: int, steps: int) -> None:
+    cell = build(name, sizes=(3, 5)).cell
+    x, memory, is_init, index = make_inputs(cell, batch, steps)
+    y, last, _ = cell(x, memory, is_init, index)
+    assert (y.shape, last.shape) == ((batch, steps, 5), (batch, *cell.memory_shape))
+    assert_close(y, run_steps(cell, x, memory, is_init, index)[0], **EXACT)
+    empty, same, _ = cell(x[:, :0], memory, is_init[:, :0], None if index is None else index[:, :0])
+    assert empty.shape == (batch, 0, 5)
+    assert_close(same, memory)
+    # one agent without a batch
+    y, last, _ = cell.step(torch.randn(3, dtype=torch.float64))
+    assert (y.shape, last.shape) == ((5,), cell.memory_shape)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ratio_of_ppo_is_one(name: str) -> None:
+    # TorchRL's modules hold their state in single precision
+    dtype = torch.float32 if name in THEIRS else torch.float64
+    bound = 1e-4 if name in THEIRS else 1e-8
+    agent = shared(build(name, dtype), dtype)
+
+    def check(collected: Any, batch: Any) -> None:
+        assert ratio_error(agent, batch) <= bound
+
+    train(agent, WalkEnv(dtype=dtype), check, learning_rate=0.05)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_rows_go_on_where_the_last_ended(name: str) -> None:
+    module = build(name)
+    batches = collect(make_policy(module), WalkEnv(endless=True), num_steps=7)
+    assert "memory" not in batches[1].keys()
+    for batch in batches:
+        assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
+    # rows that start in mid-episode would differ from an empty start
+    fresh, _, _ = module.cell(batches[1]["observation"])
+    assert not torch.allclose(fresh, batches[1]["features"])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_nested_keys(name: str) -> None:
+    flat = build(name)
+    keys: Any = {"in_keys": [("a", "x"), ("a", "memory")], "out_key": ("a", "y")}
+    nested: Any = MemoryModule(flat.cell, **keys)
+    x = torch.randn(2, 6, SIZE, dtype=torch.float64)
+    is_init = torch.zeros(2, 6, 1, dtype=torch.bool)
+    is_init[:, [0, 3]] = True
+    data = TensorDict({"observation": x, "is_init": is_init}, [2, 6])
+    deep = TensorDict({("a", "x"): x, "is_init": is_init}, [2, 6])
+    if flat.theta_index_key is not None:
+        index = torch.randint(flat.cell.num_theta, (2, 6))
+        data[flat.theta_index_key], deep[nested.theta_index_key] = index, index
+    with torch.no_grad(), set_recurrent_mode(True):
+        assert_close(nested(deep)["a", "y"], flat(data)["features"])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_step_mode_compiles_without_graph_breaks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.compile cannot trace the poisoned torch.empty
+    monkeypatch.undo()
+    # each module counts as a recompilation, of which there are few
+    torch.compiler.reset()
+    module = build(name)
+    _, memory, _, _ = make_inputs(module.cell)
+    data = TensorDict({"observation": torch.randn(3, SIZE, dtype=torch.float64)}, [3])
+    data["is_init"] = torch.tensor([[True], [False], [False]])
+    data["memory"] = memory
+    compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        actual = compiled(data.copy())
+        torch.manual_seed(0)
+        expected = module(data.copy())
+    for key in ("features", ("next", "memory")):
+        assert_close(actual[key], expected[key], **EXACT)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_state_dict_and_pickle(name: str) -> None:
+    first, second = build(name, torch.float32), instantiate(MEMORIES[name])(
+        input_size=SIZE, output_size=6, in_key="observation", out_key="features"
+    )  # fmt: skip
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 8, SIZE)
+    is_init = torch.zeros(2, 8, 1, dtype=torch.bool)
+    is_init[:, 0] = True
+    outputs: list[Tensor] = []
+    for module in (first, second, pickle.loads(pickle.dumps(first))):
+        data = TensorDict({"observation": x, "is_init": is_init}, [2, 8])
+        torch.manual_seed(0)
+        with torch.no_grad(), set_recurrent_mode(True):
+            outputs.append(module(data)["features"])
+    assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+    assert_close(outputs[2], outputs[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_wrong_shapes_are_named(name: str) -> None:
+    cell = build(name).cell
+    x, memory, is_init, _ = make_inputs(cell)
+    with pytest.raises(ValueError, match=f"4 features.*input_size={SIZE}"):
+        cell(x[..., :4])
+    with pytest.raises(ValueError, match="features"):
+        cell.step(x[:, 0, :4])
+    for wrong in (memory[:2], memory.flatten(1)[:, 1:]):
+        with pytest.raises(ValueError, match="memory"):
+            cell(x, wrong)
+        with pytest.raises(ValueError, match="memory"):
+            cell.step(x[:, 0], wrong)
+    with pytest.raises(ValueError, match="is_init"):
+        cell(x, memory, is_init[:, 1:])
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("size", ["input_size", "output_size"])
+def test_sizes_are_checked(name: str, size: str) -> None:
+    sizes = {"input_size": 3, "output_size": 5} | {size: 0}
+    with pytest.raises(ValueError, match=f"{size}=0 must be at least 1"):
+        instantiate(MEMORIES[name])(**sizes, in_key="x", out_key="y")
+
+
+def test_every_cell_is_in_the_group() -> None:
+    cells = {
+        cell
+        for cell in vars(modules).values()
+        if isinstance(cell, type) and issubclass(cell, BaseCell) and cell is not BaseCell
+    }
+    assert {type(build(name).cell) for name in OURS} == cells | {SHM}

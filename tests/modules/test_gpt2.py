@@ -1,0 +1,286 @@
+"""GPT-2: against torch's transformer, episode by episode and without a cache; what it sees."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.modules._helpers import EXACT
+from torchrl_shm.modules.gpt2 import GPT2, Positions
+
+WIDTH, HEADS = 8, 2
+# ours -> those of nn.TransformerEncoderLayer
+RENAMED = {
+    "attention_norm": "norm1",
+    "attention_in.": "self_attn.in_proj_",
+    "attention_out": "self_attn.out_proj",
+    "mlp_norm": "norm2",
+    "mlp_in": "linear1",
+    "mlp_out": "linear2",
+}
+
+every_position = pytest.mark.parametrize("positions", ["sine", "relative"])
+
+
+def make(window: int = 4, num_layers: int = 2, **options: Any) -> Any:
+    options = {"num_heads": HEADS, "dtype": torch.float64} | options
+    cell = GPT2(3, 5, WIDTH, window, num_layers=num_layers, **options)
+    # the first weights are so small that attention hardly looks at anything
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    return cell
+
+
+def make_inputs(batch: int = 3, steps: int = 14) -> tuple[Tensor, Tensor]:
+    """Inputs and resets, each row starting with one."""
+    x = torch.randn(batch, steps, 3, dtype=torch.float64, requires_grad=True)
+    is_init = torch.rand(batch, steps) < 0.15
+    is_init[:, 0] = is_init[0, 6] = True
+    is_init[1, 1:] = False
+    return x, is_init
+
+
+def per_episode(run: Any, x: Tensor, is_init: Tensor) -> Tensor:
+    """Outputs of a function of single episodes `[T, D]`."""
+    rows = []
+    for row, flags in zip(x, is_init, strict=True):
+        lengths = np.diff([*flags.nonzero().flatten().tolist(), len(row)]).tolist()
+        rows.append(torch.cat([run(episode) for episode in row.split(lengths)]))
+    return torch.stack(rows)
+
+
+def rename(name: str) -> str:
+    for ours, theirs in RENAMED.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def make_encoder(cell: GPT2) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(
+        WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    norm = nn.LayerNorm(WIDTH)
+    encoder = nn.TransformerEncoder(layer, len(cell.layers), norm, enable_nested_tensor=False)
+    encoder.double()
+    encoder.load_state_dict(
+        {
+            rename(name): value
+            for name, value in cell.state_dict().items()
+            if name.startswith(("layers.", "norm."))
+        }
+    )
+    return encoder
+
+
+def sine(steps: int) -> Tensor:
+    """Vaswani et al. (2017), section 3.5; first all cosines, then all sines."""
+    table = np.zeros((steps, WIDTH))
+    for position in range(steps):
+        for i in range(WIDTH // 2):
+            angle = position / 10000 ** (2 * i / WIDTH)
+            table[position, [i, WIDTH // 2 + i]] = math.cos(angle), math.sin(angle)
+    return torch.from_numpy(table)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("window", [2, 5, 14, 20])
+def test_equals_torchs_transformer(window: int, num_layers: int) -> None:
+    cell = make(window, num_layers)
+    encoder = make_encoder(cell)
+    x, is_init = make_inputs()
+
+    def run(episode: Tensor) -> Tensor:
+        steps = torch.arange(len(episode))
+        distance = steps.unsqueeze(1) - steps
+        hidden = (distance < 0) | (distance >= window)
+        h = cell.embed(episode) + sine(len(episode))
+        return cell.out(encoder(h.unsqueeze(0), mask=hidden))[0]
+
+    expected = per_episode(run, x, is_init)
+    y = cell(x, None, is_init)[0]
+    assert_close(y, expected, **EXACT)
+
+    ours = {rename(name): parameter for name, parameter in cell.named_parameters()}
+    theirs = ours | dict(encoder.named_parameters())
+    towards = torch.randn_like(y)
+    actual = torch.autograd.grad(y, [x, *ours.values()], towards)
+    wanted = torch.autograd.grad(expected, [x, *theirs.values()], towards)
+    assert_close(actual, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("window", [3, 20])
+def test_relative_positions_turn_queries_and_keys(window: int) -> None:
+    """RoFormer in complex numbers: the product of `q_m` and `k_n` turns by `m - n`."""
+    cell = make(window, num_layers=2, positions="relative")
+    x, is_init = make_inputs()
+    size = WIDTH // HEADS
+    frequency = 10000 ** (-2 * torch.arange(size // 2, dtype=torch.float64) / size)
+
+    def as_complex(z: Tensor) -> Tensor:
+        return torch.complex(*z.chunk(2, -1))
+
+    def run(episode: Tensor) -> Tensor:
+        h = cell.embed(episode)
+        for layer in cell.layers:
+            q, k, v = layer.attention_in(layer.attention_norm(h)).chunk(3, -1)
+            heads = []
+            for n in range(HEADS):
+                part = slice(n * size, (n + 1) * size)
+                read = []
+                for t in range(len(h)):
+                    past = torch.arange(max(0, t - window + 1), t + 1)
+                    turn = torch.polar(torch.ones(()).double(), (t - past)[:, None] * frequency)
+                    products = as_complex(q[t, part]) * as_complex(k[past, part]).conj() * turn
+                    weight = (products.real.sum(-1) / math.sqrt(size)).softmax(0)
+                    read.append(weight @ v[past, part])
+                heads.append(torch.stack(read))
+            h = h + layer.attention_out(torch.cat(heads, -1))
+            h = h + layer.mlp_out(nn.functional.gelu(layer.mlp_in(layer.mlp_norm(h))))
+        return cell.out(cell.norm(h))
+
+    expected = per_episode(run, x, is_init)
+    y = cell(x, None, is_init)[0]
+    assert_close(y, expected, **EXACT)
+    towards = torch.randn_like(y)
+    inputs = [x, *cell.parameters()]
+    actual = torch.autograd.grad(y, inputs, towards)
+    assert_close(actual, torch.autograd.grad(expected, inputs, towards), **EXACT)
+
+
+@every_position
+def test_only_sine_depends_on_the_time_of_day(positions: Positions) -> None:
+    cell = make(positions=positions)
+    x, _ = make_inputs()
+    _, memory, _ = cell(x)
+    later = memory.clone()
+    later[:, 0] += 1000
+    first, second = (cell(x, start)[0] for start in (memory, later))
+    assert torch.allclose(first, second, rtol=0, atol=1e-12) == (positions == "relative")
+
+
+@every_position
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_how_far_it_sees(num_layers: int, positions: Positions) -> None:
+    cell = make(4, num_layers, positions=positions)
+    x, _ = make_inputs()
+    (gradient,) = torch.autograd.grad(cell(x)[0][:, 11].sum(), x)
+    seen = gradient.abs().amax((0, 2)) > 0
+    assert seen.nonzero().flatten().tolist() == list(range(11 - 3 * num_layers, 12))
+
+
+def test_memory_holds_the_count_and_the_steps_of_the_episode() -> None:
+    cell = make(6)
+    x, is_init = make_inputs()
+    is_init[:, -3] = True
+    is_init[:, -2:] = False
+    _, memory, _ = cell(x, None, is_init)
+    assert memory[:, 0].tolist() == [3.0] * 3
+    cache = memory[:, 1:].view(3, 2, 5, 2 * WIDTH)
+    assert (cache[:, :, :2] == 0).all()
+    assert (cache[:, :, 2:] != 0).all()
+    assert_close(memory, cell(x[:, -3:])[1], **EXACT)
+
+
+def test_a_count_that_no_longer_grows_loses_nothing() -> None:
+    cell = make(positions="relative", dtype=torch.float32)
+    x = torch.randn(2, 9, 3)
+    _, memory, _ = cell(x)
+    expected = cell(x, memory)[0]
+    memory[:, 0] = 2.0**24
+    y, final, _ = cell(x, memory)
+    assert_close(y, expected)
+    assert (final[:, 0] >= 2**24).all()
+
+
+@every_position
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["input", "memory"])
+def test_what_is_no_number_ends_at_the_reset(
+    where: str, value: float, positions: Positions
+) -> None:
+    cell = make(window=8, positions=positions)
+    x, is_init = make_inputs()
+    is_init[:, :9] = False
+    is_init[:, 9] = True
+    expected = cell(x, None, is_init)
+    x = x.detach().clone()
+    memory = x.new_zeros(3, *cell.memory_shape)
+    x[:, 2, 0], memory[:, -1] = (value, 0) if where == "input" else (x[:, 2, 0], value)
+    x.requires_grad_()
+    memory.requires_grad_()
+    y, final, _ = cell(x, memory, is_init)
+    start = 2 if where == "input" else 0
+    assert y[:, start:9].isnan().all()
+    assert y[:, :start].isfinite().all()
+    assert_close((y[:, 9:], final), (expected[0][:, 9:], expected[1]), **EXACT)
+    # those of the parameters, too
+    loss = y[:, 9:].sum() + final.sum()
+    for gradient in torch.autograd.grad(loss, [x, memory, *cell.parameters()]):
+        assert gradient.isfinite().all()
+
+    _, broken, _ = cell(x[:, :9], memory)
+    assert broken.isnan().all()
+    assert cell.step(x[:, 12], broken)[0].isnan().all()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that was made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.numel = max(self.numel, *sizes, 0)
+        return result
+
+
+def test_long_sequences_need_no_square() -> None:
+    cell = make(window=4)
+    sizes = []
+    for steps in (256, 1024):
+        with Largest() as largest:
+            cell(torch.randn(1, steps, 3, dtype=torch.float64))[0].sum().backward()
+        sizes.append(largest.numel)
+    assert sizes[1] == 4 * sizes[0] < 1024**2
+
+
+def test_initialisation() -> None:
+    cell = GPT2(5, 3, num_layers=3)
+    for name, parameter in cell.layers.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert (parameter == 1).all(), name
+        else:
+            adds = "attention_out" in name or "mlp_out" in name
+            std = 0.02 / math.sqrt(6) if adds else 0.02
+            # of at least 4096 samples
+            assert parameter.std().item() == pytest.approx(std, rel=0.05), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "width=0 must be at least 1"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
+        ({"window": 1}, "window=1 must be at least 2, or nothing is remembered"),
+        ({"width": 12}, "width=12 must be a multiple of 2 * num_heads=8"),
+        ({"positions": "none"}, "positions='none' is unknown; choose one of ('sine', 'relative')"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        GPT2(5, 3, **options)

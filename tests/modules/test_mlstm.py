@@ -1,0 +1,175 @@
+"""The mLSTM against the equations of the paper, which know of no stabilizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from tests.modules._helpers import EXACT
+from torchrl_shm.modules.mlstm import MLSTM, ForgetGate
+
+HEADS, SIZE = 2, 6
+
+both = pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
+
+
+def make(forget_gate: ForgetGate = "sigmoid", input_bias: float = 0.0) -> Any:
+    cell = MLSTM(5, 3, SIZE, HEADS, forget_gate=forget_gate, dtype=torch.float64)
+    with torch.no_grad():
+        # at first, gates do not depend on the input
+        cell.input.weight.normal_(std=0.5)
+        cell.forget.weight.normal_(std=0.5)
+        cell.input.bias.fill_(input_bias)
+    return cell
+
+
+def make_inputs(steps: int = 45) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(2, steps, 5, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(2, HEADS, (SIZE + 1) * SIZE + 1, dtype=torch.float64, requires_grad=True)
+    return x, memory, torch.rand(2, steps) < 0.1
+
+
+def split(memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C and n as the paper means them, and the stabilizer."""
+    m = memory[..., -1]
+    c = memory[..., : SIZE * SIZE].unflatten(-1, (SIZE, SIZE)) * m.exp()[..., None, None]
+    return c, memory[..., SIZE * SIZE : -1] * m.exp().unsqueeze(-1), m
+
+
+def linear(layer: Any, x: Tensor, parts: int = HEADS) -> Tensor:
+    return (x @ layer.weight.T + layer.bias).unflatten(-1, (parts, -1))
+
+
+def recurrence(cell: Any, x: Tensor, memory: Tensor, is_init: Tensor) -> tuple[Tensor, ...]:
+    """Equations 19 to 27: for each row, head and step."""
+    normed = nn.functional.layer_norm(x, (5,), cell.norm.weight, cell.norm.bias)
+    q, v, o = (linear(layer, normed) for layer in (cell.query, cell.value, cell.output))
+    k = linear(cell.key, normed) / SIZE**0.5
+    i, f = (linear(layer, normed).squeeze(-1).exp() for layer in (cell.input, cell.forget))
+    if cell.forget_gate == "sigmoid":
+        f = f / (1 + f)
+    h = torch.zeros_like(v)
+    ends = [torch.zeros_like(part) for part in split(memory)[:2]]
+    for b in range(len(x)):
+        for a in range(HEADS):
+            c, n = (part[b, a] for part in split(memory)[:2])
+            for t in range(x.shape[1]):
+                if is_init[b, t]:
+                    c, n = torch.zeros_like(c), torch.zeros_like(n)
+                c = f[b, t, a] * c + i[b, t, a] * torch.outer(v[b, t, a], k[b, t, a])
+                n = f[b, t, a] * n + i[b, t, a] * k[b, t, a]
+                written = (n @ q[b, t, a]).abs().clamp(min=1)
+                h[b, t, a] = torch.sigmoid(o[b, t, a]) * (c @ q[b, t, a]) / written
+            ends[0][b, a], ends[1][b, a] = c, n
+    y = h.flatten(-2) + normed @ cell.shortcut.weight.T + cell.shortcut.bias
+    return y @ cell.out.weight.T + cell.out.bias, *ends
+
+
+@both
+@pytest.mark.parametrize("input_bias", [-4.0, 0.0, 3.0])
+def test_recurrence_of_the_paper(forget_gate: ForgetGate, input_bias: float) -> None:
+    cell = make(forget_gate, input_bias)
+    x, memory, is_init = make_inputs()
+    y, final, _ = cell(x, memory, is_init)
+    expected = recurrence(cell, x, memory, is_init)
+    assert_close((y, *split(final)[:2]), expected, **EXACT)
+
+    # m says how the others are scaled, and is no quantity of the paper
+    def scaled(memory: Tensor) -> tuple[Tensor, Tensor]:
+        scale = memory.detach()[..., -1].exp().unsqueeze(-1)
+        c, n = memory[..., : SIZE * SIZE] * scale, memory[..., SIZE * SIZE : -1] * scale
+        return c.unflatten(-1, (SIZE, SIZE)), n
+
+    inputs = [x, memory, *cell.parameters()]
+    weights = [torch.randn_like(value) for value in expected]
+    found = torch.autograd.grad((y, *scaled(final)), inputs, weights)
+    for mine, other in zip(found, torch.autograd.grad(expected, inputs, weights), strict=True):
+        assert_close(mine, other, **EXACT)
+
+
+@both
+def test_steps_keep_the_stabilizer_of_the_sequence(forget_gate: ForgetGate) -> None:
+    # little is written, so that what the forget gate leaves of m decides
+    cell = make(forget_gate, input_bias=-5.0)
+    x, memory, is_init = make_inputs()
+    for steps in (1, 20, 45):
+        final = memory
+        for t in range(steps):
+            final = torch.where(is_init[:, t, None, None], 0, final)
+            _, final, _ = cell.step(x[:, t], final)
+        assert_close(cell(x[:, :steps], memory, is_init[:, :steps])[1], final, **EXACT)
+
+
+def test_stabilizer_of_the_paper() -> None:
+    """Equation 15, and zero where an episode starts."""
+    cell = make(input_bias=-2.0)
+    x, memory, is_init = make_inputs()
+    forget, gate = (layer(cell.norm(x)) for layer in (cell.forget, cell.input))
+    m = memory[..., -1]
+    for t in range(x.shape[1]):
+        m = torch.where(is_init[:, t, None], 0, m)
+        m = torch.maximum(nn.functional.logsigmoid(forget[:, t]) + m, gate[:, t])
+    assert_close(cell(x, memory, is_init)[1][..., -1], m, **EXACT)
+
+
+def test_any_stabilizer_is_empty_without_a_memory() -> None:
+    cell = make()
+    x, memory, _ = make_inputs()
+    empty = torch.cat([torch.zeros_like(memory[..., :-1]), memory[..., -1:]], -1)
+    assert_close(cell(x, empty)[0], cell(x)[0], **EXACT)
+
+
+@both
+def test_gates_that_overflow(forget_gate: ForgetGate) -> None:
+    """Where much was written, a common factor of all that is written has no influence."""
+    cell, other = make(forget_gate, 300.0), make(forget_gate, 900.0)
+    other.load_state_dict({**cell.state_dict(), "input.bias": other.input.bias})
+    x, _, _ = make_inputs()
+    for last in (cell(x)[0], cell.step(x[:, 0])[0].unsqueeze(1)):
+        expected = other(x)[0][:, : last.shape[1]]
+        assert last.isfinite().all()
+        assert_close(last, expected, **EXACT)
+    for parameter in torch.autograd.grad(other(x)[0].sum(), list(other.parameters())):
+        assert parameter.isfinite().all()
+
+
+def test_little_that_was_written_is_read_as_it_is() -> None:
+    """Below a normaliser of 1, a reading is proportional to what was written."""
+    cells = [make(input_bias=bias) for bias in (-20.0, -21.0)]
+    cells[1].load_state_dict({**cells[0].state_dict(), "input.bias": cells[1].input.bias})
+    x, _, _ = make_inputs()
+    with torch.no_grad():
+        # what is left without any memory
+        nothing = cells[0].out(cells[0].shortcut(cells[0].norm(x)))
+        more, less = (cell(x)[0] - nothing for cell in cells)
+    # both are about 1e-8, differences of numbers of about 1
+    assert_close(more, less * torch.e, rtol=1e-5, atol=1e-14)
+
+
+def test_it_remembers_from_the_start() -> None:
+    cell = MLSTM(5, 3, 4, num_heads=4)
+    assert_close(cell.forget.bias.detach(), torch.tensor([3.0, 4.0, 5.0, 6.0]))
+    assert cell.input.bias.abs().max() < 0.5
+    assert not cell.forget.weight.any()
+    assert not cell.input.weight.any()
+    assert not MLSTM(5, 3, 4, forget_gate="exp").forget.bias.any()
+
+
+def test_shape_of_the_memory() -> None:
+    cell = make()
+    assert cell.memory_shape == (2, 43)
+    assert "memory_size=6, num_heads=2, forget_gate='sigmoid'" in repr(cell)
+
+
+def test_options_that_do_not_fit() -> None:
+    unknown: Any = "tanh"
+    message = r"forget_gate='tanh' is unknown; choose one of \('sigmoid', 'exp'\)"
+    with pytest.raises(ValueError, match=message):
+        make(unknown)
+    for name in ("memory_size", "num_heads"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            MLSTM(5, 3, **{name: 0})

@@ -1,0 +1,97 @@
+"""The memories to choose from, and what makes them comparable in size.
+
+Adding one is one line in `MEMORIES`; its options and their defaults come from its signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra_zen import builds, make_custom_builds_fn
+
+from torchrl_shm.modules import (
+    DNC,
+    FFM,
+    GPT2,
+    LRU,
+    MLSTM,
+    NTM,
+    S6,
+    Elman,
+    FastWeights,
+    FrameStack,
+    LinearAttention,
+    MemoryCell,
+    SHMModule,
+    make_gru,
+    make_lstm,
+    make_memory,
+    make_mlp,
+)
+
+# what the recipe passes itself; it stays out of the config
+_RUNTIME = (
+    "input_size", "output_size", "in_key", "in_keys", "out_key", "out_keys", "theta_index_key",
+    "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
+)  # fmt: skip
+
+# factories: the recipe calls them with what only it knows
+_builds = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
+
+
+def memory_config(cell: Callable[..., MemoryCell], **options: Any) -> Any:
+    """Make the config of a memory from its cell.
+
+    Args:
+        cell: class of the cell; its keyword arguments become the options of the config, with their
+            types and defaults.
+        **options: values that differ from the defaults.
+
+    Returns:
+        A config that builds `torchrl_shm.modules.make_memory(cell, ...)`.
+
+    Examples:
+        >>> from hydra_zen import instantiate
+        >>> from torchrl_shm.configs import memory_config
+        >>> from torchrl_shm.modules import LRU
+        >>> make = instantiate(memory_config(LRU, memory_size=8))
+        >>> make(input_size=5, output_size=3, in_key="x", out_key="y").cell.memory_shape
+        (8, 2)
+    """
+    signature = builds(
+        cell, populate_full_signature=True, zen_partial=True, zen_exclude=_RUNTIME, **options
+    )
+    return _builds(make_memory, cell=cell, zen_exclude=_RUNTIME, builds_bases=(signature,))
+
+
+def _module(target: Any, **options: Any) -> Any:
+    return _builds(target, zen_exclude=(*_RUNTIME, "cell"), **options)
+
+
+MEMORIES: dict[str, Any] = {
+    "mlp": _module(make_mlp),
+    "frame_stack": memory_config(FrameStack),
+    "elman": memory_config(Elman),
+    "gru": _module(make_gru),
+    "lstm": _module(make_lstm),
+    "linear_attention": memory_config(LinearAttention),
+    "fast_weights": memory_config(FastWeights),
+    "fast_weights_additive": memory_config(FastWeights, rule="additive"),
+    "ffm": memory_config(FFM),
+    "mlstm": memory_config(MLSTM),
+    "s6": memory_config(S6),
+    "gpt2": memory_config(GPT2),
+    "dnc": memory_config(DNC),
+    "ntm": memory_config(NTM),
+    "lru": memory_config(LRU),
+    # the proposed memory, its ablations, and the sizes of the authors' two code bases
+    "shm": _module(SHMModule),
+    "shm_fixed": _module(SHMModule, calibration="fixed"),
+    "shm_neural": _module(SHMModule, calibration="neural"),
+    "shm_none": _module(SHMModule, calibration="none"),
+    "shm_constant": _module(SHMModule, calibration="constant"),
+    "shm_noise": _module(SHMModule, calibration="noise"),
+    "shm_popgym": _module(SHMModule, memory_size=128),
+    "shm_pomdp": _module(SHMModule, memory_size=24, clamp=100.0),
+}

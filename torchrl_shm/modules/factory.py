@@ -1,0 +1,52 @@
+"""From a cell to its TensorDict module in one call, as configurations need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import NestedKey
+
+from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
+from torchrl_shm.modules.row_start import State
+
+
+def make_memory(
+    cell: Callable[..., MemoryCell],
+    input_size: int,
+    output_size: int,
+    *,
+    in_key: NestedKey,
+    out_key: NestedKey,
+    state: State = "row",
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> MemoryModule:
+    """Build a cell and wrap it in a `MemoryModule`.
+
+    Args:
+        cell: class of the cell; called with the sizes, the options and the device.
+        input_size: number of input features.
+        output_size: number of output features.
+        in_key: key of the input.
+        out_key: key of the output.
+        state: where a sequence takes its first memory from, see `MemoryModule`.
+        device: device of the parameters.
+        **options: further arguments of the cell.
+
+    Returns:
+        The module; the key of its memory is `"memory"`.
+
+    Raises:
+        ValueError: the cell refuses an option.
+        TypeError: the cell does not know an option, or is no memory cell.
+
+    Examples:
+        >>> from torchrl_shm.modules import LRU, make_memory
+        >>> module = make_memory(LRU, 5, 3, in_key="observation", out_key="features")
+        >>> module.out_keys
+        ['features', ('next', 'memory')]
+    """
+    built = cell(input_size, output_size, device=device, **options)
+    return MemoryModule(built, in_key=in_key, out_key=out_key, state=state)

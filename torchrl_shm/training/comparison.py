@@ -1,0 +1,186 @@
+"""Runs of several memories side by side, with the uncertainty that few seeds leave."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+# the eye follows a mean over this share of the updates
+_SMOOTH = 0.08
+_RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is compared of a finished run.
+
+    Attributes:
+        summary: its `summary.json`.
+        metrics: its `metrics.csv`, column by column, each of shape `[updates]`.
+    """
+
+    summary: Mapping[str, Any]
+    metrics: Mapping[str, np.ndarray]
+
+
+def load_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read finished runs.
+
+    Args:
+        folders: folders of runs, or folders that hold such folders at any depth.
+
+    Returns:
+        The runs, ordered by memory and seed.
+
+    Raises:
+        FileNotFoundError: there is no finished run in a folder.
+    """
+    runs: list[Run] = []
+    for folder in map(Path, folders):
+        summaries = sorted(folder.rglob("summary.json"))
+        if not summaries:
+            raise FileNotFoundError(
+                f"{folder} holds no summary.json, at any depth: no run has finished there"
+            )
+        for summary in summaries:
+            with open(summary.with_name("metrics.csv"), newline="") as file:
+                rows = list(csv.DictReader(file))
+            metrics = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+            runs.append(Run(json.loads(summary.read_text()), metrics))
+    return sorted(runs, key=lambda run: (run.summary["memory"], run.summary["seed"]))
+
+
+def confidence_band(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """95 % confidence interval of the mean over runs, by the percentile bootstrap.
+
+    Args:
+        values: numbers of shape `[runs, ...]`; NaN counts as missing.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end, of shape `[...]`. Of one run both are its value.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_shm.training import confidence_band
+        >>> low, high = confidence_band(np.array([1.0, 2.0, 3.0]))
+        >>> bool(1 <= low < 2 < high <= 3)
+        True
+    """
+    picks = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
+    means = np.stack([_mean(values[pick]) for pick in picks])
+    low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
+    """Draw learning curves and final scores of every memory, with 95 % confidence bands over seeds.
+
+    Args:
+        runs: finished runs of one task; those of one memory must have the same frames.
+        path: file to write; its ending chooses the format.
+
+    Raises:
+        ValueError: there are no runs, they are of several tasks, or of different lengths.
+    """
+    groups = _by_memory(runs)
+    columns = ["return"] + ["success"] * all("success" in run.metrics for run in runs)
+    figure = Figure(figsize=(4.5 * len(columns) + 3.5, 4.2), layout="constrained")
+    *curves, final = np.atleast_1d(np.array(figure.subplots(1, len(columns) + 1))).ravel()
+    # from the best to the worst, as the eye meets the curves
+    order = sorted(groups, key=lambda name: -_mean(_scores(groups[name])))
+    for place, name in enumerate(order):
+        group, colour = groups[name], colormaps["tab20"](place % 20)
+        for axes, column in zip(curves, columns, strict=True):
+            frames = group[0].metrics["frames"] / 1e6
+            values = np.stack([_smooth(run.metrics[column]) for run in group])
+            label = f"{name} ({len(group)})"
+            axes.plot(frames, _mean(values), color=colour, linewidth=1.2, label=label)
+            axes.fill_between(frames, *confidence_band(values), color=colour, alpha=0.15)
+        scores = _scores(group)
+        low, high = confidence_band(scores)
+        final.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.5)
+        final.plot(scores, np.full(len(scores), place), ".", color=colour)
+    for axes, column in zip(curves, columns, strict=True):
+        axes.set(xlabel="million environment steps", title=f"{column} in training")
+    curves[0].legend(fontsize=7, ncols=2, title="memory (seeds)", title_fontsize=7)
+    final.set_yticks(range(len(order)), order, fontsize=8)
+    final.invert_yaxis()
+    final.set(title="return of the final evaluation")
+    for axes in (*curves, final):
+        axes.grid(alpha=0.3)
+        axes.title.set_fontsize(10)
+    figure.suptitle(f"{runs[0].summary['env']}: means with 95 % confidence bands", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def comparison_table(runs: Sequence[Run]) -> str:
+    """Final scores of every memory as a Markdown table, the best first.
+
+    Args:
+        runs: finished runs of one task.
+
+    Returns:
+        The table; intervals are 95 % confidence intervals of the mean over seeds.
+
+    Raises:
+        ValueError: there are no runs, they are of several tasks, or of different lengths.
+    """
+    groups = _by_memory(runs)
+    lines = [
+        "| memory | seeds | steps | return (95 % interval) | success | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in sorted(groups, key=lambda name: -_mean(_scores(groups[name]))):
+        group = groups[name]
+        scores = _scores(group)
+        low, high = confidence_band(scores)
+        success = [run.summary["eval_success"] for run in group]
+        rate = f"{100 * np.mean(success):.1f} %" if None not in success else ""
+        minutes = np.mean([run.summary["seconds"] for run in group]) / 60
+        lines.append(
+            f"| `{name}` | {len(group)} | {group[0].summary['frames']:,} | {scores.mean():.1f} "
+            f"({low:.1f} to {high:.1f}) | {rate} | {minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _by_memory(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    if not runs:
+        raise ValueError("there are no runs to compare")
+    tasks = sorted({run.summary["env"] for run in runs})
+    if len(tasks) > 1:
+        raise ValueError(f"the runs are of several tasks, {tasks}: compare one task at a time")
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.summary["memory"], []).append(run)
+    for name, group in groups.items():
+        lengths = {run.summary["frames"] for run in group}
+        if len(lengths) > 1:
+            raise ValueError(f"runs of {name} differ in length, {sorted(lengths)} frames")
+    return groups
+
+
+def _scores(group: Sequence[Run]) -> np.ndarray:
+    return np.array([run.summary["eval_return"] for run in group], dtype=np.float64)
+
+
+def _mean(values: np.ndarray) -> Any:
+    """Mean over the first axis without NaN; NaN where there is nothing else."""
+    count = (~np.isnan(values)).sum(0)
+    return np.where(count, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over the last few updates of every update, without NaN."""
+    width = max(1, round(_SMOOTH * len(values)))
+    padded = np.concatenate([np.full(width - 1, np.nan), values])
+    return _mean(np.lib.stride_tricks.sliding_window_view(padded, width).T)
