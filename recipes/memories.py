@@ -21,7 +21,8 @@ def main(overrides: list[str]) -> dict[str, MemorySize]:
     """Measure every memory of the group `memory`, print a table, return the sizes."""
     register("memories", algo="ppo")
     sizes: dict[str, MemorySize] = {}
-    print(f"{'memory':<22}{'parameters':>12}{'state floats':>14}{'FLOPs per step':>16}")
+    print(f"| {'memory':<23} | parameters | state floats | FLOPs per step |")
+    print(f"|{'-' * 25}|-----------:|-------------:|---------------:|")
     with initialize(version_base="1.3", config_path=None):
         for name in MEMORIES:
             # outside of a run there is no Hydra to ask for names and folders
@@ -31,7 +32,8 @@ def main(overrides: list[str]) -> dict[str, MemorySize]:
             make = instantiate(config.memory)
             module = make(input_size=features, output_size=features, in_key="x", out_key="y")
             size = sizes[name] = measure_memory(module, input_size=features, in_key="x")
-            print(f"{name:<22}{size.parameters:>12,}{size.state:>14,}{size.flops:>16,}")
+            numbers = f"{size.parameters:>10,} | {size.state:>12,} | {size.flops:>14,}"
+            print(f"| {f'`{name}`':<23} | {numbers} |")
     return sizes
 
 

@@ -1,10 +1,11 @@
 """Can each memory learn to remember? Two small supervised tasks, a minute or two each on one core.
 
 python -m tests.benchmarks.probe --csv docs/results/memories/probe.csv
+python -m tests.benchmarks.probe --csv docs/results/memories/probe.csv --seeds ""  # table alone
 python -m tests.benchmarks.probe --memories gru,shm --seeds 0
 
-`recall`: one of four symbols is shown at the first step; after 30 steps of noise it is asked for.
-`copy`: four symbols are shown one after the other, each with its place; after ten steps of noise
+`recall`: one of four symbols is shown at the first step; after 15 steps of noise it is asked for.
+`copy`: four symbols are shown one after the other, each with its place; after five steps of noise
 the places are asked for in turn. Chance is one in four.
 
 Every memory stands between the same embedding and the same head, with the sizes of its preset, and
@@ -19,6 +20,7 @@ import csv
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
 import torch
 from hydra_zen import instantiate
@@ -28,12 +30,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import set_recurrent_mode
 
+from tests.benchmarks._measure import table
 from torchrl_shm.configs import MEMORIES
 
 SYMBOLS, PLACES = 4, 4
 # symbol, place, whether an answer is wanted, noise
 FEATURES = SYMBOLS + PLACES + 1 + 2
-DELAYS = {"recall": 30, "copy": 10}
+DELAYS = {"recall": 15, "copy": 5}
 # ablations of SHM and variants that differ in one option are left out
 NAMES = [name for name in MEMORIES if not name.startswith("shm_")]
 
@@ -106,6 +109,30 @@ def train(name: str, task: str, seed: int, updates: int, batch_size: int = 64) -
     }
 
 
+def summarise(rows: list[dict[str, str]]) -> str:
+    """One line per memory: the worst and the mean accuracy over seeds, and what it took."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines: list[list[str]] = []
+    for name in dict.fromkeys(row["memory"] for row in rows):
+        line = [f"`{name}`"]
+        for task in tasks:
+            mine = [row for row in rows if (row["memory"], row["task"]) == (name, task)]
+            accuracy = [100 * float(row["accuracy"]) for row in mine]
+            updates, seconds = (
+                mean(float(row[key]) for row in mine) for key in ("updates", "seconds")
+            )
+            line += [
+                f"{min(accuracy):.1f} %",
+                f"{mean(accuracy):.1f} %",
+                f"{updates:.0f}, {seconds:.0f} s",
+            ]
+        lines.append(line)
+    header = [
+        f"{task}: {what}" for task in tasks for what in ("worst seed", "mean", "updates, time")
+    ]
+    return table(["memory", *header], lines)
+
+
 def main() -> None:
     """Parse the arguments, train, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -116,18 +143,27 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    if arguments.csv is not None and arguments.csv.exists():
+        with open(arguments.csv, newline="") as file:
+            rows = {tuple(row.values())[:3]: row for row in csv.DictReader(file)}
     for name in arguments.memories.split(","):
         for task in arguments.tasks.split(","):
-            for seed in map(int, arguments.seeds.split(",")):
-                rows.append(train(name, task, seed, arguments.updates))
-                print(*rows[-1].values(), sep="\t", file=sys.stderr)
+            for seed in filter(None, arguments.seeds.split(",")):
+                row = train(name, task, int(seed), arguments.updates)
+                rows[name, task, seed] = {key: str(value) for key, value in row.items()}
+                print(*row.values(), sep="\t", file=sys.stderr)
+    # in the order of the group, whatever was run when
+    names, tasks = list(MEMORIES), list(DELAYS)
+    ordered = sorted(rows, key=lambda key: (names.index(key[0]), tasks.index(key[1]), int(key[2])))
+    table_rows = [rows[key] for key in ordered]
+    print(summarise(table_rows))
     if arguments.csv is not None:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, list(table_rows[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(table_rows)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 both = pytest.mark.usefixtures("way")
+# dynamo itself makes an instance of every autograd function, and torch warns of that
+compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 def loop(
@@ -357,6 +359,7 @@ def test_grad_and_jacobian_of_torch_func() -> None:
     assert_close(jacobian(plain[1]), expected, **EXACT)
 
 
+@compiles
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 33, 3), (64, 20, 64)], ids=str)
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("dtype", [REAL, COMPLEX])

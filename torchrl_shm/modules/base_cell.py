@@ -88,12 +88,13 @@ class BaseCell(nn.Module):
             Outputs `[B, T, O]` and the final memory `[B, *memory_shape]`.
         """
         outputs: list[Tensor] = []
-        for t in range(x.shape[1]):
+        # unbind, since the backward of indexing makes a tensor of the size of x per step
+        for t, inputs in enumerate(x.unbind(1)):
             if is_init is not None:
                 first = is_init[:, t].reshape(-1, *(1 for _ in self.memory_shape))
                 # selection, not multiplication: 0 * NaN would carry the NaN over the reset
                 memory = torch.where(first, 0, memory)
-            y, memory = self.run_step(x[:, t], memory)
+            y, memory = self.run_step(inputs, memory)
             outputs.append(y)
         return torch.stack(outputs, 1), memory
 

@@ -206,7 +206,8 @@ def delta_scan(
         into_end = k * chunks.same[:, :, -1].unsqueeze(-1)
         written = chunks.close(fresh.mT @ into_end)
         faded = removed.mT @ into_end
-        states, state = list[Tensor](), start
+        states: list[Tensor] = []
+        state = start
         for n in range(q.shape[1]):
             states.append(state)
             if chunks.reset is not None:
