@@ -217,10 +217,10 @@ def test_a_gradient_of_nan_stays_in_its_episode() -> None:
     weights = torch.ones(1, 20, 4, dtype=REAL)
     weights[:, 12] = float("nan")
     states, _ = linear_scan(*inputs, is_init)
-    for x in torch.autograd.grad(states, inputs[:2], weights):
-        assert x[:, :9].isfinite().all()
-        assert x[:, 12].isnan().all() or x is not None
-        assert x[:, 13:].isfinite().all()
+    da, db = torch.autograd.grad(states, inputs[:2], weights)
+    assert db.isnan().all(-1)[0].nonzero().flatten().tolist() == [9, 10, 11, 12]
+    # the factor of the reset met no state
+    assert da.isnan().all(-1)[0].nonzero().flatten().tolist() == [10, 11, 12]
 
 
 @both
@@ -274,9 +274,18 @@ def test_last_state_keeps_no_buffer_alive() -> None:
     assert last.untyped_storage().nbytes() == last.nbytes
 
 
+@both
+@pytest.mark.parametrize("resets", [False, True])
+def test_makes_nothing_on_another_device(resets: bool) -> None:
+    inputs, is_init = make((2, 20, 5))
+    leaves = [x.detach().to("meta").requires_grad_() for x in inputs]
+    states, last = linear_scan(*leaves, is_init.to("meta") if resets else None)
+    states.sum().backward()
+    assert states.device.type == last.device.type == "meta"
+
+
 @pytest.mark.parametrize("constant", [False, True])
-def test_a_wide_sequence_makes_no_second_buffer(constant: bool) -> None:
-    """Saved for the backward are the arguments and the states."""
+def test_saves_arguments_and_states_alone(constant: bool) -> None:
     inputs, is_init = make((64, 40, 64), (1, 1, 64) if constant else None)
     saved: dict[int, int] = {}
 

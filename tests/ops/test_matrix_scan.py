@@ -264,17 +264,14 @@ def test_a_step_with_both_gates_shut_empties_the_memory() -> None:
     assert_close(y[:, 10:], gated_scan(**later)[0], **EXACT)
 
 
-@every
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    "name", ["q", "k", "v", "memory", "stabilizer", "log_decay", "log_input", "beta"]
+    ("scan", "name"), [(s, n) for s in SCANS for n in make(s, (1, 1, 1, 1))[0]]
 )
 @pytest.mark.parametrize("reset", [0, 5, 32, 40])
 def test_nothing_passes_a_reset(scan: str, value: float, name: str, reset: int) -> None:
     """NaN and inf before it reach neither the values after it nor their gradients."""
     inputs, is_init = make(scan, (2, 70, 4, 3))
-    if name not in inputs:
-        return
     is_init[:] = False
     is_init[0, reset] = True
 
@@ -303,15 +300,15 @@ def test_nothing_passes_a_reset(scan: str, value: float, name: str, reset: int) 
         assert_close(x, e, **EXACT)
 
 
-@every
-@pytest.mark.parametrize("name", ["q", "k", "v", "log_decay", "log_input", "beta"])
+@pytest.mark.parametrize(
+    ("scan", "name"),
+    [(s, n) for s in SCANS for n in make(s, (1, 1, 1, 1))[0] if n not in STATE],
+)
 @pytest.mark.parametrize("step", [6, 32, 40])
 @pytest.mark.parametrize("resets", [False, True])
 def test_nothing_looks_ahead(scan: str, name: str, step: int, resets: bool) -> None:
     """A NaN reaches neither the values before it nor, over a reset, their gradients."""
     inputs, is_init = make(scan, (1, 70, 4, 3))
-    if name not in inputs:
-        return
     is_init[:] = False
     is_init[:, step] = resets
     spoilt = {n: x.detach().clone().requires_grad_() for n, x in inputs.items()}
@@ -439,6 +436,16 @@ def test_widest_dtype_wins(scan: str) -> None:
     assert {x.dtype for x in SCANS[scan][0](**inputs)} == {torch.float32}
     inputs["memory"] = inputs["memory"].double()
     assert {x.dtype for x in SCANS[scan][0](**inputs)} == {torch.float64}
+
+
+@every
+@pytest.mark.parametrize("resets", [False, True])
+def test_makes_nothing_on_another_device(scan: str, resets: bool) -> None:
+    inputs, is_init = make(scan, (2, 70, 4, 3))
+    leaves = {n: x.detach().to("meta").requires_grad_() for n, x in inputs.items()}
+    results = SCANS[scan][0](**leaves, is_init=is_init.to("meta") if resets else None)
+    (results[0].sum() + results[-1].sum()).backward()
+    assert {x.device.type for x in results} == {"meta"}
 
 
 class _Sizes(TorchDispatchMode):

@@ -8,6 +8,7 @@ and of the memory if the episode lasts so long.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ class Chunks:
         reset: bool `[B, N]`, the chunks with such a step, or `None` for none.
         alive: `[B, N, L]`, 1 where what enters the chunk is still remembered, else 0.
         same: `[B, N, L, L]`, 1 where step t and the step `s <= t` share an episode, else 0.
-        broken: bool `[B, N, L]`, where a number that was written is not finite.
+        broken: bool `[B, N, L]`, from a write that is not finite to the end of its episode.
+        unread: bool `[B, N, L]`, where the query is not finite.
     """
 
     def __init__(
@@ -79,3 +81,10 @@ def _cut(x: Tensor, behind: float = 0.0) -> Tensor:
 def finite(x: Tensor) -> Tensor:
     """Put zero in the place of NaN and inf."""
     return x.nan_to_num(0.0, 0.0, 0.0)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast from rounding what matrix products read."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchrl_shm.ops._checks import check_is_init
-from torchrl_shm.ops._chunks import Chunks, finite
+from torchrl_shm.ops._chunks import Chunks, finite, full_precision
 from torchrl_shm.ops.linear_scan import linear_scan
 
 
@@ -105,7 +105,7 @@ def gated_scan(
         if is_init is not None:
             m = torch.where(is_init.cumsum(1) > 0, 0, m)
         weights, from_start = chunks.same, chunks.alive
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q.device):
         written = (chunks.v * weights[:, :, -1].unsqueeze(-1)).mT @ chunks.k
         states, final = linear_scan(
             from_start[:, :, -1, None, None], chunks.close(written), memory, chunks.reset
@@ -197,7 +197,7 @@ def delta_scan(
         return v.clone(), start.clone()
     chunks = Chunks(q, k, v, [(beta.to(q.dtype), 0.0)], is_init)
     q, k, v, beta = chunks.q, chunks.k, chunks.v, chunks.gates[0].unsqueeze(-1)
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q.device):
         # u_t = beta_t (v_t - M_t k_t), where M_t holds the entering memory and the u before t
         known = torch.cat([beta * v, beta * k * chunks.alive.unsqueeze(-1)], -1)
         system = beta * (k @ k.mT) * chunks.same
