@@ -83,7 +83,7 @@ def train(name: str, task: str, seed: int, updates: int, batch_size: int = 64) -
     torch.manual_seed(seed)
     data, test_data = (torch.Generator().manual_seed(s) for s in (seed, 10_000 + seed))
     model = build(name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     start, solved, accuracy, update = time.perf_counter(), 0, 0.0, 0
     while update < updates and solved < 2:
         x, answers = make_batch(task, batch_size, data)
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--memories", default=",".join(NAMES))
     parser.add_argument("--tasks", default=",".join(DELAYS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--updates", type=int, default=1_000)
+    parser.add_argument("--updates", type=int, default=2_000)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,9 +19,10 @@ from torchrl.envs import EnvBase
 from torchrl.modules import GRUModule, LSTMModule
 
 from tests.configs._helpers import compose_recipe
-from torchrl_shm import SHMModule
-from torchrl_shm.configs import PPO
+from torchrl_shm import MemoryModule, SHMModule
+from torchrl_shm.configs import MEMORIES, PPO
 from torchrl_shm.configs.groups import groups
+from torchrl_shm.modules import make_memory
 from torchrl_shm.training import RowCollector, make_logger
 
 
@@ -33,7 +34,7 @@ def _member(entry: Any) -> tuple[str, str]:
 
 ALL = sorted(_member(entry) for entry in groups)
 # what builds something; the rest are values that suit a task
-MEMBERS = [(group, name) for group, name in ALL if group != "tuned"]
+MEMBERS = [(group, name) for group, name in ALL if group not in ("tuned", "sized", "size")]
 TUNED = [name for group, name in ALL if group == "tuned"]
 # levels differ in one word, and composing takes a while: of most tasks one level does
 OTHER_LEVELS = ("medium", "Medium", "hard", "Hard")
@@ -82,6 +83,14 @@ CHOICES: dict[tuple[str, str], dict[str, Any]] = {
     ("collector", "multi_sync"): {"backend": "multi_sync"},
     ("logger", "tensorboard"): {"kind": "tensorboard"},
     ("logger", "wandb"): {"kind": "wandb"},
+    ("memory", "fast_weights_additive"): {"rule": "additive"},
+    ("memory", "shm_fixed"): {"calibration": "fixed"},
+    ("memory", "shm_neural"): {"calibration": "neural"},
+    ("memory", "shm_none"): {"calibration": "none"},
+    ("memory", "shm_constant"): {"calibration": "constant"},
+    ("memory", "shm_noise"): {"calibration": "noise"},
+    ("memory", "shm_popgym"): {"memory_size": 128},
+    ("memory", "shm_pomdp"): {"clamp": 100.0},
 }  # fmt: skip
 for _steps in (100, 250, 500):
     _frames = {"frames": (15, _steps, 10)}
@@ -126,7 +135,7 @@ def test_members() -> None:
             ]
         ),
         "logger": ["csv", "tensorboard", "wandb"],
-        "memory": ["gru", "lstm", "mlp", "shm"],
+        "memory": sorted(MEMORIES),
     }  # fmt: skip
 
 
@@ -136,7 +145,11 @@ def test_options_are_those_of_the_signature(group: str, name: str) -> None:
     if isinstance(built, PPO):
         target, options = PPO, vars(built)
     else:
-        target, options = built.func, built.keywords
+        target, options = built.func, dict(built.keywords)
+        if target is make_memory:
+            # the options of a cell are those of its constructor
+            target = options.pop("cell")
+            assert options.pop("state") == "row"
     # a metaclass may hide the signature of a class
     target: Any = target.__init__ if inspect.isclass(target) else target
     parameters = dict(inspect.signature(target).parameters)
@@ -203,8 +216,9 @@ def test_memories(name: str) -> None:
         for key, spec in module.make_tensordict_primer().primers.items():
             data[key] = spec.expand(4, *spec.shape).zero()
     assert module(data)["y"].shape == (4, 3)
-    types = {"shm": SHMModule, "gru": GRUModule, "lstm": LSTMModule}
-    assert isinstance(module, types.get(name, TensorDictModuleBase))
+    types = {"gru": GRUModule, "lstm": LSTMModule, "mlp": TensorDictModuleBase}
+    kind = SHMModule if name.startswith("shm") else types.get(name, MemoryModule)
+    assert isinstance(module, kind)
 
 
 def test_memory_options_arrive() -> None:

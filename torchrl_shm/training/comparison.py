@@ -76,9 +76,10 @@ def confidence_band(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.n
         True
     """
     picks = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
-    means = np.stack([_mean(values[pick]) for pick in picks])
+    missing = np.isnan(values).all(0)
+    means = np.where(missing, 0.0, _mean(values[picks], 1))
     low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
-    return low, high
+    return np.where(missing, np.nan, low), np.where(missing, np.nan, high)
 
 
 def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
@@ -173,10 +174,10 @@ def _scores(group: Sequence[Run]) -> np.ndarray:
     return np.array([run.summary["eval_return"] for run in group], dtype=np.float64)
 
 
-def _mean(values: np.ndarray) -> Any:
-    """Mean over the first axis without NaN; NaN where there is nothing else."""
-    count = (~np.isnan(values)).sum(0)
-    return np.where(count, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
+def _mean(values: np.ndarray, axis: int = 0) -> Any:
+    """Mean without NaN; NaN where there is nothing else."""
+    count = (~np.isnan(values)).sum(axis)
+    return np.where(count, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
