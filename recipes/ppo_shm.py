@@ -122,7 +122,8 @@ def main(
             row: dict[str, float] = {"update": update, "frames": frames}
             row |= episode_statistics(batch)
 
-            # reward: the task's own, and while training the environment's help to explore
+            # reward: the task's own, and while training the environment's help to explore (presets
+            # may also change the training tasks, as Wind's does with `mirror`; tests never)
             batch = batch.exclude("embedding", "features", "loc", "scale")
             if ("next", "shaping") in batch.keys(True):
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
