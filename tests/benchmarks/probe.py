@@ -8,6 +8,8 @@ python -m tests.benchmarks.probe --memories gru,shm --seeds 0
 `copy`: four symbols are shown one after the other, each with its place; after five steps of noise
 the places are asked for in turn. Chance is one in four.
 
+Each training batch has a delay of its own, up to those; tests have the full delay.
+
 Every memory stands between the same embedding and the same head, with the sizes of its preset, and
 gets the same batches. Training ends when 512 new sequences are answered right to 99 % twice in a
 row, or after `--updates`.
@@ -41,11 +43,15 @@ DELAYS = {"recall": 15, "copy": 5}
 NAMES = [name for name in MEMORIES if not name.startswith("shm_")]
 
 
-def make_batch(task: str, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def make_batch(
+    task: str, size: int, generator: torch.Generator, *, delay: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Inputs `[B, T, FEATURES]` and the answers to the last steps `[B, n]`."""
+    if delay is None:
+        delay = int(torch.randint(1, DELAYS[task] + 1, (), generator=generator))
     count = 1 if task == "recall" else PLACES
     answers = torch.randint(SYMBOLS, (size, count), generator=generator)
-    x = torch.zeros(size, count + DELAYS[task] + count, FEATURES)
+    x = torch.zeros(size, count + delay + count, FEATURES)
     x[..., -2:] = torch.randn(*x.shape[:2], 2, generator=generator)
     x[:, :count, :SYMBOLS] = F.one_hot(answers, SYMBOLS).float()
     places = torch.eye(PLACES)[:count]
@@ -94,7 +100,7 @@ def train(name: str, task: str, seed: int, updates: int, batch_size: int = 64) -
         optimizer.step()
         update += 1
         if update % 20 == 0 or update == updates:
-            x, answers = make_batch(task, 512, test_data)
+            x, answers = make_batch(task, 512, test_data, delay=DELAYS[task])
             with torch.no_grad():
                 right = answer(model, x, answers.shape[1]).argmax(-1) == answers
             accuracy = float(right.double().mean())
