@@ -7,12 +7,14 @@ python recipes/evaluate.py run=outputs/ppo_shm/<date>/<time>
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.conf import HydraConf, JobConf, RunDir
-from hydra_zen import MISSING, make_config, store, zen
+from hydra_zen import MISSING, ZenStore, make_config, zen
+from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase
 
 from torchrl_shm.configs import instantiate_saved
@@ -30,7 +32,7 @@ from torchrl_shm.training import (
 
 
 def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict[str, Any]:
-    """Evaluate, draw `trajectories.png` or `episode.gif` into the run folder, return results."""
+    """Evaluate, draw an episode and, in the plane, paths into the run folder, return results."""
     torch.set_num_threads(threads)
     parts = instantiate_saved(run)
     algo = parts["algo"]
@@ -46,17 +48,18 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     policy = operator.get_policy_operator()
     result = evaluate(policy, env, seed=seed)
 
-    picture = Path(run) / "trajectories.png"
-    if not draw_paths(env, result, num_paths, picture):
-        picture = Path(run) / "episode.gif"
-        save_animation(record_episode(policy, env, seed=seed), picture)
+    pictures = [Path(run) / "episode.gif"]
+    save_animation(record_episode(policy, env, seed=seed), pictures[0])
+    paths = Path(run) / "trajectories.png"
+    if draw_paths(env, result, num_paths, paths):
+        pictures.append(paths)
     summary = {
         **parts["names"],
         "seed": parts["seed"],
         "frames": checkpoint["frames"],
         "eval_return": round(result.mean_return, 4),
         "eval_success": result.success_rate,
-        "picture": str(picture),
+        "pictures": [str(picture) for picture in pictures],
     }
     print(json.dumps(summary), flush=True)
     return summary
@@ -86,6 +89,14 @@ def draw_paths(env: EnvBase, result: Evaluation, num_paths: int, path: Path) -> 
     return True
 
 
+def require_run(config: DictConfig) -> None:
+    """Stop with one line if the command does not say which run."""
+    if OmegaConf.is_missing(config, "run") or not config.run:
+        message = "evaluate.py: pass the folder of a run, run=outputs/ppo_shm/<date>/<time>_..."
+        print(message, file=sys.stderr)
+        raise SystemExit(2)
+
+
 if __name__ == "__main__":
     config = make_config(
         hydra_defaults=["_self_", {"override hydra/job_logging": "none"}],
@@ -95,8 +106,10 @@ if __name__ == "__main__":
         num_paths=8,
         seed=0,
     )
+    store = ZenStore(name="evaluate", deferred_hydra_store=True, overwrite_ok=True)
     store(config, name="evaluate")
     # all output goes to the run folder
     store(HydraConf(job=JobConf(name="evaluate"), run=RunDir("."), output_subdir=None))
     store.add_to_hydra_store(overwrite_ok=True)
-    zen(main).hydra_main(config_name="evaluate", config_path=None, version_base="1.3")
+    task = zen(main, pre_call=require_run)
+    task.hydra_main(config_name="evaluate", config_path=None, version_base="1.3")

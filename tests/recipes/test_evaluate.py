@@ -14,8 +14,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 from recipes import evaluate
-from tests.recipes._helpers import FRAMES, MEMORIES, process
-from torchrl_shm.envs import TMazeEnv
+from tests.recipes._helpers import FRAMES, MEMORIES, command, process
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "num_paths": 8, "seed": 0}
 
@@ -32,9 +31,18 @@ def check_same(found: dict[str, Any], run: Path) -> None:
     assert found == {
         **{key: expected[key] for key in ("env", "memory", "seed", "eval_return", "eval_success")},
         "frames": FRAMES,
-        "picture": str(run / "trajectories.png"),
+        "pictures": [str(run / "episode.gif"), str(run / "trajectories.png")],
     }
     assert imread(run / "trajectories.png").shape[:2] == (900, 1560)
+    # the path, and beside it what the agent remembers
+    width = {"mlp": 240, "lstm": 240 + 8 + 262}.get(expected["memory"], 240 + 8 + 240)
+    check_film(run, steps=30, width=width)
+
+
+def check_film(run: Path, *, steps: int, width: int) -> None:
+    with Image.open(run / "episode.gif") as picture:
+        assert getattr(picture, "n_frames", 1) == steps + 1
+        assert picture.size == (width, 258)
 
 
 def test_command(run: Path, tmp_path: Path) -> None:
@@ -44,8 +52,8 @@ def test_command(run: Path, tmp_path: Path) -> None:
     result = process("evaluate.py", f"run={run}", cwd=cwd)
     assert (result.code, result.stderr) == (0, "")
     check_same(result.summary, run)
-    # a picture, and nothing else, is new
-    assert {path.name for path in run.iterdir()} - before == {"trajectories.png"}
+    # pictures, and nothing else, are new
+    assert {path.name for path in run.iterdir()} - before == {"episode.gif", "trajectories.png"}
     assert list(cwd.iterdir()) == []
 
 
@@ -57,10 +65,10 @@ def test_memories(finished: Any, tmp_path: Path, memory: str) -> None:
 
 def test_repeats_whatever_was_drawn_before(run: Path) -> None:
     first = evaluate.main(str(run), **OPTIONS)
-    picture = (run / "trajectories.png").read_bytes()
+    pictures = [Path(path).read_bytes() for path in first["pictures"]]
     torch.rand(5)
     assert evaluate.main(str(run), **OPTIONS) == first
-    assert (run / "trajectories.png").read_bytes() == picture
+    assert [Path(path).read_bytes() for path in first["pictures"]] == pictures
 
 
 @pytest.mark.parametrize("num_paths", [1, 3, 12])
@@ -84,28 +92,47 @@ def test_point_robot(run: Path) -> None:
     first = evaluate.main(str(run), **OPTIONS)
     assert first["env"] == "point_robot"
     assert imread(run / "trajectories.png").shape[:2] == (900, 1560)
+    check_film(run, steps=40, width=488)
     # starts are drawn, and the same every time
     assert evaluate.main(str(run), **OPTIONS) == first
 
 
-def test_tasks_without_a_plane_are_animated(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    env = TMazeEnv(3)
-    result = evaluate.Evaluation(torch.zeros(3), None, env.rollout(5))
-    assert not evaluate.draw_paths(env, result, 2, run / "trajectories.png")
-    assert not (run / "trajectories.png").exists()
-
-    monkeypatch.setattr(evaluate, "draw_paths", lambda *arguments: False)
-    summary = evaluate.main(str(run), **OPTIONS)
-    assert summary["picture"] == str(run / "episode.gif")
-    with Image.open(run / "episode.gif") as picture:
-        # one frame per step, and the first observation
+@pytest.mark.parametrize(
+    ("env", "width"),
+    [
+        # a board, and numbers over time of environments that are stepped one after the other
+        ("key_to_door_100", 377 + 8 + 240),
+        ("gym", 360 + 8 + 240),
+        ("popgym/RepeatPreviousEasy", 360 + 8 + 240),
+    ],
+)
+def test_tasks_without_a_plane_are_filmed(env: str, width: int, tmp_path: Path) -> None:
+    if env in ("gym", "popgym/RepeatPreviousEasy"):
+        pytest.importorskip("popgym", reason="the original environments come with the extra popgym")
+    result = command(
+        "ppo_shm.py", f"env={env}", f"hydra.run.dir={tmp_path}", "algo.total_frames=40",
+        "algo.num_envs=2", "algo.row_length=10", "algo.rows_per_minibatch=2", "algo.epochs=1",
+        "algo.num_test_episodes=2",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    summary = evaluate.main(str(tmp_path), **OPTIONS)
+    assert summary["eval_return"] == result.summary["eval_return"]
+    assert summary["pictures"] == [str(tmp_path / "episode.gif")]
+    assert not (tmp_path / "trajectories.png").exists()
+    with Image.open(tmp_path / "episode.gif") as picture:
         assert getattr(picture, "n_frames", 1) > 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+        assert picture.size == (width, 258)
 
 
 class TestMistakes:
+    @pytest.mark.parametrize("arguments", [[], ["device=cpu"], ["run="]])
+    def test_no_run(self, arguments: list[str]) -> None:
+        result = command("evaluate.py", *arguments)
+        assert (result.code, result.stdout) == (2, "")
+        # one line, which says what to pass
+        assert result.stderr.count("\n") == 1
+        assert "run=outputs/ppo_shm/" in result.stderr
+
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; run=\.\.\."):
             evaluate.main(str(tmp_path / "no_run"), **OPTIONS)

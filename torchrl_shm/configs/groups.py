@@ -128,13 +128,20 @@ _POPGYM: dict[str, Any] = {
     "repeat_previous": popgym.RepeatPreviousEnv,
     "velocity_only_cart_pole": popgym.VelocityOnlyCartPoleEnv,
 }
+# environments in python are stepped one after the other, so a step of all takes as long as they are
+_PYTHON: dict[str, Any] = {
+    "num_envs": 32,
+    "rows_per_minibatch": 8,
+    "total_frames": 500_000,
+    "num_test_episodes": 64,
+}
 for _name, _target in _POPGYM.items():
     for _level in get_args(popgym.Level):
         _algo = {**_DISCRETE, "entropy_coeff": 0.01, "total_frames": 4_000_000}
         _task(f"popgym_{_name}_{_level}", _target, _algo, level=_level)
         # the package itself, for whoever wants the original
         _original = f"{_target.__name__.removesuffix('Env')}{_level.capitalize()}"
-        _slow = {**_algo, "num_envs": 32, "rows_per_minibatch": 8, "total_frames": 500_000}
+        _slow = {**_algo, **_PYTHON}
         env(
             _partial(make_popgym_env, _original, zen_exclude=(*_ENV_RUNTIME, "name")),
             name=_original,
@@ -142,7 +149,7 @@ for _name, _target in _POPGYM.items():
         )
         tuned(_slow, name=_original, group="tuned/popgym")
 env(_partial(make_gym_env, id="CartPole-v1", zen_exclude=_ENV_RUNTIME), name="gym")
-tuned({"gamma": 0.99, "num_envs": 32, "rows_per_minibatch": 8, "total_frames": 500_000}, name="gym")
+tuned({"gamma": 0.99, **_PYTHON}, name="gym")
 
 memory = groups(group="memory")
 for _name, _config in MEMORIES.items():

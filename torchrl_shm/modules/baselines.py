@@ -144,4 +144,5 @@ def _projected(
         input_size, hidden_size, num_layers, in_key=in_key, out_key=hidden_key, device=device
     )
     linear = torch.nn.Linear(hidden_size, output_size, device=device)
-    return TensorDictSequential(memory, TensorDictModule(linear, [hidden_key], [out_key]))
+    modules: list[Any] = [memory, TensorDictModule(linear, [hidden_key], [out_key])]
+    return TensorDictSequential(*modules)

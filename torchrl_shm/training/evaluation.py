@@ -41,7 +41,7 @@ class Evaluation:
 
 
 # tests of tasks that are drawn draw the same episodes in every run
-_TEST_SEED = 20_000
+TEST_SEED = 20_000
 
 
 def make_test_env(
@@ -72,9 +72,9 @@ def make_test_env(
     options: dict[str, Any] = {} if device is None else {"device": device}
     # asked of an environment, because a factory from a configuration shows no signature; with a
     # seed, because one is drawn from torch's default generator otherwise
-    if hasattr(make_env(num_envs=1, seed=_TEST_SEED, **options), "split"):
+    if hasattr(make_env(num_envs=1, seed=TEST_SEED, **options), "split"):
         return make_env(split="test", **options)
-    return make_env(num_envs=num_episodes, seed=_TEST_SEED, **options)
+    return make_env(num_envs=num_episodes, seed=TEST_SEED, **options)
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
-        transformed.set_seed(_TEST_SEED + seed)
+        transformed.set_seed(TEST_SEED + seed)
         rollout = transformed.rollout(
             max_steps=10**6, policy=policy, break_when_all_done=True, return_contiguous=True
         )
