@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--memories", default=",".join(NAMES))
     parser.add_argument("--tasks", default=",".join(DELAYS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--updates", type=int, default=2_000)
+    parser.add_argument("--updates", type=int, default=1_000)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

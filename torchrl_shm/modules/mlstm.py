@@ -33,7 +33,9 @@ class MLSTM(BaseCell):
     depends on `m`, so no gradient flows through its maximum.
 
     Source: Beck et al., xLSTM: Extended Long Short-Term Memory (2024), section 2.3, equations 19
-    to 27, and equation 15 (stabilizer). The block around the cell is ours.
+    to 27, and equation 15 (stabilizer). The block around the cell is ours. The kernels of the
+    package `flash-linear-attention` have a decay per step and head, but neither an exponential
+    input gate nor a stabilizer, so they are no backend here.
 
     The memory holds, for each head, `C` and below it `n`, row by row, and at last `m`:
     `[num_heads, (memory_size + 1) * memory_size + 1]`.

@@ -32,7 +32,8 @@ class S6(BaseCell):
     algorithm 2, sections 3.4 and 3.6, with the discretisation of B of the released code,
     repository `state-spaces/mamba`: `mamba_ssm/modules/mamba_simple.py`. The released code of the
     SHM paper, repository `thaihungle/SHM`, drops the state of this memory between steps; here it
-    is carried.
+    is carried. The kernel of the package `mamba-ssm`, `selective_scan_fn`, is no backend here: it
+    takes neither an initial state nor resets, and its final state has no gradient.
 
     Args:
         input_size: number of input features, `D`, also the width of the block.
