@@ -256,6 +256,8 @@ def test_wrong_shapes_are_named(name: str) -> None:
             cell.step(x[:, 0], wrong)
     with pytest.raises(ValueError, match="is_init"):
         cell(x, memory, is_init[:, 1:])
+    with pytest.raises(TypeError, match=r"is_init is torch\.float64, expected torch\.bool"):
+        cell(x, memory, is_init.double())
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -166,7 +166,7 @@ def test_shape_of_is_init(shape: tuple[int, ...]) -> None:
 def test_device_of_is_init() -> None:
     bad = scan_arguments()
     bad["is_init"] = bad["is_init"].to("meta")
-    with pytest.raises(RuntimeError, match="is_init is on meta but theta is on cpu"):
+    with pytest.raises(RuntimeError, match="is_init is on meta but the inputs on cpu"):
         shm_scan(**bad)
 
 

@@ -402,4 +402,4 @@ def test_errors() -> None:
     refuse(
         ValueError, "is_init has shape [2, 4], expected [B, T] = [2, 5]", a, b, state, resets[:, :4]
     )
-    refuse(RuntimeError, "is_init is on meta but theta is on cpu", a, b, state, resets.to("meta"))
+    refuse(RuntimeError, "is_init is on meta but the inputs on cpu", a, b, state, resets.to("meta"))

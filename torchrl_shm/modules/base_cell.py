@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrl_shm.ops._checks import check_is_init
+from torchrl_shm.ops._chunks import full_precision
+
 
 class BaseCell(nn.Module):
     """Base of memory cells that draw nothing.
@@ -118,15 +121,17 @@ class BaseCell(nn.Module):
 
         Raises:
             ValueError: a shape does not fit.
+            TypeError: `is_init` is not bool, or the parameters are neither float32 nor float64.
         """
         if x.ndim != 3:
             raise ValueError(f"x is {list(x.shape)}, expected [B, T, {self.input_size}]")
-        memory = self._start(x, x.shape[:1], memory)
-        if is_init is not None and is_init.shape != x.shape[:2]:
-            raise ValueError(f"is_init is {list(is_init.shape)}, expected {list(x.shape[:2])}")
+        x, memory = self._start(x, x.shape[:1], memory)
+        if is_init is not None:
+            check_is_init(is_init, x)
         if not x.shape[1]:
             return memory.new_zeros(x.shape[0], 0, self.output_size), memory, None
-        y, memory = self.run_sequence(x, memory, is_init)
+        with full_precision(x.device):
+            y, memory = self.run_sequence(x, memory, is_init)
         return y, memory, None
 
     def step(
@@ -144,24 +149,32 @@ class BaseCell(nn.Module):
 
         Raises:
             ValueError: a shape does not fit.
+            TypeError: the parameters are neither float32 nor float64.
         """
         batch = x.shape[:-1]
-        memory = self._start(x, batch, memory)
+        x, memory = self._start(x, batch, memory)
         rows = batch.numel()
-        y, memory = self.run_step(
-            x.reshape(rows, self.input_size), memory.reshape(rows, *self.memory_shape)
-        )
+        x = x.reshape(rows, self.input_size)
+        with full_precision(x.device):
+            y, memory = self.run_step(x, memory.reshape(rows, *self.memory_shape))
         return y.reshape(*batch, self.output_size), memory.reshape(*batch, *self.memory_shape), None
 
-    def _start(self, x: Tensor, batch: torch.Size, memory: Tensor | None) -> Tensor:
+    def _start(self, x: Tensor, batch: torch.Size, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The input and the memory in the dtype of the parameters, also under autocast."""
         if x.shape[-1] != self.input_size:
             raise ValueError(
                 f"x has {x.shape[-1]} features, this cell reads input_size={self.input_size}"
             )
+        parameter: Any = next(self.parameters(), x)
+        dtype: torch.dtype = parameter.dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"the parameters are {dtype}; a memory adds up over many steps and needs "
+                "torch.float32 or torch.float64. Autocast may round the layers around it"
+            )
         shape = (*batch, *self.memory_shape)
         if memory is None:
-            parameter: Any = next(self.parameters(), x)
-            return x.new_zeros(shape, dtype=parameter.dtype)
+            memory = x.new_zeros(shape, dtype=dtype)
         if memory.shape != shape:
             raise ValueError(f"memory is {list(memory.shape)}, expected {list(shape)}")
-        return memory
+        return x.to(dtype), memory.to(dtype)

@@ -111,6 +111,8 @@ def make_mlp(
         >>> make_mlp(5, 3, in_key="observation", out_key="features").out_keys
         ['features']
     """
+    if hidden_size < 1:
+        raise ValueError(f"hidden_size={hidden_size} must be at least 1")
     network = MLP(
         input_size,
         output_size,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from torchrl_shm.modules._slices import cut_at_resets
+from torchrl_shm.modules._slices import Pieces, cut_at_resets
 from torchrl_shm.modules.base_cell import BaseCell
 
 Nonlinearity = Literal["tanh", "relu"]
@@ -99,31 +99,36 @@ class Elman(BaseCell):
     def run_sequence(
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Run over a whole sequence in one call of a kernel; see `BaseCell.run_sequence`."""
+        """Run over a whole sequence in torch's kernel; see `BaseCell.run_sequence`.
+
+        Pieces between resets run side by side, padded to the longest of about their length, which
+        costs one wait for the device.
+        """
         kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
-        weights: list[Tensor] = [weight for layer in self.rnn.all_weights for weight in layer]
-        # with biases and without dropout; only in training mode can cuDNN go backward
-        options = (weights, True, len(self.rnn.all_weights), 0.0, True, False)
-        if is_init is None or not len(x):
-            y, final = kernel(x, memory.transpose(0, 1).contiguous(), *options, True)
-            return self._read_out(y), final.transpose(0, 1)
-
         batch, steps = x.shape[:2]
-        first, piece, step = cut_at_resets(is_init)
-        # pieces between resets run side by side, each at its own length; the kernel reads the first
-        # step of them all, then the second, always the longest piece first
-        by_length = piece.bincount().argsort(descending=True, stable=True)
-        rank = by_length.argsort()[piece]
-        order = (step * len(first) + rank).argsort()
-        first = first[by_length]
+        if not batch:
+            return super().run_sequence(x, memory, is_init)
+        first = torch.zeros_like(x[:, :, 0], dtype=torch.bool) if is_init is None else is_init
+        pieces = cut_at_resets(first)
+        groups = _group(pieces)
         # a piece without a reset at its start is the first of its row
-        fresh = is_init.flatten()[first].view(-1, 1, 1)
-        start = torch.where(fresh, 0, memory[first // steps]).transpose(0, 1).contiguous()
-        y, final = kernel(x.flatten(0, 1)[order], step.bincount().cpu(), start, *options)
-
-        y = y[order.argsort()].unflatten(0, (batch, steps))
-        last = rank.view(batch, steps)[:, -1]
-        return self._read_out(y), final[:, last].transpose(0, 1)
+        fresh = first.flatten()[pieces.first].unsqueeze(-1)
+        row = pieces.first // steps
+        last = torch.arange(steps - 1, batch * steps, steps, device=x.device)
+        hidden, states = x.flatten(0, 1), []
+        layers: Any = self.rnn.all_weights
+        for state, weights in zip(memory.unbind(1), layers, strict=True):
+            start = torch.where(fresh, 0, state[row])
+            # with biases and without dropout; only in training mode can cuDNN go backward
+            parts = [
+                kernel(hidden[at], start[members].unsqueeze(0), weights, True, 1, 0.0, True, False,
+                       True)[0][inside]
+                for members, at, inside in groups
+            ]  # fmt: skip
+            order = torch.cat([at[inside] for _, at, inside in groups])
+            hidden = torch.cat(parts)[order.argsort()]
+            states.append(hidden[last])
+        return self._read_out(hidden.unflatten(0, (batch, steps))), torch.stack(states, 1)
 
     def _read_out(self, hidden: Tensor) -> Tensor:
         return hidden if self.out is None else self.out(hidden)
@@ -131,3 +136,21 @@ class Elman(BaseCell):
     def extra_repr(self) -> str:
         """Options that no submodule shows."""
         return f"nonlinearity={self.nonlinearity!r}"
+
+
+def _group(pieces: Pieces) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Pieces of similar length: which, the steps `[n, L]` of each, and which of these are its own.
+
+    Each group is padded to the next power of two, so at most half of its steps are padding.
+    """
+    length = pieces.piece.bincount()
+    size = (length - 1).clamp(min=1).log2().floor().long() + 1
+    groups: list[tuple[Tensor, Tensor, Tensor]] = []
+    for n in size.unique().tolist():
+        members = (size == n).nonzero().squeeze(1)
+        step = torch.arange(int(length[members].max()), device=length.device)
+        inside = step < length[members].unsqueeze(1)
+        # padding repeats the first step
+        at = pieces.first[members].unsqueeze(1) + torch.where(inside, step, 0)
+        groups.append((members, at, inside))
+    return groups

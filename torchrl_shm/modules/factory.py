@@ -26,7 +26,7 @@ def make_memory(
     """Build a cell and wrap it in a `MemoryModule`.
 
     Args:
-        cell: class of the cell; called with the sizes, the options and the device.
+        cell: class of the cell; called with the sizes and the options.
         input_size: number of input features.
         output_size: number of output features.
         in_key: key of the input.
@@ -48,5 +48,7 @@ def make_memory(
         >>> module.out_keys
         ['features', ('next', 'memory')]
     """
-    built = cell(input_size, output_size, device=device, **options)
-    return MemoryModule(built, in_key=in_key, out_key=out_key, state=state)
+    built = cell(input_size, output_size, **options)
+    module: MemoryModule = MemoryModule(built, in_key=in_key, out_key=out_key, state=state)
+    # moved, so that a cell needs no argument for it
+    return module if device is None else module.to(device)

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from torchrl_shm.modules._features import elu_plus_one
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import delta_scan, gated_scan
 from torchrl_shm.ops.fla_scan import MatrixBackend, check_backend
@@ -127,7 +127,7 @@ class FastWeights(BaseCell):
 
 
 def _normalise(x: Tensor) -> Tensor:
-    x = F.elu(x) + 1
+    x = elu_plus_one(x)
     return x / (_EPS + x.sum(-1, keepdim=True))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_shm.modules._features import elu_plus_one
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
 from torchrl_shm.ops.fla_scan import MatrixBackend, check_backend
@@ -114,9 +115,11 @@ class LinearAttention(BaseCell):
         return normed, q, k, F.pad(v, (0, 1), value=1.0) if self.normalised else v
 
     def _feature_map(self, x: Tensor) -> Tensor:
-        return (F.elu(x) + 1) / math.sqrt(self.memory_size)
+        return elu_plus_one(x) / math.sqrt(self.memory_size)
 
     def _read_out(self, read: Tensor, normed: Tensor) -> Tensor:
         if self.normalised:
-            read = read[..., :-1] / read[..., -1:]
+            # all weights positive, the sum can only round to zero
+            total = read[..., -1:].clamp(min=torch.finfo(read.dtype).tiny)
+            read = read[..., :-1] / total
         return self.out(read + self.shortcut(normed))

@@ -57,16 +57,16 @@ def check(
     return memory
 
 
-def check_is_init(is_init: Tensor, theta: Tensor) -> None:
+def check_is_init(is_init: Tensor, x: Tensor) -> None:
     """Validate the reset flags of a sequence."""
     if is_init.dtype != torch.bool:
         raise TypeError(f"is_init is {is_init.dtype}, expected torch.bool")
-    if is_init.shape != theta.shape[:2]:
+    if is_init.shape != x.shape[:2]:
         raise ValueError(
-            f"is_init has shape {list(is_init.shape)}, expected [B, T] = {list(theta.shape[:2])}"
+            f"is_init has shape {list(is_init.shape)}, expected [B, T] = {list(x.shape[:2])}"
         )
-    if is_init.device != theta.device:
-        raise RuntimeError(f"is_init is on {is_init.device} but theta is on {theta.device}")
+    if is_init.device != x.device:
+        raise RuntimeError(f"is_init is on {is_init.device} but the inputs on {x.device}")
 
 
 def check_segments(segments: int, clamp: float | None) -> None:

@@ -50,7 +50,7 @@ def gated_scan(
         q: queries of shape `[B, T, K]`.
         k: keys of shape `[B, T, K]`.
         v: values of shape `[B, T, V]`.
-        log_decay: logarithm of the forget gate, at most 0, of shape `[B, T]`; `None` is no gate.
+        log_decay: logarithm of the forget gate of shape `[B, T]`; `None` is no gate.
         log_input: logarithm of the input gate, of shape `[B, T]`; given with `log_decay`.
         memory: initial `M` of shape `[B, V, K]`; `None` starts from zeros.
         stabilizer: initial `m` of shape `[B]`; `None` starts from zeros.
