@@ -23,10 +23,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     output: Path = arguments.output or Path(arguments.folders[0]) / "comparison"
-    runs = load_runs(arguments.folders)
-    plot_comparison(runs, output.with_suffix(".png"))
-    table = comparison_table(runs)
-    output.with_suffix(".md").write_text(table + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        runs = load_runs(arguments.folders)
+        table = comparison_table(runs)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    # the name may have dots
+    plot_comparison(runs, output.with_name(f"{output.name}.png"))
+    output.with_name(f"{output.name}.md").write_text(table + "\n")
     print(table)
 
 

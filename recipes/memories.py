@@ -19,6 +19,8 @@ from torchrl_shm.training import MemorySize, measure_memory
 
 def main(overrides: list[str]) -> dict[str, MemorySize]:
     """Measure every memory of the group `memory`, print a table, return the sizes."""
+    if chosen := [override for override in overrides if override.startswith("memory")]:
+        sys.exit(f"{chosen} would be the same for all memories, which this table compares; drop it")
     register("memories", algo="ppo")
     sizes: dict[str, MemorySize] = {}
     print(f"| {'memory':<23} | parameters | state floats | FLOPs per step |")

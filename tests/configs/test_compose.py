@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from tests.configs._helpers import compose_recipe
 from tests.configs.test_groups import MEMBERS
-from torchrl_shm.configs import PPO, instantiate_saved, save_config
+from torchrl_shm import SHM
+from torchrl_shm.configs import PPO, add_memory, instantiate_saved, save_config
 
 PARTS = ("env", "memory", "algo")
 
@@ -48,6 +49,13 @@ class TestSavedConfig:
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; run=\.\.\."):
             instantiate_saved(tmp_path)
+
+
+def test_names_of_memories_are_given_once() -> None:
+    with pytest.raises(
+        ValueError, match=r"memory=gru is taken; choose a name that is none of \['dnc'"
+    ):
+        add_memory("gru", SHM)
 
 
 class TestForeignTargets:
@@ -105,6 +113,8 @@ class TestForeignTargets:
         ("key", "value"),
         [
             ("memory._target_", "os.system"),
+            # a class as a value
+            ("memory.memory_size", {"_target_": "hydra_zen.funcs.get_obj", "path": "os.system"}),
             ("logger._target_", "os.system"),
             ("env._zen_target", "os.system"),
             ("env.max_wind", {"_target_": "os.system", "_args_": ["false"]}),

@@ -11,20 +11,30 @@ from pathlib import Path
 from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
 
 
-def test_it_trains(tmp_path: Path) -> None:
+def test_it_trains_and_is_evaluated(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "memories" / "own.md").read_text()
     classes = [code for _, code in blocks(page) if "class " in code]
-    (script,) = [match["code"] for match in BLOCK.finditer(page) if match["skip"]]
+    train, look = (match["code"] for match in BLOCK.finditer(page) if match["skip"])
     (tmp_path / "traces.py").write_text("\n".join(classes))
-    (tmp_path / "train.py").write_text(script)
-    result = subprocess.run(
-        [sys.executable, "train.py", "env=memory_length", "memory=traces", "memory.memory_size=7",
+    (tmp_path / "train.py").write_text(train)
+    (tmp_path / "look.py").write_text(look)
+    run(
+        tmp_path,
+        ["train.py", "env=memory_length", "memory=traces", "memory.memory_size=7",
          "env.length=3", "algo.total_frames=200", "algo.num_envs=8", "algo.row_length=12",
          "algo.rows_per_minibatch=4", "algo.num_test_episodes=4", "hydra.run.dir=run"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT / "recipes")}, capture_output=True,
-        text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 3
     assert "memory_size: 7" in (tmp_path / "run" / "config.yaml").read_text()
+    run(tmp_path, ["look.py", "run"])
+    assert (tmp_path / "run" / "episode.gif").read_bytes().startswith(b"GIF")
+
+
+def run(folder: Path, arguments: list[str]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "recipes")}
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def make_run(
     # no episode ended in the first update
     values[0] = NAN
     frames = 10.0 * np.arange(1, updates + 1)
-    return Run(summary, {"frames": frames, "return": values, "success": values / values[-1]})
+    return Run(summary, {"frames": frames, "return": values, "success": values / updates})
 
 
 def save(run: Run, folder: Path) -> None:
@@ -61,6 +62,30 @@ def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
         for key, values in made.metrics.items():
             np.testing.assert_array_equal(found.metrics[key], values)
     assert len(load_runs([tmp_path / "sweep" / "0", tmp_path / "sweep" / "2"])) == 2
+    # a folder and one in it
+    assert len(load_runs([tmp_path, tmp_path / "sweep" / "0"])) == 3
+
+
+def test_what_averaged_runs_share(tmp_path: Path) -> None:
+    save(make_run(), tmp_path / "0")
+    (tmp_path / "0" / "config.yaml").write_text("seed: 0\nrun_dir: x\nalgo:\n  gamma: 0.9\n")
+    (run,) = load_runs([tmp_path])
+    assert run.config == ("algo:", "  gamma: 0.9")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (81.66, "81.7"),
+        (0.41, "0.410"),
+        (0.00672, "0.0067"),
+        (-1.0, "-1.00"),
+        (812.3, "812"),
+        (0, "0"),
+    ],
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert comparison_table([make_run(score=value)]).splitlines()[-1].split(" | ")[3] == text
 
 
 def test_folder_without_a_finished_run(tmp_path: Path) -> None:
@@ -118,8 +143,9 @@ def test_table_starts_with_the_best() -> None:
     header, _, *lines = comparison_table(runs).splitlines()
     assert header.startswith("| memory | seeds | steps |")
     assert lines == [
-        "| `shm` | 2 | 200 | 8.0 (7.0 to 9.0) | 50.0 % | 1.5 |",
-        "| `gru` | 1 | 200 | 5.0 (5.0 to 5.0) | 50.0 % | 1.5 |",
+        "| `shm` | 2 | 200 | 8.00 (7.00 to 9.00) | 50.0 % (50.0 to 50.0) | 1.5 |",
+        # of one run there is no interval
+        "| `gru` | 1 | 200 | 5.00 | 50.0 % | 1.5 |",
     ]
 
 
@@ -129,6 +155,11 @@ def test_table_starts_with_the_best() -> None:
         ([], "no runs"),
         ([make_run(), make_run(seed=1, env="t_maze")], r"several tasks, \['t_maze', 'wind'\]"),
         ([make_run(), make_run(seed=1, updates=21)], r"shm differ in length, \[200, 210\]"),
+        ([make_run(), make_run()], r"shm have the same seed \[0\]"),
+        (
+            [replace(make_run(seed=n), config=("a: 1", f"b: {n}")) for n in range(2)],
+            r"shm differ in more than their seed.*\['b: 0', 'b: 1'\]",
+        ),
     ],
 )
 def test_what_cannot_be_compared(runs: list[Run], message: str, tmp_path: Path) -> None:

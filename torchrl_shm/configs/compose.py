@@ -20,6 +20,8 @@ _ALLOWED_MODULES = (
     "torchrl_shm.envs.", "torchrl_shm.modules.", "torchrl_shm.configs.algo.",
     "torchrl_shm.training.collection.", "torchrl_shm.training.loggers.",
 )  # fmt: skip
+# classes that `add_memory` was given in this process: whoever runs it trusts them
+_ADDED: set[str] = set()
 # how hydra-zen writes a class as a value
 _CLASS = "hydra_zen.funcs.get_obj"
 
@@ -109,13 +111,16 @@ def register(name: str, *, algo: str) -> None:
 def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> None:
     """Give a memory of your own a name for the command line, `memory=<name>`.
 
-    Call it before `run_recipe` or `register`.
+    Call it before `run_recipe` or `register`, and before a run with it is loaded again.
 
     Args:
         name: name in the group `memory`.
         cell: class of the cell, at the top of a module, so that it can be found again by its path;
             its keyword arguments become options.
         **options: values that differ from the defaults of the cell.
+
+    Raises:
+        ValueError: the name is taken.
 
     Examples:
         >>> from torchrl_shm.configs import add_memory
@@ -124,7 +129,11 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
     """
     from torchrl_shm.configs.groups import groups
 
+    taken = {str(entry["name"]) for entry in groups if entry["group"] == "memory"}
+    if name in taken:
+        raise ValueError(f"memory={name} is taken; choose a name that is none of {sorted(taken)}")
     groups(memory_config(cell, **options), group="memory", name=name)
+    _ADDED.add(f"{cell.__module__}.{cell.__qualname__}")
 
 
 def save_config(config: DictConfig, run_dir: str | Path) -> None:
@@ -149,7 +158,8 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder has no `config.yaml`.
-        ValueError: the file names something to build that is not of this project.
+        ValueError: the file names something to build that is neither of this project nor a memory
+            that `add_memory` was given in this process.
     """
     path = Path(run_dir) / "config.yaml"
     if not path.exists():
@@ -159,13 +169,16 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
     for target in _targets(config):
         if not _is_ours(target):
             raise ValueError(
-                f"{path} would build {target!r}; only targets of torchrl_shm are accepted"
+                f"{path} would build {target!r}; only targets of torchrl_shm are accepted, and "
+                "memories that add_memory was given before"
             )
     parts = {name: instantiate(config[name]) for name in ("env", "memory", "algo")}
     return {**parts, "seed": config.seed, "names": OmegaConf.to_container(config.names)}
 
 
 def _is_ours(target: str) -> bool:
+    if target in _ADDED:
+        return True
     module, _, name = target.rpartition(".")
     if not f"{module}.".startswith(_ALLOWED_MODULES):
         return False
