@@ -9,13 +9,12 @@ from torchrl_shm.configs.compose import (
     save_config,
 )
 from torchrl_shm.configs.memories import MEMORIES, memory_config
-from torchrl_shm.configs.sizes import SIZES, Size
+from torchrl_shm.configs.sizes import SIZES
 
 __all__ = [
     "MEMORIES",
     "PPO",
     "SIZES",
-    "Size",
     "add_memory",
     "instantiate_saved",
     "memory_config",

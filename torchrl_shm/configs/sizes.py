@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-Size = Literal["own", "params", "state"]
-"""What is made equal: nothing, trained parameters, or floats of state per agent."""
+from typing import Any
 
 GOALS = {"params": 24_960, "state": 576}
 """Parameters of a `gru` of 64 units; floats of a memory of `shm`, 24 x 24."""
@@ -55,4 +52,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "lru": {"memory_size": 288},
     },
 }
-"""Options by measure and memory; `size=params` and `size=state` on the command line."""
+"""Options by measure and memory; `size=params` and `size=state` on the command line.
+
+They are for `algo.embedding_size=64`, and leave alone what they do not name: `shm_popgym` and
+`shm_pomdp`, which have the sizes of the authors' code, and memories that `add_memory` was given.
+"""
