@@ -200,10 +200,8 @@ class Contract:
     def test_nothing_waits_for_a_value(self) -> None:
         """No operation hands a value to Python or has a result whose shape depends on values."""
         env = self.make(5)
-        # a check of actions on the CPU, which other devices skip
-        env._checks_actions = False
-        # and what is drawn row by row there
-        env._draws_rows = False
+        # the CPU may check actions and draw row by row, other devices do neither
+        env._looks = False
         env.reset()
         action = random_action(env)
         with Calls() as calls:

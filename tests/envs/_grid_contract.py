@@ -122,13 +122,13 @@ class GridContract:
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
-            ({"frames": (10, 100)}, r"frames must be 3 numbers .* got \(10, 100\)"),
+            ({"frames": (10, 100)}, r"frames must be 3 whole numbers .* got \(10, 100\)"),
             ({"frames": (10, 0, 3)}, r"each at least 1, got \(10, 0, 3\)"),
             ({"final_reward": 0.0}, "final_reward must be finite and positive, got 0.0"),
             ({"final_reward": float("inf")}, "final_reward must be finite and positive, got inf"),
             ({"apple_reward": -1.0}, "apple_reward must be finite and not negative, got -1.0"),
             ({"num_apples": 23}, "num_apples must be 0 to 22, .* got 23"),
-            ({"respawn_every": -1}, "or 0 for apples that never come back, got -1"),
+            ({"respawn_every": -1}, "respawn_every must be at least 0, got -1"),
             ({"dtype": "float16"}, "dtype must be one of .* got 'float16'"),
             ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
         ],

@@ -518,6 +518,8 @@ class Calls(TorchDispatchMode):
 def test_nothing_waits_for_a_value() -> None:
     """No operation hands a value to Python or has a result whose shape depends on values."""
     env = WindEnv(4)
+    # the CPU checks actions, other devices do not
+    env._looks = False
     env.reset()
     waits = torch.tensor([True, False, True, False])
     with Calls() as calls:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase
 
+from torchrl_shm.envs._checks import check_count, check_finite, check_indices, exact
+
 State = dict[str, Tensor]
 """What an episode is made of: tensors `[B, ...]`, replaced as a whole, never written to."""
 
@@ -51,7 +53,7 @@ class BatchedEnv(EnvBase):
         device: device of all tensors, state and generator included.
 
     Raises:
-        ValueError: `num_envs` is not positive.
+        ValueError: `num_envs` is not a whole number, or not positive.
     """
 
     policy_keys: tuple[str, ...] = ("observation", "previous_action")
@@ -60,16 +62,15 @@ class BatchedEnv(EnvBase):
     _supports_set_state = True
     # attributes that `to` moves besides the state
     _tensors: tuple[str, ...] = ()
-    # on the CPU, draw and start only the rows that start; elsewhere the host would have to wait
+    # where values may be looked at, draw and start only the rows that start
     _draws_rows = False
 
     def __init__(self, num_envs: int, device: torch.device | str | int) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        check_count("num_envs", num_envs)
         super().__init__(device=torch.device(device), batch_size=(num_envs,))
         self._state: State | None = None
-        # on other devices looking at the actions would make the host wait
-        self._checks_actions = self.device.type == "cpu"
+        # whether values may be looked at: on other devices the host would have to wait
+        self._looks = self.device.type == "cpu"
 
     def _set_up(
         self,
@@ -89,6 +90,11 @@ class BatchedEnv(EnvBase):
         batch, device = self.batch_size, self.device
         flag = torch.Size((*batch, 1))
         self.action_spec = action
+        # several indices are a subclass with bounds of their own
+        self._num_actions = int(action.n) if type(action) is Categorical else None
+        self._action_shape = action.shape
+        self._action_dtype = action.dtype
+        self._emitted = {*observation, "done", "terminated", "truncated"}
         self.observation_spec = Composite(observation, shape=batch, device=device)
         self.reward_spec = Bounded(*reward, shape=flag, dtype=torch.float32, device=device)
         self.full_done_spec = Composite(
@@ -133,7 +139,7 @@ class BatchedEnv(EnvBase):
         """Move everything to another device; the generator starts anew there, from its seed."""
         before = self.device
         super().to(device)
-        self._checks_actions = self.device.type == "cpu"
+        self._looks = self.device.type == "cpu"
         if self.device != before:
             for name in self._tensors:
                 setattr(self, name, getattr(self, name).to(self.device))
@@ -168,6 +174,10 @@ class BatchedEnv(EnvBase):
         else:
             self._generator.manual_seed(seed)
 
+    def _keep(self, state: State) -> None:
+        # what a module does when an attribute is set costs as much as several operations
+        vars(self)["_state"] = state
+
     def _running(self) -> State:
         if self._state is None:
             raise RuntimeError("no episode is running; call reset() first")
@@ -195,7 +205,7 @@ class BatchedEnv(EnvBase):
                     f"TensorDict({{{example}}}, batch_size={list(self.batch_size)}), below "
                     "transforms, which drop the entries, with env.base_env.reset after env.reset"
                 )
-            layout[name] = value.to(self.device, entry.dtype)
+            layout[name] = exact(name, value, entry.dtype).to(self.device)
         self._check_layout(layout)
         return layout
 
@@ -203,24 +213,73 @@ class BatchedEnv(EnvBase):
         self, tensordict: TensorDictBase | None, *, set_state: bool = False, **kwargs: Any
     ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        old = self._state
-        if old is None or mask is None:
+        if self._state is None or mask is None:
             layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
-            new = self._begin_episodes(layout)
-        elif self._draws_rows and not set_state and mask.device.type == "cpu":
-            rows = mask.reshape(self.batch_size).nonzero().squeeze(-1)
-            started = self._begin_episodes(self._draw(len(rows)))
-            new = {name: value.index_copy(0, rows, started[name]) for name, value in old.items()}
+            self._keep(self._begin_episodes(layout))
+        elif self._draws_rows and self._looks and not set_state:
+            rows = mask.nonzero()[:, 0]
+            if rows.shape[0]:
+                self._restart(rows, ~mask.reshape(-1, 1))
         else:
             layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
             started = self._begin_episodes(layout)
-            new = _where(mask.reshape(self.batch_size), started, old)
-        self._state = new
-        return self._emit(new)
+            self._keep(_where(mask.reshape(self.batch_size), started, self._state))
+        return self._emit(self._running())
+
+    def _restart(self, rows: Tensor, going_on: Tensor) -> State:
+        """Draw and start episodes in some rows only.
+
+        Args:
+            rows: numbers of these rows, `[R]`, at least one.
+            going_on: bool of shape `[B, 1]`, false in these rows.
+
+        Returns:
+            How they start: the state without flags, of tensors `[R, ...]`.
+        """
+        old, started = self._running(), self._start(self._draw(rows.shape[0]))
+        new = {name: old[name].index_copy(0, rows, value) for name, value in started.items()}
+        new["terminated"] = old["terminated"] & going_on
+        new["truncated"] = old["truncated"] & going_on
+        self._keep(new)
+        return started
+
+    def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Start new episodes where `done` is true, as TorchRL does.
+
+        Where rows are drawn one by one, only they are written. TorchRL's own way passes, checks
+        and copies the whole batch several times, which costs more than a step.
+        """
+        entries: dict[str, Any] = dict(tensordict.items())
+        entries.pop("_reset", None)
+        if not (
+            self._draws_rows
+            and self._looks
+            and self._emitted <= entries.keys()
+            and all(isinstance(entry, Tensor) for entry in entries.values())
+        ):
+            return super().maybe_reset(tensordict)
+        rows = entries["done"].nonzero()[:, 0]
+        if not rows.shape[0]:
+            return tensordict
+        old, going_on = self._running(), ~entries["done"]
+        seen = self._observe(self._restart(rows, going_on))
+        new, partial = self._running(), rows.shape[0] < self.num_envs
+        for name, entry in entries.items():
+            if entry is old.get(name):
+                # the state's own tensor, which has been written to already
+                entries[name] = new[name]
+            elif name in seen:
+                entries[name] = entry.index_copy(0, rows, seen[name])
+            elif name in self._emitted:
+                entries[name] = entry & going_on
+            # what is not the environment's own, TorchRL pads with zeros unless all rows start
+            elif partial:
+                entries[name] = entry.index_fill(0, rows, 0)
+        return self._pack(entries)
 
     def _begin_episodes(self, layout: State) -> State:
         state = self._start(layout)
-        count = len(next(iter(state.values())))
+        count = next(iter(state.values())).shape[0]
         never = torch.zeros((count, 1), dtype=torch.bool, device=self.device)
         return {**state, "terminated": never, "truncated": never}
 
@@ -228,33 +287,46 @@ class BatchedEnv(EnvBase):
         old = self._running()
         # no gradient: it would tie all steps that follow to the policy
         action = tensordict.get("action").detach()
-        if self._checks_actions:
-            self._check_action(action)
+        self._check_action(action)
         state, reward, terminated, truncated = self._advance(old, action)
-        never = torch.zeros_like(old["truncated"])
         new = {
             **state,
-            "terminated": never if terminated is None else terminated,
-            "truncated": never if truncated is None else truncated,
+            "terminated": torch.zeros_like(old["terminated"]) if terminated is None else terminated,
+            "truncated": torch.zeros_like(old["truncated"]) if truncated is None else truncated,
         }
         # torchrl's way to let some environments wait
         if (mask := tensordict.get("_step", None)) is not None:
             mask = mask.reshape(self.batch_size)
             new = _where(mask, new, old)
             reward = reward * mask.unsqueeze(-1)
-        self._state = new
+        self._keep(new)
         return self._emit(new, reward)
 
+    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
+        # `_emit` makes all entries in their shapes, which TorchRL would make sure of at every step
+        if self.run_type_checks:
+            return super()._step_proc_data(next_tensordict_out)
+        return next_tensordict_out
+
     def _check_action(self, action: Tensor) -> None:
-        """Raise ValueError for a discrete action that does not exist; others are clipped."""
-        spec = self.action_spec
-        # several indices are a subclass with a check of their own
-        if type(spec) is Categorical and action.numel():
-            low, high = (int(x) for x in torch.aminmax(action))
-            if low < 0 or high >= spec.n:
-                raise ValueError(
-                    f"actions of {type(self).__name__} are 0 to {spec.n - 1}, got {low} to {high}"
-                )
+        """Raise ValueError for what is no action; numbers beyond their bounds are clipped."""
+        kind = self._action_dtype
+        fits = action.is_floating_point() if kind.is_floating_point else action.dtype == kind
+        if not fits or action.shape != self._action_shape:
+            raise ValueError(
+                f"actions of {type(self).__name__} are {kind} of shape "
+                f"{tuple(self._action_shape)}, got {action.dtype} of shape {tuple(action.shape)}"
+            )
+        if self._looks and not torch.compiler.is_compiling():
+            self._check_values(action)
+
+    def _check_values(self, action: Tensor) -> None:
+        """Raise ValueError for an index that does not exist and for numbers that are none."""
+        name = f"actions of {type(self).__name__}"
+        if self._num_actions is None:
+            check_finite(name, action)
+        else:
+            check_indices(name, action, self._num_actions)
 
     def _emit(self, state: State, reward: Tensor | None = None) -> TensorDictBase:
         terminated, truncated = state["terminated"], state["truncated"]
@@ -265,6 +337,9 @@ class BatchedEnv(EnvBase):
         entries["truncated"] = truncated.clone()
         if reward is not None:
             entries["reward"] = reward
+        return self._pack(entries)
+
+    def _pack(self, entries: State) -> TensorDictBase:
         # as torchrl's own envs do: checking what is known would cost as much as six operations
         return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
             entries, batch_size=self.batch_size, device=self.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec, Unbounded
 
 from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
+from torchrl_shm.envs._checks import check_count
 from torchrl_shm.envs._situations import (
     ACTIONS,
     APPLE,
@@ -65,24 +67,24 @@ class GridEnv(BatchedEnv):
         seed: int | None,
         device: torch.device | str | int,
     ) -> None:
-        if len(frames) != PHASES or min(frames) < 1:
+        whole = [isinstance(steps, Integral) and steps > 0 for steps in frames]
+        if len(frames) != PHASES or not all(whole):
             raise ValueError(
-                f"frames must be {PHASES} numbers of steps, each at least 1, got {tuple(frames)}"
+                f"frames must be {PHASES} whole numbers of steps, each at least 1, got "
+                f"{tuple(frames)}"
             )
         if not 0 < final_reward < math.inf:
             raise ValueError(f"final_reward must be finite and positive, got {final_reward}")
-        if not 0 <= num_apples <= len(APPLE_CELLS):
+        check_count("num_apples", num_apples, 0)
+        if num_apples > len(APPLE_CELLS):
             raise ValueError(
                 f"num_apples must be 0 to {len(APPLE_CELLS)}, the number of places for apples, "
                 f"got {num_apples}"
             )
         if not 0 <= apple_reward < math.inf:
             raise ValueError(f"apple_reward must be finite and not negative, got {apple_reward}")
-        if respawn_every < 0:
-            raise ValueError(
-                "respawn_every must be a number of steps, or 0 for apples that never come back, "
-                f"got {respawn_every}"
-            )
+        # 0: apples never come back
+        check_count("respawn_every", respawn_every, 0)
         if dtype not in get_args(Dtype):
             raise ValueError(f"dtype must be one of {get_args(Dtype)}, got {dtype!r}")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, TensorSpec, Unbounded
 
 from torchrl_shm.envs._base import BatchedEnv, State
+from torchrl_shm.envs._checks import check_count
 
 Split = Literal["train", "test"]
 
@@ -76,8 +77,7 @@ class NavigationEnv(BatchedEnv):
         if num_envs is None:
             num_envs = 64 if split == "train" else num_test_tasks
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_count(name, size)
         if num_train_tasks + num_test_tasks > num_tasks:
             raise ValueError(
                 f"num_train_tasks + num_test_tasks = {num_train_tasks} + {num_test_tasks} is more "

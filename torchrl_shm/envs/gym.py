@@ -6,12 +6,15 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Categorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, SerialEnv, Transform, TransformedEnv
 from torchrl.envs.libs.gym import GymWrapper
+
+from torchrl_shm.envs._checks import check_count
 
 
 def make_gym_env(
@@ -34,12 +37,15 @@ def make_gym_env(
         device: device of the tensors.
 
     Returns:
-        A TorchRL environment of shape `[B]`. Discrete actions are indices. `policy_keys` names
-        `observation` and what was asked for.
+        A TorchRL environment of shape `[B]`. Discrete actions are indices. Discrete observations
+        are one-hot, and tuples and dictionaries of observations one vector, as by gymnasium's
+        `FlattenObservation`; all numbers but bytes become float32. `policy_keys` names
+        `observation`, which is `pixels` where it is a picture, and what was asked for.
 
     Raises:
         ImportError: gymnasium is not installed.
-        ValueError: gymnasium does not know `id`, or `num_envs` is not positive.
+        ValueError: gymnasium does not know `id`, its observations are of no fixed size, or
+            `num_envs` is not a whole number, or not positive.
 
     Examples:
         >>> from torchrl_shm.envs import make_gym_env
@@ -67,7 +73,7 @@ def make_popgym_env(
     """Make a batch of an original POPGym environment, in Python, one after the other.
 
     The observation is that of our own environments, `torchrl_shm.envs.popgym`, which are the same
-    tasks and much faster.
+    tasks and much faster: categories are one-hot, whatever the wrappers.
 
     Args:
         name: name and level, such as `"RepeatPreviousEasy"`.
@@ -82,7 +88,8 @@ def make_popgym_env(
 
     Raises:
         ImportError: popgym is not installed.
-        ValueError: popgym has no such environment, or `num_envs` is not positive.
+        ValueError: popgym has no such environment, or `num_envs` is not a whole number, or not
+            positive.
 
     Examples:
         >>> from torchrl_shm.envs import make_popgym_env
@@ -152,7 +159,8 @@ def _import(module: str) -> Any:
 
 def _wrap_gym(id: str) -> EnvBase:
     gymnasium: Any = _import("gymnasium")
-    return GymWrapper(gymnasium.make(id), categorical_action_encoding=True)
+    env = _with_numbers(gymnasium.make(id), id)
+    return GymWrapper(env, categorical_action_encoding=True)
 
 
 def _wrap_popgym(name: str, previous_action: bool, antialias: bool) -> EnvBase:
@@ -165,7 +173,28 @@ def _wrap_popgym(name: str, previous_action: bool, antialias: bool) -> EnvBase:
     env = wrappers.Flatten(env)
     if hasattr(env.action_space, "nvec"):
         env = wrappers.DiscreteAction(env)
-    return GymWrapper(env, categorical_action_encoding=True)
+    return GymWrapper(_with_numbers(env, name), categorical_action_encoding=True)
+
+
+def _with_numbers(env: Any, name: str) -> Any:
+    """Make vectors of observations that are indices or made of parts; indices become one-hot."""
+    spaces: Any = _import("gymnasium.spaces")
+    wrappers: Any = _import("gymnasium.wrappers")
+    space = env.observation_space
+    if not isinstance(space, spaces.Box):
+        if not space.is_np_flattenable:
+            raise ValueError(
+                f"observations of {name} are of no fixed size: {space}; register it with a "
+                "wrapper that makes arrays of them, such as one of gymnasium.wrappers"
+            )
+        env = wrappers.FlattenObservation(env)
+        space = env.observation_space
+    # bytes are pictures, and stay small
+    if space.dtype not in (np.float32, np.uint8):
+        single = partial(np.asarray, dtype=np.float32)
+        bounds = (single(space.low), single(space.high))
+        env = wrappers.TransformObservation(env, single, spaces.Box(*bounds, dtype=np.float32))
+    return env
 
 
 def _transformed(make: Any, action: bool, reward: bool) -> EnvBase:
@@ -180,14 +209,14 @@ def _batch(
     seed: int | None,
     device: torch.device | str | int,
 ) -> EnvBase:
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    check_count("num_envs", num_envs)
     if previous_action or previous_reward:
         # inside, so that the whole takes further transforms like any other environment
         make = partial(_transformed, make, previous_action, previous_reward)
     env: Any = SerialEnv(num_envs, make, device=torch.device(device))
     env.policy_keys = (
-        "observation",
+        # what TorchRL calls an observation that is a picture
+        "pixels" if "pixels" in env.observation_spec.keys() else "observation",
         *(["previous_action"] if previous_action else []),
         *(["previous_reward"] if previous_reward else []),
     )

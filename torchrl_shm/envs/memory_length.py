@@ -9,6 +9,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec
 
 from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
+from torchrl_shm.envs._checks import check_count
 
 
 class MemoryLengthEnv(BatchedEnv):
@@ -107,8 +108,7 @@ class MemoryLengthEnv(BatchedEnv):
         device: torch.device | str | int = "cpu",
     ) -> None:
         for name, value in {"length": length, "num_bits": num_bits}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_count(name, value)
         super().__init__(num_envs, device)
         self.length = length
         self.num_bits = num_bits

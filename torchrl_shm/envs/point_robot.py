@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchrl_shm.envs._base import Entry, State, Transition
+from torchrl_shm.envs._checks import check_count
 from torchrl_shm.envs._navigation import NavigationEnv, Split
 
 # the rectangle that episodes start in: a corner and the way to the opposite one
@@ -150,8 +151,7 @@ class PointRobotEnv(NavigationEnv):
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
-        if num_episodes < 1:
-            raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+        check_count("num_episodes", num_episodes)
         super().__init__(
             num_envs,
             split=split,
@@ -185,11 +185,6 @@ class PointRobotEnv(NavigationEnv):
             "goal": Entry((2,), torch.float64),
             "start": Entry((self.num_episodes, 2), torch.float64),
         }
-
-    def _check_layout(self, layout: State) -> None:
-        for name, value in layout.items():
-            if not value.isfinite().all():
-                raise ValueError(f'"{name}" must be finite, got {value[~value.isfinite()][0]}')
 
     def _draw(self, count: int) -> State:
         goal = self._draw_tasks(count)

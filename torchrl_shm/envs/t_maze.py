@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec
 
 from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
+from torchrl_shm.envs._checks import check_count
 
 # actions 0 to 3
 _MOVES = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -119,8 +120,7 @@ class TMazeEnv(BatchedEnv):
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        check_count("length", length)
         if penalty is None:
             penalty = -1 / length
         if not -math.inf < penalty <= 0:

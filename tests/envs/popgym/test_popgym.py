@@ -80,6 +80,14 @@ class TestSamplers:
         noise = (0.25 * (1 / (8 * count) + 1 / (2 * count))) ** 0.5
         assert (ours - theirs).abs().max() < 8 * noise
 
+    @pytest.mark.parametrize("level", LEVELS)
+    def test_fleets_can_be_given_again(self, level: Any) -> None:
+        """Ships that touch can be told apart in several ways, of which one is enough."""
+        env = BattleshipEnv(200, level=level, seed=0)
+        inject(env, **env._draw(200))
+        if level == "easy":
+            inject(BattleshipEnv(2), board=_scattered()[:1].expand(2, -1, -1))
+
     def test_mines(self) -> None:
         env = MineSweeperEnv(4_000, level="medium", seed=0)
         env.reset()
@@ -145,6 +153,14 @@ class TestOptions:
         assert PositionOnlyCartPoleEnv(2, max_steps=5, noise=0.1).noise == 0.1
 
 
+def _scattered() -> Tensor:
+    """A fleet whose ships touch, and a board of twelve cells that is none."""
+    board = torch.zeros(2, 8, 8, dtype=torch.bool)
+    board[0, 0, :4] = board[0, 1, :3] = board[0, 1:4, 3] = board[0, 2, 1:3] = True
+    board[1, ::2, ::2][:3] = True
+    return board
+
+
 class TestMistakes:
     @pytest.mark.parametrize("name", FAMILIES)
     def test_unknown_level(self, name: str) -> None:
@@ -155,12 +171,16 @@ class TestMistakes:
         ("name", "options", "message"),
         [
             ("Autoencode", {"num_decks": 0}, "num_decks must be at least 1, got 0"),
-            ("RepeatPrevious", {"k": 52}, "below 52 cards, got 52"),
-            ("Battleship", {"ship_sizes": (9,)}, "between 1 and board_size=8"),
+            ("RepeatPrevious", {"k": 52}, "k must be below 52, the number of cards, got 52"),
+            ("Battleship", {"ship_sizes": (9,)}, "not be longer than board_size=8"),
+            ("Battleship", {"ship_sizes": ()}, r"ship_sizes must name a ship at least, got \(\)"),
+            ("Battleship", {"ship_sizes": (0,)}, "ship_sizes must be at least 1, got 0"),
             ("Battleship", {"board_size": 4}, "may not fit on 4x4"),
             ("Battleship", {"ship_sizes": (1,) * 64}, "no water"),
             ("MineSweeper", {"num_mines": 14}, "14 mines on 4x4 cells"),
-            ("MineSweeper", {"num_mines": 0}, "0 mines on 4x4 cells"),
+            ("MineSweeper", {"num_mines": 0}, "num_mines must be at least 1, got 0"),
+            ("Concentration", {"field": "foo"}, r"field must be one of .*'suits'.*got 'foo'"),
+            ("CountRecall", {"field": "foo"}, r"field must be one of .*'suits'.*got 'foo'"),
             ("MultiarmedBandit", {"num_arms": 0}, "num_arms must be at least 1"),
             ("PositionOnlyPendulum", {"max_steps": 0}, "max_steps must be at least 1"),
             ("PositionOnlyCartPole", {"noise": -1.0}, "noise must be finite and not negative"),
@@ -176,9 +196,13 @@ class TestMistakes:
             (AutoencodeEnv(2), {"deck": torch.zeros(2, 52, dtype=torch.int64)}, "13 cards of each"),
             (AutoencodeEnv(2), {"deck": torch.zeros(2, 9, dtype=torch.int64)}, r"shape \(2, 52\)"),
             (BattleshipEnv(2), {"board": torch.ones(2, 8, 8)}, r"12 cells with ships, got \[64\]"),
+            (
+                BattleshipEnv(2),
+                {"board": _scattered()},
+                "environment 1 is not made of ships of \\(2, ",
+            ),
             (MineSweeperEnv(2), {"mines": torch.zeros(2, 4, 4)}, r"2 cells, got \[0\]"),
             (MultiarmedBanditEnv(2), {"arms": torch.full((2, 10), 1.5)}, "probabilities in"),
-            (PositionOnlyCartPoleEnv(2), {"state": torch.full((2, 4), torch.nan)}, "finite"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BatchedEnv) else "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 
 from torchrl_shm.envs._base import BatchedEnv, State, Transition
+from torchrl_shm.envs._checks import check_count
 
 Level = Literal["easy", "medium", "hard"]
 """The three difficulties that POPGym defines for every task."""
@@ -45,7 +47,7 @@ class POPGymEnv(BatchedEnv):
     """
 
     policy_keys = ("observation",)
-    _tensors = ("_offsets",)
+    _tensors = ("_offsets", "_first_row", "_rows")
     _draws_rows = True
 
     def __init__(
@@ -73,6 +75,7 @@ class POPGymEnv(BatchedEnv):
         joint: bool = True,
         bound: float | None = None,
         numbers: int = 0,
+        expanded: bool = False,
     ) -> None:
         """Declare the specs.
 
@@ -83,7 +86,8 @@ class POPGymEnv(BatchedEnv):
             seed: seed of the generator.
             joint: one index for all that make up an action.
             bound: bound of a continuous action.
-            numbers: how many numbers stand in front of the blocks, or in their place.
+            numbers: how many numbers stand in the place of blocks.
+            expanded: the task has its blocks as zeros and ones, not as categories.
         """
         batch: dict[str, Any] = {"device": self.device}
         action: TensorSpec
@@ -97,101 +101,120 @@ class POPGymEnv(BatchedEnv):
                 shape = torch.Size((self.num_envs, len(actions)))
                 action = MultiCategorical(list(actions), shape=shape, dtype=torch.int64, **batch)
             else:
-                count = int(torch.tensor(actions).prod())
                 shape = torch.Size((self.num_envs,))
-                action = Categorical(count, shape=shape, dtype=torch.int64, **batch)
-        self._joint = joint
-        self._numbers = numbers
-        if self.previous_action and bound is not None:
-            numbers += 1
+                action = Categorical(math.prod(actions), shape=shape, dtype=torch.int64, **batch)
+        self._joint = joint or len(actions) < 2
+        # how much of an observation stands there as the task has it, and not as categories
+        self._copied = sum(blocks) if expanded else numbers
         # every block has its one at an index of its own, beyond the blocks before it
-        blocks = [
-            *blocks,
-            *(self._sizes if self.previous_action else ()),
-            *((2,) if self.antialias else ()),
-        ]
-        ends = torch.tensor([numbers, *blocks]).cumsum(0)
-        self._offsets = ends[:-1].to(self.device)
-        shape = torch.Size((self.num_envs, int(ends[-1])))
+        self._offsets = torch.tensor([0, *blocks]).cumsum(0)[:-1].to(self.device)
+        self._make_rows(numbers + sum(blocks))
+        shape = torch.Size((self.num_envs, self._rows.shape[1]))
         floats: dict[str, Any] = {**batch, "dtype": torch.float32}
         spec = Unbounded(shape, **floats) if numbers else Bounded(0, 1, shape=shape, **floats)
         self._set_up({"observation": spec}, action, rewards, seed)
+
+    def _make_rows(self, own: int) -> None:
+        """Tabulate what an observation holds besides the task's own, which is the first part.
+
+        Args:
+            own: size of the task's own observation.
+        """
+        sizes = self._sizes
+        # one row for every action
+        index = torch.arange(math.prod(sizes))
+        parts = [torch.zeros(len(index), own)]
+        if self.previous_action:
+            digits = torch.unravel_index(index, sizes) if sizes else ()
+            parts += [torch.eye(size)[x] for size, x in zip(sizes, digits, strict=True)]
+            parts += [] if sizes else [torch.zeros(1, 1)]
+        rows = torch.cat(parts, -1)
+        if self.antialias:
+            later, first = torch.eye(2).unbind()
+            self._rows = torch.cat([rows, later.expand(len(rows), 2)], -1).to(self.device)
+            self._first_row = torch.cat([rows[:1], first[None]], -1).to(self.device)
+        else:
+            self._rows, self._first_row = rows.to(self.device), rows[:1].to(self.device)
 
     @abstractmethod
     def _begin(self, layout: State) -> State:
         """Make the task's own state at the start."""
 
     @abstractmethod
-    def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Outcome:
         """Make one step.
 
         Args:
             state: also has `"step"`, the steps so far, `[B, 1]`; the caller counts.
-            action: one tensor `[B]` per index, or the continuous action.
+            action: the joint index `[B]`, or the continuous action `[B, 1]`.
         """
 
     @abstractmethod
     def _features(self, state: State) -> Tensor:
-        """The task's own observation: categories, int64 `[B, blocks]`, or float32 numbers."""
+        """The task's own observation: categories, int64 `[B, blocks]`, or numbers."""
+
+    def _first_features(self, state: State) -> Tensor:
+        """The same at the start of an episode."""
+        return self._features(state)
+
+    def _first_view(self, state: State) -> Tensor:
+        """The whole observation at the start of episodes."""
+        features = self._first_features(state)
+        return self._fill(self._first_row.expand(features.shape[0], -1).clone(), features)
+
+    def _view(self, state: State, action: Tensor) -> Tensor:
+        """The whole observation after a step."""
+        if self._sizes:
+            return self._fill(self._rows.index_select(0, action), self._features(state))
+        rows = self._fill(self._rows.expand(self.num_envs, -1).clone(), self._features(state))
+        if self.previous_action:
+            rows[:, self._copied, None] = action
+        return rows
+
+    def _fill(self, rows: Tensor, features: Tensor) -> Tensor:
+        if self._copied:
+            rows[:, : self._copied] = features
+            return rows
+        blocks = features if self._offsets.shape[0] == 1 else features + self._offsets
+        return rows.scatter_(1, blocks, 1.0)
 
     def _start(self, layout: State) -> State:
         state = self._begin(layout)
-        count = len(next(iter(layout.values())))
+        count = next(iter(layout.values())).shape[0]
         state["step"] = torch.zeros(count, 1, dtype=torch.int64, device=self.device)
-        if self.previous_action:
-            width, dtype = len(self._sizes), torch.int64
-            if not width:
-                width, dtype = 1, torch.float32
-            state["previous"] = torch.zeros(count, width, dtype=dtype, device=self.device)
+        state["observation"] = self._first_view(state)
         return state
 
     def _advance(self, state: State, action: Tensor) -> Transition:
-        indices = self._split(action)
-        state, reward, terminated, truncated = self._play(state, indices)
-        state["step"] = state["step"] + 1
-        if self.previous_action:
-            state["previous"] = torch.stack(indices, -1) if self._sizes else action.float()
-        return Transition(state, reward.to(torch.float32), terminated, truncated)
-
-    def _split(self, action: Tensor) -> list[Tensor]:
-        if len(self._sizes) < 2:
-            return [action]
         if not self._joint:
-            return list(action.unbind(-1))
-        rows, columns = self._sizes
-        return [action.div(columns, rounding_mode="floor") % rows, action % columns]
+            action = action[:, 0] * self._sizes[1] + action[:, 1]
+        new, reward, terminated, truncated = self._play(state, action)
+        new["step"] = state["step"] + 1
+        new["observation"] = self._view(new, action)
+        return Transition(new, reward.to(torch.float32), terminated, truncated)
 
     def _observe(self, state: State) -> State:
-        shape = self.observation_spec["observation"].shape
-        observation = torch.zeros(shape, dtype=torch.float32, device=self.device)
-        codes: list[Tensor] = []
-        features = self._features(state)
-        if self._numbers:
-            observation[:, : self._numbers] = features
-        else:
-            codes.append(features)
-        if self.previous_action:
-            if self._sizes:
-                codes.append(state["previous"])
-            else:
-                observation[:, self._numbers, None] = state["previous"]
-        if self.antialias:
-            codes.append((state["step"] == 0).long())
-        if codes:
-            observation.scatter_(1, torch.cat(codes, -1) + self._offsets, 1.0)
-        return {"observation": observation}
+        return {"observation": state["observation"]}
 
-    def _check_action(self, action: Tensor) -> None:
-        super()._check_action(action)
-        if len(self._sizes) > 1 and not self._joint and action.numel():
-            sizes = torch.tensor(self._sizes)
-            if bool(((action < 0) | (action >= sizes)).any()):
-                raise ValueError(
-                    f"actions of {type(self).__name__} are below {self._sizes}, got values from "
-                    f"{int(action.min())} to {int(action.max())}"
-                )
+    def _check_values(self, action: Tensor) -> None:
+        if self._joint:
+            return super()._check_values(action)
+        if bool(((action < 0) | (action >= action.new_tensor(self._sizes))).any()):
+            raise ValueError(
+                f"actions of {type(self).__name__} are below {self._sizes}, got values from "
+                f"{int(action.min())} to {int(action.max())}"
+            )
+        return None
 
 
 def level_value(value: Any, by_level: Mapping[str, Any], level: str) -> Any:
     """The value that was given, or that of the level."""
     return by_level[level] if value is None else value
+
+
+def level_count(name: str, value: int | None, by_level: Mapping[str, int], level: str) -> int:
+    """The same for a number, which must be whole and positive; otherwise ValueError."""
+    if value is None:
+        return by_level[level]
+    check_count(name, value)
+    return value

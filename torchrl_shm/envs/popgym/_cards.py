@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from torchrl_shm.envs._base import Entry, State
+from torchrl_shm.envs._checks import check_count
 from torchrl_shm.envs.popgym._base import POPGymEnv
 
 Field = Literal["colors", "suits", "ranks"]
 
-NUM_VALUES: dict[str, int] = {"colors": 2, "suits": 4, "ranks": 13}
+_NUM_VALUES: dict[str, int] = {"colors": 2, "suits": 4, "ranks": 13}
 _CARDS = 52
 
 
@@ -27,11 +28,12 @@ class CardEnv(POPGymEnv):
     _tensors = (*POPGymEnv._tensors, "_values")
 
     def _shuffle(self, num_decks: int, field: Field) -> None:
-        if num_decks < 1:
-            raise ValueError(f"num_decks must be at least 1, got {num_decks}")
+        check_count("num_decks", num_decks)
+        if field not in get_args(Field):
+            raise ValueError(f"field must be one of {get_args(Field)}, got {field!r}")
         self.num_decks = num_decks
         self.num_cards = num_decks * _CARDS
-        self.num_values = NUM_VALUES[field]
+        self.num_values = _NUM_VALUES[field]
         index = torch.arange(self.num_cards, device=self.device)
         # as popgym numbers them: colours and suits alternate, four cards in a row have one rank
         by_field = {"colors": index % 2, "suits": index % 4, "ranks": index % _CARDS // 4}

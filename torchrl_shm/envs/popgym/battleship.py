@@ -1,14 +1,16 @@
-"""Board games of POPGym: remember where shots and clicks went."""
+"""Battleship: sink ships, and remember where shots went."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from torchrl_shm.envs._base import Entry, State
-from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_value
+from torchrl_shm.envs._checks import check_count
+from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_count
 
 
 class BattleshipEnv(POPGymEnv):
@@ -72,8 +74,6 @@ class BattleshipEnv(POPGymEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _tensors = (*POPGymEnv._tensors, "_cells")
-
     def __init__(
         self,
         num_envs: int = 64,
@@ -88,14 +88,17 @@ class BattleshipEnv(POPGymEnv):
         device: torch.device | str | int = "cpu",
     ) -> None:
         super().__init__(num_envs, level, previous_action, antialias, device)
-        size: int = level_value(board_size, {"easy": 8, "medium": 10, "hard": 12}, level)
+        size = level_count("board_size", board_size, {"easy": 8, "medium": 10, "hard": 12}, level)
         self.board_size = size
         self.ship_sizes = tuple(ship_sizes)
+        if not self.ship_sizes:
+            raise ValueError("ship_sizes must name a ship at least, got ()")
         before = 0
         for length in self.ship_sizes:
-            if not 1 <= length <= size:
+            check_count("ship_sizes", length)
+            if length > size:
                 raise ValueError(
-                    f"ship_sizes={self.ship_sizes} must be between 1 and board_size={size}"
+                    f"ship_sizes={self.ship_sizes} must not be longer than board_size={size}"
                 )
             # rows hold that many places which do not overlap, and a cell blocks one of them
             if before >= size * (size // length):
@@ -109,7 +112,6 @@ class BattleshipEnv(POPGymEnv):
         if self._needed >= self.max_steps:
             raise ValueError(f"{self._needed} cells of ships leave no water on {size}x{size} cells")
         self._miss_reward = -1 / (self.max_steps - self._needed)
-        self._cells = torch.arange(self.max_steps, device=self.device)
         for length in set(self.ship_sizes):
             setattr(self, f"_ships{length}", _placements(size, length).to(self.device))
         rewards = (self._miss_reward, 1 / self._needed)
@@ -144,6 +146,13 @@ class BattleshipEnv(POPGymEnv):
             raise ValueError(
                 f"board must have {self._needed} cells with ships, got {counts.unique().tolist()}"
             )
+        for environment, board in enumerate(layout["board"]):
+            cells = frozenset((row, column) for row, column in board.nonzero().tolist())
+            if not _is_fleet(cells, tuple(sorted(self.ship_sizes))):
+                raise ValueError(
+                    f'"board" of environment {environment} is not made of ships of '
+                    f"{self.ship_sizes} cells in a row or in a column"
+                )
 
     def _begin(self, layout: State) -> State:
         guessed = torch.zeros_like(layout["board"].flatten(1))
@@ -154,18 +163,17 @@ class BattleshipEnv(POPGymEnv):
             "hits": torch.zeros_like(guessed[:, :1], dtype=torch.int64),
         }
 
-    def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
-        cell = (action[0] * self.board_size + action[1]).unsqueeze(-1)
+    def _play(self, state: State, action: Tensor) -> Outcome:
+        cell = action.unsqueeze(-1)
         board, guessed = state["board"].flatten(1), state["guessed"]
         hit = board.gather(1, cell) & ~guessed.gather(1, cell)
         hits = state["hits"] + hit
         reward = torch.where(hit, 1 / self._needed, self._miss_reward)
         new = {
             "board": state["board"],
-            "guessed": guessed | (self._cells == cell),
+            "guessed": guessed.scatter(1, cell, True),
             "hit": hit.long(),
             "hits": hits,
-            "step": state["step"],
         }
         truncated = state["step"] >= self.max_steps - 1
         return Outcome(new, reward, hits == self._needed, truncated)
@@ -174,158 +182,25 @@ class BattleshipEnv(POPGymEnv):
         return state["hit"]
 
 
-class MineSweeperEnv(POPGymEnv):
-    """Uncover all cells without a mine, seeing only how many mines are near the last one.
-
-    ## Description
-
-    Mines are hidden on a square board. The agent uncovers a cell per step and is told how many
-    mines are in the 3 x 3 cells around it; what it was told before is not shown again. POPGym's
-    `MineSweeper` (`popgym/envs/minesweeper.py`), step by step. (The copy in the SHM repository
-    allows one step more.)
-
-    ## Action Space
-
-    `action`: with `joint_action` int64 of shape `[B]`, row * N + column; otherwise int64 of shape
-    `[B, 2]`, row and column, as in POPGym itself.
-
-    ## Observation Space
-
-    `observation`: float32: number of mines (3, 7 or 10 categories), previous row and column (2N),
-    time flags (2).
-
-    ## Rewards
-
-    With L free cells: 1/L for a free cell, -0.5/(L - 2) for one that was uncovered before,
-    -0.5 - 1/L for a mine.
-
-    ## Starting State
-
-    Mines on distinct cells, uniformly. `reset(TensorDict({"mines": mines}), set_state=True)` takes
-    the cells with mines, `[B, N, N]`.
-
-    ## Episode End
-
-    Terminated on a mine or when all free cells are uncovered; otherwise truncated after L steps:
-    14, 30, 54.
-
-    Args:
-        num_envs: number of environments B.
-        level: `"easy"`, `"medium"` or `"hard"`: N = 4, 6, 8 with 2, 6, 10 mines.
-        board_size: N; `None` is the level's.
-        num_mines: number of mines; `None` is the level's.
-        joint_action: one index for a cell instead of row and column.
-        previous_action: append the previous action to the observation.
-        antialias: append whether this is the reset to the observation.
-        seed: seed of the environment's own generator; `None` draws one from torch's default
-            generator.
-        device: device of all tensors, state and generator included.
-
-    Raises:
-        ValueError: `level` is unknown, or there are fewer than 3 free cells or no mine.
-
-    Examples:
-        >>> from torchrl_shm.envs.popgym import MineSweeperEnv
-        >>> MineSweeperEnv(num_envs=3).rollout(2)["observation"].shape[-1]
-        13
-
-    ## Version History
-
-    - v0: as in popgym 1.0.7.
-    """
-
-    _tensors = (*POPGymEnv._tensors, "_cells", "_neighbours")
-
-    def __init__(
-        self,
-        num_envs: int = 64,
-        *,
-        level: Level = "easy",
-        board_size: int | None = None,
-        num_mines: int | None = None,
-        joint_action: bool = True,
-        previous_action: bool = True,
-        antialias: bool = True,
-        seed: int | None = None,
-        device: torch.device | str | int = "cpu",
-    ) -> None:
-        super().__init__(num_envs, level, previous_action, antialias, device)
-        size: int = level_value(board_size, {"easy": 4, "medium": 6, "hard": 8}, level)
-        self.board_size = size
-        self.num_mines: int = level_value(num_mines, {"easy": 2, "medium": 6, "hard": 10}, level)
-        self.max_steps = size * size - self.num_mines
-        if self.num_mines < 1 or self.max_steps < 3:
-            raise ValueError(
-                f"{self.num_mines} mines on {size}x{size} cells: there must be a mine at least, "
-                "and 3 free cells"
-            )
-        self._free_reward = 1 / self.max_steps
-        self._again_reward = -0.5 / (self.max_steps - 2)
-        self._mine_reward = -0.5 - self._free_reward
-        categories = min(self.num_mines + 1, 10)
-        self._cells = torch.arange(size * size, device=self.device)
-        # 1 where two cells touch, or are the same
-        rows, columns = self._cells.div(size, rounding_mode="floor"), self._cells % size
-        apart = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs())
-        self._neighbours = (apart <= 1).float()
-        rewards = (self._mine_reward, self._free_reward)
-        self._specify(
-            blocks=[categories],
-            actions=[size, size],
-            rewards=rewards,
-            seed=seed,
-            joint=joint_action,
-        )
-
-    def _layout(self) -> dict[str, Entry]:
-        return {"mines": Entry((self.board_size, self.board_size), torch.bool)}
-
-    def _draw(self, count: int) -> State:
-        shape = (count, self.board_size**2)
-        numbers = torch.rand(shape, generator=self._generator, device=self.device)
-        chosen = numbers.topk(self.num_mines, dim=-1).indices
-        mines = torch.zeros(shape, dtype=torch.bool, device=self.device).scatter(1, chosen, True)
-        return {"mines": mines.unflatten(1, (self.board_size, -1))}
-
-    def _check_layout(self, layout: State) -> None:
-        counts = layout["mines"].flatten(1).sum(-1)
-        if bool((counts != self.num_mines).any()):
-            raise ValueError(
-                f"mines must be {self.num_mines} cells, got {counts.unique().tolist()}"
-            )
-
-    def _begin(self, layout: State) -> State:
-        mines = layout["mines"]
-        near = mines.flatten(1).float() @ self._neighbours
-        viewed = torch.zeros_like(mines.flatten(1))
-        return {
-            "mines": mines,
-            "near": near.long(),
-            "viewed": viewed,
-            "count": torch.zeros_like(viewed[:, :1], dtype=torch.int64),
-        }
-
-    def _play(self, state: State, action: Sequence[Tensor]) -> Outcome:
-        cell = (action[0] * self.board_size + action[1]).unsqueeze(-1)
-        mines = state["mines"].flatten(1)
-        mine = mines.gather(1, cell)
-        again = state["viewed"].gather(1, cell)
-        reward = torch.where(again, self._again_reward, self._free_reward)
-        reward = torch.where(mine, self._mine_reward, reward)
-        viewed = state["viewed"] | ((self._cells == cell) & ~mine)
-        terminated = mine | (viewed | mines).all(-1, keepdim=True)
-        new = {
-            "mines": state["mines"],
-            "near": state["near"],
-            "viewed": viewed,
-            "count": state["near"].gather(1, cell),
-            "step": state["step"],
-        }
-        truncated = (state["step"] == self.max_steps - 1) & ~terminated
-        return Outcome(new, reward, terminated, truncated)
-
-    def _features(self, state: State) -> Tensor:
-        return state["count"]
+@lru_cache(maxsize=2**16)
+def _is_fleet(cells: frozenset[tuple[int, int]], lengths: tuple[int, ...]) -> bool:
+    """Whether ships of these lengths can cover these cells, each exactly once."""
+    if not lengths:
+        return not cells
+    # the uppermost cell, the left one of these, is where a ship begins
+    row, column = min(cells)
+    for i, length in enumerate(lengths):
+        # ships of one length are alike
+        if length in lengths[:i]:
+            continue
+        others = lengths[:i] + lengths[i + 1 :]
+        for ship in (
+            frozenset((row, column + k) for k in range(length)),
+            frozenset((row + k, column) for k in range(length)),
+        ):
+            if ship <= cells and _is_fleet(cells - ship, others):
+                return True
+    return False
 
 
 def _placements(size: int, length: int) -> Tensor:
