@@ -37,6 +37,10 @@ class MLSTM(BaseCell):
     package `flash-linear-attention` have a decay per step and head, but neither an exponential
     input gate nor a stabilizer, so they are no backend here.
 
+    Where `n · q` is small beside its floor, rounding is magnified: in float32 steps and sequence
+    agree to about 1e-5 over 100 steps without a reset, and to 1e-4 over 300. `"exp"` gates above
+    one grow without bound, and so does that difference.
+
     The memory holds, for each head, `C` and below it `n`, row by row, and at last `m`:
     `[num_heads, (memory_size + 1) * memory_size + 1]`.
 
