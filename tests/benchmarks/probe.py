@@ -8,7 +8,7 @@ python -m tests.benchmarks.probe --memories gru,shm --seeds 0
 `copy`: four symbols are shown one after the other, each with its place; after five steps of noise
 the places are asked for in turn. Chance is one in four.
 
-Each training batch has a delay of its own, up to those; tests have the full delay.
+Training on `recall` draws a delay for every batch, up to the full one of the test.
 
 Every memory stands between the same embedding and the same head, with the sizes of its preset, and
 gets the same batches. Training ends when 512 new sequences are answered right to 99 % twice in a
@@ -38,7 +38,8 @@ from torchrl_shm.configs import MEMORIES
 SYMBOLS, PLACES = 4, 4
 # symbol, place, whether an answer is wanted, noise
 FEATURES = SYMBOLS + PLACES + 1 + 2
-DELAYS = {"recall": 15, "copy": 5}
+# steps of noise in tests, and the fewest in training
+DELAYS, SHORTEST = {"recall": 15, "copy": 5}, {"recall": 1, "copy": 5}
 # ablations of SHM and variants that differ in one option are left out
 NAMES = [name for name in MEMORIES if not name.startswith("shm_")]
 
@@ -48,7 +49,7 @@ def make_batch(
 ) -> tuple[Tensor, Tensor]:
     """Inputs `[B, T, FEATURES]` and the answers to the last steps `[B, n]`."""
     if delay is None:
-        delay = int(torch.randint(1, DELAYS[task] + 1, (), generator=generator))
+        delay = int(torch.randint(SHORTEST[task], DELAYS[task] + 1, (), generator=generator))
     count = 1 if task == "recall" else PLACES
     answers = torch.randint(SYMBOLS, (size, count), generator=generator)
     x = torch.zeros(size, count + delay + count, FEATURES)
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--memories", default=",".join(NAMES))
     parser.add_argument("--tasks", default=",".join(DELAYS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--updates", type=int, default=1_000)
+    parser.add_argument("--updates", type=int, default=4_000)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
