@@ -117,6 +117,39 @@ def test_a_sequence_is_its_steps_in_single_precision(name: str) -> None:
     assert_close(y, expected, **STEP)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OURS)
+def test_a_sequence_is_its_steps_on_cuda(name: str) -> None:
+    cell = build(name).cell.to("cuda")
+    x, memory, is_init, index = (
+        None if z is None else z.to("cuda") for z in make_inputs(build(name).cell)
+    )
+    y, last, _ = cell(x, memory, is_init, index)
+    assert y.device == last.device == x.device
+    expected, expected_last = run_steps(cell, x, memory, is_init, index)
+    assert_close(y, expected, **EXACT)
+    assert_close(last, expected_last, **EXACT)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_autocast_does_not_round_the_memory(name: str) -> None:
+    cell = build(name, torch.float32).cell
+    x = torch.randn(2, 6, cell.input_size)
+    index = None if cell.num_theta is None else torch.randint(cell.num_theta, (2, 6))
+    with torch.no_grad():
+        y, memory, _ = cell(x, None, None, index)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, same, _ = cell(x, None, None, index)
+            step, one, _ = cell.step(x[:, 0].bfloat16())
+    assert same.dtype == one.dtype == memory.dtype == torch.float32
+    assert step.isfinite().all()
+    if name.startswith("shm"):
+        # its linear maps are rounded to eight bits, its memory is not
+        assert_close(rounded.float(), y, rtol=0.1, atol=0.1)
+    else:
+        assert_close(rounded, y)
+
+
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_nothing_passes_a_reset(name: str, poison: float) -> None:
@@ -275,3 +308,13 @@ def test_every_cell_is_in_the_group() -> None:
         if isinstance(cell, type) and issubclass(cell, BaseCell) and cell is not BaseCell
     }
     assert {type(build(name).cell) for name in OURS} == cells | {SHM}
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if not name.startswith("shm")])
+def test_parameters_of_few_bits_are_refused(name: str) -> None:
+    cell = build(name, torch.bfloat16).cell
+    for run in (cell, cell.step):
+        with pytest.raises(
+            TypeError, match=r"torch\.bfloat16; .* torch\.float32 or torch\.float64"
+        ):
+            run(torch.randn(2, 3, SIZE, dtype=torch.bfloat16))

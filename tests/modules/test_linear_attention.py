@@ -159,3 +159,13 @@ def test_backends_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fla_scan, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="backend='fla' needs the package flash-linear-att"):
         make(backend="fla")
+
+
+def test_features_that_round_to_zero_make_no_nan() -> None:
+    cell: Any = LinearAttention(5, 3, 4)
+    with torch.no_grad():
+        for layer in (cell.key, cell.query):
+            layer.weight.mul_(60)
+    y, memory, _ = cell(torch.randn(64, 20, 5))
+    assert y.isfinite().all()
+    assert memory.isfinite().all()
