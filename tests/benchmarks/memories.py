@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from hydra_zen import instantiate
 from tensordict import TensorDict
-from torch import Tensor
 from torchrl.modules import set_recurrent_mode
 
 from tests.benchmarks._measure import milliseconds, table, wait_until_idle
+from tests.modules._helpers import run_steps
 from torchrl_shm.configs import MEMORIES, SIZES
 from torchrl_shm.training import measure_memory
 
@@ -36,17 +36,6 @@ def build(name: str) -> Any:
     return make(input_size=FEATURES, output_size=FEATURES, in_key="x", out_key="y")
 
 
-def run_steps(cell: Any, x: Tensor, is_init: Tensor, index: Tensor | None) -> Tensor:
-    """The sequence one step after the other."""
-    memory = x.new_zeros(x.shape[0], *cell.memory_shape)
-    outputs: list[Tensor] = []
-    for t in range(x.shape[1]):
-        memory = torch.where(is_init[:, t].view(-1, *(1 for _ in cell.memory_shape)), 0, memory)
-        y, memory, _ = cell.step(x[:, t], memory, None if index is None else index[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, 1)
-
-
 def measure(name: str, batch: int, steps: int, budget: float) -> dict[str, Any]:
     """Check one memory and time it."""
     torch.manual_seed(0)
@@ -57,6 +46,7 @@ def measure(name: str, batch: int, steps: int, budget: float) -> dict[str, Any]:
     data = TensorDict({"x": x, "is_init": is_init.unsqueeze(-1)}, [batch, steps])
     cell = getattr(module, "cell", None)
     index = None
+    empty = x.new_zeros(batch, *(() if cell is None else cell.memory_shape))
     if cell is not None and cell.num_theta is not None:
         index = torch.randint(cell.num_theta, (batch, steps))
         data["theta_index"] = index
@@ -66,15 +56,16 @@ def measure(name: str, batch: int, steps: int, budget: float) -> dict[str, Any]:
             module(data.clone(False))["y"].sum().backward()
 
     def loop() -> None:
-        run_steps(cell, x, is_init, index).sum().backward()
+        run_steps(cell, x, empty, is_init, index)[0].sum().backward()
 
     row: dict[str, Any] = {"memory": name, "batch": batch, "steps": steps}
     row["state"] = measure_memory(module, input_size=FEATURES, in_key="x").state
     if cell is not None:
         few = slice(0, 4)
         with torch.no_grad():
-            found, _, _ = cell(x[few], None, is_init[few], None if index is None else index[few])
-            wanted = run_steps(cell, x[few], is_init[few], None if index is None else index[few])
+            few_index = None if index is None else index[few]
+            found, _, _ = cell(x[few], None, is_init[few], few_index)
+            wanted, _ = run_steps(cell, x[few], empty[few], is_init[few], few_index)
         if not torch.allclose(found, wanted, rtol=1e-4, atol=1e-5):
             raise SystemExit(f"{name}: sequence and steps differ by {(found - wanted).abs().max()}")
     row["train_ms"] = milliseconds(sequence, "cpu", budget)

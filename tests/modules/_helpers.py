@@ -248,3 +248,14 @@ def step_through(module: MemoryModule, data: Any) -> Any:
         memory = step.get(module.next_memory_key)
         steps.append(step.exclude(module.memory_key))
     return torch.stack(steps, data.ndim - 1)
+
+
+def run_steps(cell: Any, x: Tensor, memory: Tensor, is_init: Tensor, index: Any) -> Any:
+    """A sequence one step after the other, on a cell: outputs and final memory."""
+    outputs: list[Tensor] = []
+    for t in range(x.shape[1]):
+        first = is_init[:, t].reshape(-1, *(1 for _ in cell.memory_shape))
+        memory = torch.where(first, 0, memory)
+        y, memory, _ = cell.step(x[:, t], memory, None if index is None else index[:, t])
+        outputs.append(y)
+    return torch.stack(outputs, 1), memory

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.modules import set_recurrent_mode
 
-from tests.modules._helpers import EXACT, SIZE, STEP, WalkEnv, collect, make_policy, replay
+from tests.modules._helpers import (
+    EXACT,
+    SIZE,
+    STEP,
+    WalkEnv,
+    collect,
+    make_policy,
+    replay,
+    run_steps,
+)
 from tests.modules.test_ppo_exactness import ratio_error, shared, train
 from torchrl_shm import modules
 from torchrl_shm.configs import MEMORIES
@@ -54,16 +63,6 @@ def make_inputs(cell: Any, batch: int = 3, steps: int = 11) -> tuple[Tensor, Ten
         is_init[0, 0], is_init[-1, 0] = True, False
     index = None if cell.num_theta is None else torch.randint(cell.num_theta, (batch, steps))
     return x, memory, is_init, index
-
-
-def run_steps(cell: Any, x: Tensor, memory: Tensor, is_init: Tensor, index: Any) -> Any:
-    outputs = []
-    for t in range(x.shape[1]):
-        first = is_init[:, t].reshape(-1, *(1 for _ in cell.memory_shape))
-        memory = torch.where(first, 0, memory)
-        y, memory, _ = cell.step(x[:, t], memory, None if index is None else index[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, 1), memory
 
 
 def gradients(cell: nn.Module, x: Tensor, memory: Tensor, y: Tensor, last: Tensor) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from torchrl_shm.modules.base_cell import BaseCell
+from torchrl_shm.ops._checks import check_option
 
 Controller = Literal["lstm", "linear"]
 """Network that steers the heads of an external memory; see `DNC`."""
@@ -61,9 +62,7 @@ class ExternalMemoryCell(BaseCell):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if controller not in get_args(Controller):
-            options = get_args(Controller)
-            raise ValueError(f"controller={controller!r} is unknown; choose one of {options}")
+        check_option("controller", controller, Controller)
         kept = {"hidden": (hidden_size,), "cell": (hidden_size,)} if controller == "lstm" else {}
         self._shapes = {
             "memory": (num_cells, cell_size),

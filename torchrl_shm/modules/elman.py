@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from torchrl_shm.modules._slices import Pieces, cut_at_resets
 from torchrl_shm.modules.base_cell import BaseCell
+from torchrl_shm.ops._checks import check_option
 
 Nonlinearity = Literal["tanh", "relu"]
 """The function of the hidden state; see `Elman`."""
@@ -69,10 +70,7 @@ class Elman(BaseCell):
             hidden_size=hidden_size,
             num_layers=num_layers,
         )
-        if nonlinearity not in get_args(Nonlinearity):
-            raise ValueError(
-                f"nonlinearity={nonlinearity!r} is unknown; choose one of {get_args(Nonlinearity)}"
-            )
+        check_option("nonlinearity", nonlinearity, Nonlinearity)
         self.nonlinearity: Nonlinearity = nonlinearity
         # parameters under the names of nn.RNN, which itself does not compile
         self.rnn = nn.RNNBase(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchrl_shm.modules._features import elu_plus_one
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import delta_scan, gated_scan
+from torchrl_shm.ops._checks import check_option
 from torchrl_shm.ops.fla_scan import MatrixBackend, check_backend
 
 Rule = Literal["delta", "additive"]
@@ -76,8 +77,7 @@ class FastWeights(BaseCell):
     ) -> None:
         shape = (memory_size, memory_size)
         super().__init__(input_size, output_size, shape, memory_size=memory_size)
-        if rule not in get_args(Rule):
-            raise ValueError(f"rule={rule!r} is unknown; choose one of {get_args(Rule)}")
+        check_option("rule", rule, Rule)
         check_backend(backend)
         self.memory_size = memory_size
         self.rule: Rule = rule

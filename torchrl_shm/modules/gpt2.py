@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.modules.base_cell import BaseCell
+from torchrl_shm.ops._checks import check_option
 
 Positions = Literal["sine", "relative"]
 """How attention knows which step was when; see `GPT2`."""
@@ -96,10 +97,7 @@ class GPT2(BaseCell):
                 f"width={width} must be a multiple of 2 * num_heads={2 * num_heads}: sine waves "
                 "and rotations come in pairs of features"
             )
-        if positions not in get_args(Positions):
-            raise ValueError(
-                f"positions={positions!r} is unknown; choose one of {get_args(Positions)}"
-            )
+        check_option("positions", positions, Positions)
         self.width = width
         self.window = window
         self.positions: Positions = positions

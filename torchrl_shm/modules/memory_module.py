@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
@@ -21,6 +21,7 @@ from torchrl_shm.modules.row_start import (
     rebuild_row_start,
     suffixed,
 )
+from torchrl_shm.ops._checks import check_option
 
 
 @runtime_checkable
@@ -134,8 +135,7 @@ class MemoryModule(TensorDictModuleBase):
                 f"cell is a {type(cell).__name__}; it must be an nn.Module with memory_shape, "
                 "num_theta, forward and step, see torchrl_shm.modules.MemoryCell"
             )
-        if state not in get_args(State):
-            raise ValueError(f"state={state!r} is unknown; choose one of {get_args(State)}")
+        check_option("state", state, State)
         if burn_in < 0:
             raise ValueError(f"burn_in={burn_in} must not be negative")
         self.cell = cell

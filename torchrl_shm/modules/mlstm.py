@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
+from torchrl_shm.ops._checks import check_option
 
 ForgetGate = Literal["sigmoid", "exp"]
 """The activation of the forget gate; see `MLSTM`."""
@@ -82,9 +83,7 @@ class MLSTM(BaseCell):
         super().__init__(
             input_size, output_size, shape, memory_size=memory_size, num_heads=num_heads
         )
-        if forget_gate not in get_args(ForgetGate):
-            options = get_args(ForgetGate)
-            raise ValueError(f"forget_gate={forget_gate!r} is unknown; choose one of {options}")
+        check_option("forget_gate", forget_gate, ForgetGate)
         self.memory_size = memory_size
         self.num_heads = num_heads
         self.forget_gate: ForgetGate = forget_gate

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.ops import Backend, shm_scan, shm_step
+from torchrl_shm.ops._checks import check_option
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
 """How the calibration C of the memory is made; see `SHM`."""
@@ -91,12 +92,8 @@ class SHM(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
-        for name, option, options in (
-            ("calibration", calibration, get_args(Calibration)),
-            ("backend", backend, get_args(Backend)),
-        ):
-            if option not in options:
-                raise ValueError(f"{name}={option!r} is unknown; choose one of {options}")
+        check_option("calibration", calibration, Calibration)
+        check_option("backend", backend, Backend)
         if clamp is not None and not clamp > 0:
             raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
         self.input_size = input_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,13 @@ def check(
     if memory.device != theta.device:
         raise RuntimeError(f"memory is on {memory.device} but theta is on {theta.device}")
     return memory
+
+
+def check_option(name: str, value: object, literal: Any) -> None:
+    """Refuse a value that is none of a `Literal`'s."""
+    options = get_args(literal)
+    if value not in options:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {options}")
 
 
 def check_is_init(is_init: Tensor, x: Tensor) -> None:

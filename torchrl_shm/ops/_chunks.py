@@ -69,8 +69,11 @@ class Chunks:
 
 
 def _cut(x: Tensor, behind: float = 0.0) -> Tensor:
-    """`[B, T, ...]` to `[B, T / L, L, ...]`, with a value behind the end."""
-    size = min(_CHUNK, x.shape[1])
+    return cut(x, min(_CHUNK, x.shape[1]), behind)
+
+
+def cut(x: Tensor, size: int, behind: float = 0.0) -> Tensor:
+    """`[B, T, ...]` to `[B, T / size, size, ...]`, with a value behind the end."""
     missing = -x.shape[1] % size
     if missing:
         tail = x.new_full((x.shape[0], missing, *x.shape[2:]), behind)

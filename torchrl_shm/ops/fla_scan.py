@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from torchrl_shm.ops._checks import check_option
 
 MatrixBackend = Literal["torch", "fla"]
 """Names of the backends of `gated_scan` and `delta_scan`."""
@@ -31,8 +33,7 @@ def check_backend(backend: str) -> None:
         ValueError: the name is unknown.
         RuntimeError: the package is not installed.
     """
-    if backend not in get_args(MatrixBackend):
-        raise ValueError(f"backend={backend!r} is unknown; choose one of {get_args(MatrixBackend)}")
+    check_option("backend", backend, MatrixBackend)
     if backend == "fla" and find_spec("fla") is None:
         raise RuntimeError(
             f"backend='fla' needs the package flash-linear-attention, imported as fla; {_INSTALL}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchrl_shm.ops._checks import check_is_init
+from torchrl_shm.ops._chunks import cut
 
 # up to so many steps, pieces have more operations than steps
 _SHORT = 8
@@ -189,12 +190,12 @@ def _in_pieces(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> T
     steps = b.shape[1]
     constant = a.shape[1] == 1
     size = math.ceil(math.sqrt(steps))
-    b = _cut(b, size)
-    a = a.unsqueeze(2) if constant else _cut(a, size)
+    b = cut(b, size)
+    a = a.unsqueeze(2) if constant else cut(a, size)
     # alive: no reset in the piece up to and including this step
     keep = alive = None
     if is_init is not None:
-        keep = ~_cut(is_init, size)
+        keep = ~cut(is_init, size)
         alive = keep.cumprod(2).bool()
 
     local, product = [b[:, :, 0]], [a[:, :, 0]]
@@ -239,14 +240,6 @@ def _backward(
         da = (carried * before.conj()).sum_to_size(a.shape)
         da = da if a.is_complex() else da.real
     return da, db, first * carried[:, 0]
-
-
-def _cut(x: Tensor, size: int) -> Tensor:
-    """`[B, T, ...]` to `[B, pieces, size, ...]`, with zeros behind the end."""
-    missing = -x.shape[1] % size
-    if missing:
-        x = torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
-    return x.unflatten(1, (-1, size))
 
 
 def _select(keep: Tensor, x: Tensor) -> Tensor:

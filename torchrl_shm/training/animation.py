@@ -28,9 +28,7 @@ from torchrl_shm.training._panels import (
     draw_paths,
     draw_series,
 )
-from torchrl_shm.training.evaluation import (
-    TEST_SEED,
-)
+from torchrl_shm.training.evaluation import TEST_SEED
 
 _GAP = 8
 _HEADER = 18
