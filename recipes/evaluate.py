@@ -22,6 +22,7 @@ from torchrl_shm.envs import PointRobotEnv, WindEnv
 from torchrl_shm.training import (
     Evaluation,
     RunFolder,
+    Which,
     evaluate,
     make_actor_critic,
     make_test_env,
@@ -31,7 +32,9 @@ from torchrl_shm.training import (
 )
 
 
-def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict[str, Any]:
+def main(
+    run: str, checkpoint: Which, device: str, threads: int, num_paths: int, seed: int
+) -> dict[str, Any]:
     """Evaluate, draw an episode and, in the plane, paths into the run folder, return results."""
     torch.set_num_threads(threads)
     parts = instantiate_saved(run)
@@ -43,8 +46,8 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
         **algo.network(),
         device=device,
     )
-    checkpoint = RunFolder(run).load_checkpoint(device)
-    operator.load_state_dict(checkpoint["operator"])
+    state = RunFolder(run).load_checkpoint(checkpoint, map_location=device)
+    operator.load_state_dict(state["operator"])
     policy = operator.get_policy_operator()
     result = evaluate(policy, env, seed=seed)
 
@@ -56,7 +59,7 @@ def main(run: str, device: str, threads: int, num_paths: int, seed: int) -> dict
     summary = {
         **parts["names"],
         "seed": parts["seed"],
-        "frames": checkpoint["frames"],
+        "frames": state["frames"],
         "eval_return": round(result.mean_return, 4),
         "eval_success": result.success_rate,
         "pictures": [str(picture) for picture in pictures],
@@ -101,6 +104,7 @@ if __name__ == "__main__":
     config = make_config(
         hydra_defaults=["_self_", {"override hydra/job_logging": "none"}],
         run=MISSING,
+        checkpoint="latest",
         device="cpu",
         threads=1,
         num_paths=8,

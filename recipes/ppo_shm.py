@@ -4,14 +4,17 @@
 python recipes/ppo_shm.py env=wind
 python recipes/ppo_shm.py env=wind_hard memory=gru seed=1 algo.total_frames=500_000
 python recipes/ppo_shm.py -m memory=shm,gru seed=0,1
+python recipes/ppo_shm.py resume=outputs/ppo_shm/<date>/<time>_shm_seed0
 python recipes/ppo_shm.py --help
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -27,9 +30,11 @@ from tqdm import tqdm
 
 from torchrl_shm.configs import PPO, run_recipe, save_config
 from torchrl_shm.training import (
+    FiniteCheck,
     MemoryFactory,
     RowCollector,
     RunFolder,
+    RunGuard,
     evaluate,
     make_actor_critic,
     make_test_env,
@@ -52,13 +57,18 @@ def main(
     threads: int,
     names: dict[str, str],
     run_dir: str,
+    resume: str | None,
     zen_cfg: DictConfig,
 ) -> dict[str, Any]:
     """Train, evaluate on the test tasks, and return the summary."""
-    start = time.perf_counter()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    run = RunFolder.create(run_dir)
+    run = RunFolder.create(
+        run_dir, resume=resume is not None, keep_checkpoints=algo.keep_checkpoints
+    )
+    if run.summary is not None:
+        print(json.dumps(run.summary), flush=True)
+        return run.summary
     save_config(zen_cfg, run_dir)
     extra_logger = logger(run_dir=run_dir)
 
@@ -101,30 +111,33 @@ def main(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: 1 - update / rows.num_batches if algo.anneal else 1.0
     )
+    check = FiniteCheck(policy, loss, algo.on_nonfinite)
 
-    def save_checkpoint() -> None:
-        run.save_checkpoint(
-            {
-                "operator": operator.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "rng": torch.get_rng_state(),
-                "frames": frames,
-            }
-        )
-
-    frames, last = 0, time.perf_counter()
+    # all that it takes to go on is saved now and then, and when a signal or an error ends the run
+    parts = {"operator": operator, "optimizer": optimizer, "schedule": schedule, "rows": rows}
+    guard = RunGuard(run, parts, interval=algo.checkpoint_interval)
+    if resume is not None:
+        guard.restore()
+        print(f"resumed at frame {guard.frames}", file=sys.stderr, flush=True)
+    last = time.perf_counter()
+    start = last - guard.seconds
     # no bar where nobody looks at it
-    bar = tqdm(total=rows.num_batches * rows.frames_per_batch, unit="frame", disable=None)
-    try:
-        for update, batch in enumerate(rows):
-            frames += batch.numel()
-            row: dict[str, float] = {"update": update, "frames": frames}
+    bar = tqdm(
+        total=rows.num_batches * rows.frames_per_batch,
+        initial=guard.frames,
+        unit="frame",
+        disable=None,
+    )
+    with closing(rows), bar, guard:
+        for batch in rows:
+            check.update = guard.updates
+            frames = guard.frames + batch.numel()
+            row: dict[str, float] = {"update": guard.updates, "frames": frames}
             row |= episode_statistics(batch)
 
             # reward: the task's own, and while training the environment's help to explore (presets
             # may also change the training tasks, as Wind's does with `mirror`; tests never)
-            batch = batch.exclude("embedding", "features", "loc", "scale")
+            batch = check.rows(batch.exclude("embedding", "features", "loc", "scale"))
             if ("next", "shaping") in batch.keys(True):
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
                 batch["next", "reward"] = reward
@@ -144,15 +157,18 @@ def main(
                 for index in order.split(algo.rows_per_minibatch):
                     term = loss(batch[index])
                     total = sum(term[key] for key in term.keys() if key.startswith("loss_"))
-                    check_finite(total, term, update)
+                    if not check.loss_is_finite(total, batch[index]):
+                        continue
                     if not terms:
                         row["max_ratio"] = check_ratio(term)
                     optimizer.zero_grad()
                     total.backward()
                     norm = clip_grad_norm_(loss.parameters(), algo.max_grad_norm)
-                    check_finite(norm, term, update)
-                    optimizer.step()
-                    terms.append(term.detach().set("grad_norm", norm))
+                    if check.gradient_is_finite(norm):
+                        optimizer.step()
+                        terms.append(term.detach().set("grad_norm", norm))
+            if not terms:
+                raise FloatingPointError(f"no minibatch of update {guard.updates} was finite")
             row["learning_rate"] = schedule.get_last_lr()[0]
             schedule.step()
             rows.update_policy()
@@ -163,35 +179,30 @@ def main(
                 row[key] = float(stacked[key].mean())
             now = time.perf_counter()
             row["seconds"] = now - start
-            row["frames_per_second"] = batch.numel() / (now - last)
+            row["frames_per_second"] = rows.frames_per_batch / (now - last)
             last = now
-            run.log(row)
+            guard.end_update(row)
             if extra_logger is not None:
                 for key, value in row.items():
                     extra_logger.log_scalar(key, value, step=frames)
             bar.set_postfix({key: f"{row[key]:.2f}" for key in ("return", "success") if key in row})
-            bar.update(batch.numel())
-            if (update + 1) % algo.checkpoint_interval == 0:
-                save_checkpoint()
-    finally:
-        bar.close()
-        rows.close()
-    save_checkpoint()
+            bar.update(rows.frames_per_batch)
+        guard.save()
 
-    # evaluate: every test task once, with the mean action and the task's own reward
-    result = evaluate(policy, test_env)
-    label = f"{names['env']}, {names['memory']}, seed {seed}"
-    plot_learning_curve(run.metrics, run.path / "learning_curve.png", title=label)
-    summary = {
-        "env": names["env"],
-        "memory": names["memory"],
-        "seed": seed,
-        "frames": frames,
-        "seconds": round(time.perf_counter() - start, 1),
-        "eval_return": round(result.mean_return, 4),
-        "eval_success": result.success_rate,
-    }
-    run.write_summary(summary)
+        # evaluate: every test task once, with the mean action and the task's own reward
+        result = evaluate(policy, test_env)
+        label = f"{names['env']}, {names['memory']}, seed {seed}"
+        plot_learning_curve(run.metrics, run.path / "learning_curve.png", title=label)
+        summary = {
+            "env": names["env"],
+            "memory": names["memory"],
+            "seed": seed,
+            "frames": guard.frames,
+            "seconds": round(time.perf_counter() - start, 1),
+            "eval_return": round(result.mean_return, 4),
+            "eval_success": result.success_rate,
+        }
+        run.write_summary(summary)
     print(json.dumps(summary), flush=True)
     return summary
 
@@ -215,17 +226,6 @@ def check_ratio(term: TensorDictBase) -> float:
             "start in mid-episode; for a memory of your own run torchrl_shm.check_memory"
         )
     return ratio
-
-
-def check_finite(value: torch.Tensor, term: TensorDictBase, update: int) -> None:
-    """Stop before a non-finite number reaches the parameters."""
-    if not bool(torch.isfinite(value)):
-        losses = {key: term[key].item() for key in term.keys() if key.startswith("loss_")}
-        raise FloatingPointError(
-            f"non-finite loss or gradient in update {update}: {losses}. It did not reach the "
-            "parameters, and checkpoint.pt, if there is one yet, is from before; lower "
-            "algo.learning_rate, or bound the memory with memory.clamp=100"
-        )
 
 
 if __name__ == "__main__":

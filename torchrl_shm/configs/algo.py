@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchrl_shm.training import OnNonfinite
+
 
 @dataclass
 class PPO:
@@ -33,6 +35,9 @@ class PPO:
         init_scale: initial standard deviation of the actions.
         num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
+        keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
+        on_nonfinite: `"stop"` ends the run at the first loss, gradient or datum that is not finite;
+            `"skip"` leaves such rows and minibatches out.
 
     Raises:
         ValueError: a value is out of its range.
@@ -63,6 +68,8 @@ class PPO:
     init_scale: float = 0.3
     num_test_episodes: int = 256
     checkpoint_interval: int = 20
+    keep_checkpoints: int = 3
+    on_nonfinite: OnNonfinite = "stop"
 
     def network(self) -> dict[str, Any]:
         """Options of `torchrl_shm.training.make_actor_critic`.
@@ -79,7 +86,7 @@ class PPO:
         positive = (
             "total_frames", "num_envs", "row_length", "epochs", "rows_per_minibatch",
             "learning_rate", "clip_epsilon", "max_grad_norm", "embedding_size", "init_scale",
-            "num_test_episodes", "checkpoint_interval",
+            "num_test_episodes", "checkpoint_interval", "keep_checkpoints",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)

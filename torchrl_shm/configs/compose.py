@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
-from hydra_zen import MISSING, ZenStore, instantiate, make_config, zen
+from hydra_zen import MISSING, ZenStore, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra_zen.wrapper import Zen
 
 from torchrl_shm.configs.memories import memory_config
+from torchrl_shm.configs.saved import take_up, trust
 from torchrl_shm.modules import MemoryCell
-
-# a saved configuration may only build what is defined in these modules
-_ALLOWED_MODULES = (
-    "torchrl_shm.envs.", "torchrl_shm.modules.", "torchrl_shm.configs.algo.",
-    "torchrl_shm.training.collection.", "torchrl_shm.training.loggers.",
-)  # fmt: skip
-# classes that `add_memory` was given in this process: whoever runs it trusts them
-_ADDED: set[str] = set()
-# how hydra-zen writes a class as a value
-_CLASS = "hydra_zen.funcs.get_obj"
 
 
 def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
@@ -31,13 +20,21 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
 
     Args:
         main: the recipe; its parameters are `env`, `memory`, `algo`, `collector`, `logger` (one
-            config group each), `seed`, `device`, `threads`, `names`, `run_dir` and `zen_cfg`.
+            config group each), `seed`, `device`, `threads`, `names`, `run_dir`, `resume` and
+            `zen_cfg`.
         name: name of the recipe, of its configuration and of its output folder.
         algo: default member of the group `algo`.
     """
     register(name, algo=algo)
-    task = zen(main, instantiation_wrapper=pydantic_parser)
+    task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
     task.hydra_main(config_name=name, config_path=None, version_base="1.3")
+
+
+class _Recipe(Zen[..., Any]):
+    """A recipe's `main` that takes up an old run where `resume` says so."""
+
+    def __call__(self, cfg: Any, /) -> Any:
+        return super().__call__(take_up(cfg))
 
 
 def register(name: str, *, algo: str) -> None:
@@ -87,6 +84,7 @@ def register(name: str, *, algo: str) -> None:
         threads=1,
         names={"env": "${hydra:runtime.choices.env}", "memory": "${hydra:runtime.choices.memory}"},
         run_dir="${hydra:runtime.output_dir}",
+        resume=None,
         zen_dataclass={"cls_name": name},
     )
     folder = f"{name}/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}"
@@ -133,71 +131,4 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
     if name in taken:
         raise ValueError(f"memory={name} is taken; choose a name that is none of {sorted(taken)}")
     groups(memory_config(cell, **options), group="memory", name=name)
-    _ADDED.add(f"{cell.__module__}.{cell.__qualname__}")
-
-
-def save_config(config: DictConfig, run_dir: str | Path) -> None:
-    """Write `config.yaml`, every value resolved.
-
-    Args:
-        config: the composed configuration.
-        run_dir: folder of the run.
-    """
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    OmegaConf.save(resolved, Path(run_dir) / "config.yaml")
-
-
-def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
-    """Build `env`, `memory` and `algo` of a run from its `config.yaml`.
-
-    Args:
-        run_dir: folder of the run.
-
-    Returns:
-        The built parts, and `seed` and `names` as they were.
-
-    Raises:
-        FileNotFoundError: the folder has no `config.yaml`.
-        ValueError: the file names something to build that is neither of this project nor a memory
-            that `add_memory` was given in this process.
-    """
-    path = Path(run_dir) / "config.yaml"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; run=... must be the folder of a run")
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    for target in _targets(config):
-        if not _is_ours(target):
-            raise ValueError(
-                f"{path} would build {target!r}; only targets of torchrl_shm are accepted, and "
-                "memories that add_memory was given before"
-            )
-    parts = {name: instantiate(config[name]) for name in ("env", "memory", "algo")}
-    return {**parts, "seed": config.seed, "names": OmegaConf.to_container(config.names)}
-
-
-def _is_ours(target: str) -> bool:
-    if target in _ADDED:
-        return True
-    module, _, name = target.rpartition(".")
-    if not f"{module}.".startswith(_ALLOWED_MODULES):
-        return False
-    try:
-        found = getattr(import_module(module), name, None)
-    except ImportError:
-        return False
-    # a path can lead out of the package again, by what a module of ours imports
-    return getattr(found, "__module__", None) == module
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, DictConfig):
-        for key, value in node.items():
-            if key in ("_target_", "_zen_target"):
-                # of a class as a value counts which class it is
-                yield str(node.get("path") if value == _CLASS else value)
-            else:
-                yield from _targets(value)
-    elif isinstance(node, ListConfig):
-        for value in node:
-            yield from _targets(value)
+    trust(cell)

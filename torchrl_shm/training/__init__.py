@@ -1,6 +1,7 @@
 """What recipes share: collection, evaluation, run folder, plots. Not the loss, not the update."""
 
 from torchrl_shm.training.animation import Episode, record_episode, save_animation
+from torchrl_shm.training.checkpoints import Checkpoints, Which
 from torchrl_shm.training.collection import CollectorBackend, RowCollector
 from torchrl_shm.training.comparison import (
     Run,
@@ -10,22 +11,34 @@ from torchrl_shm.training.comparison import (
     plot_comparison,
 )
 from torchrl_shm.training.evaluation import Evaluation, evaluate, make_test_env
+from torchrl_shm.training.finite import FiniteCheck, OnNonfinite
 from torchrl_shm.training.loggers import LoggerKind, make_logger
+from torchrl_shm.training.plain_policy import PlainPolicy
 from torchrl_shm.training.plots import plot_learning_curve, plot_trajectories
-from torchrl_shm.training.policy import MemoryFactory, make_actor_critic
+from torchrl_shm.training.policy import EnvSpecs, MemoryFactory, make_actor_critic
 from torchrl_shm.training.run_folder import RunFolder
+from torchrl_shm.training.run_guard import Interrupted, RunGuard, Stateful
 from torchrl_shm.training.sizes import MemorySize, measure_memory
 
 __all__ = [
+    "Checkpoints",
     "CollectorBackend",
+    "EnvSpecs",
     "Episode",
     "Evaluation",
+    "FiniteCheck",
+    "Interrupted",
     "LoggerKind",
     "MemoryFactory",
     "MemorySize",
+    "OnNonfinite",
+    "PlainPolicy",
     "RowCollector",
     "Run",
     "RunFolder",
+    "RunGuard",
+    "Stateful",
+    "Which",
     "comparison_table",
     "confidence_band",
     "evaluate",

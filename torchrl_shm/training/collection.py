@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, RewardSum, TransformedEnv
+from torchrl.envs import EnvBase, RewardSum, Transform, TransformedEnv
+
+from torchrl_shm.envs._base import BatchedEnv
+from torchrl_shm.training.finite import describe_nonfinite
 
 CollectorBackend = Literal["single", "multi_sync"]
 """`"single"`: this process. `"multi_sync"`: worker processes, each with a batched environment."""
@@ -23,8 +28,88 @@ class _EnvFactory:
         self.options = options
 
     def __call__(self) -> EnvBase:
+        if multiprocessing.parent_process() is not None:
+            _leave_signals_to_the_parent()
+        env = self.make_env(**self.options)
         # the sum of the rewards of an episode, for the logs
-        return TransformedEnv(self.make_env(**self.options), RewardSum())
+        transformed = TransformedEnv(env, RewardSum())
+        transformed.append_transform(_Carried(exact=isinstance(env, BatchedEnv)))
+        return transformed
+
+
+def _leave_signals_to_the_parent() -> None:
+    """Let a worker live through what the terminal or a scheduler sends to all processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the parent ends its workers with it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+class _Carried(Transform):
+    """Looks at what is carried from step to step, and adds it to an environment's `state_dict`.
+
+    That is the running episodes, the TensorDict that the policy reads next, its memory included,
+    and in a worker process torch's default generator. TorchRL's collectors save their transforms
+    wherever they run, but none of these.
+
+    An observation that is not finite is named in the step in which it appears, before the policy
+    makes something of it; on other devices than the CPU, where looking means waiting, when the
+    batch is complete.
+
+    Args:
+        exact: whether the environment's state is tensors. Episodes of others start anew.
+    """
+
+    def __init__(self, *, exact: bool) -> None:
+        super().__init__()
+        self.exact = exact
+        self._steps = 0
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        parent: Any = self.parent
+        if parent.device is None or parent.device.type == "cpu":
+            for key in parent.observation_spec.keys(True, True):
+                value = next_tensordict.get(key)
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    step = self._steps % self._collector().frames_per_batch
+                    raise FloatingPointError(
+                        f"non-finite observation: {describe_nonfinite(key, value, step)}. Its "
+                        "environment has to be mended"
+                    )
+        self._steps += 1
+        return next_tensordict
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Tensors only: a worker sends its state as a TensorDict."""
+        state: dict[str, Any] = {}
+        if self.exact:
+            carrier: TensorDictBase = self._collector()._carrier
+            state["carrier"] = carrier.exclude("collector").to_dict(retain_none=False)
+            state["env"] = self._env().get_extra_state()
+        if multiprocessing.parent_process() is not None:
+            state["rng"] = torch.get_rng_state()
+        return state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_extra_state` returned."""
+        if "env" in state:
+            self._env().set_extra_state(state["env"])
+            collector = self._collector()
+            carrier: TensorDictBase = collector._carrier
+            saved = TensorDict(state["carrier"], carrier.batch_size, device=carrier.device)
+            collector._carrier = saved.update(carrier.select("collector", strict=False))
+        if "rng" in state:
+            torch.set_rng_state(state["rng"].cpu())
+
+    def _env(self) -> BatchedEnv:
+        container: Any = self.container
+        return container.base_env
+
+    def _collector(self) -> Any:
+        collector = self.collector
+        assert collector is not None, "only collectors save and load this state"
+        return collector
 
 
 class RowCollector:
@@ -102,6 +187,11 @@ class RowCollector:
         else:
             factory = _EnvFactory(make_env, num_envs=num_envs, **env_options)
             self._collector = Collector(factory(), policy, **options)
+        self._policy = policy
+        self._seed = seed
+        self._start(seed)
+
+    def _start(self, seed: int) -> None:
         self._collector.set_seed(seed)
         # the first episodes, too, shall be those of the seed
         self._collector.reset()
@@ -116,9 +206,58 @@ class RowCollector:
         """Send the current parameters to where the policy acts."""
         self._collector.update_policy_weights_()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried from one batch to the next; between two batches.
+
+        Returns:
+            The running episodes, the generators of environments and workers, the memories and the
+            count of frames. Episodes of environments that are not tensors (`env=gym`) are missing.
+        """
+        state: Any = self._collector.state_dict()
+        for part in _workers(state):
+            # the policy is saved by whoever trains it
+            part.pop("policy_state_dict", None)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, with the policy's present parameters.
+
+        Episodes that could not be saved start anew, from a seed of their own.
+
+        Args:
+            state_dict: of a collector with the same options.
+        """
+        policy = self._policy.state_dict()
+        state: dict[str, Any] = {
+            key: {**part, "policy_state_dict": policy} if key.startswith("worker") else part
+            for key, part in state_dict.items()
+        }
+        if not any(key.startswith("worker") for key in state):
+            state["policy_state_dict"] = policy
+        if not _is_exact(state):
+            # not the first episodes again
+            self._start(self._seed + int(state["frames"]))
+        self._collector.load_state_dict(state)
+        self.update_policy()
+
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, by force if they do not end within seconds."""
         threads = torch.get_num_threads()
-        self._collector.shutdown()
+        self._collector.shutdown(timeout=5)
         # TorchRL adds one for every worker
         torch.set_num_threads(threads)
+
+
+def _workers(state: Mapping[str, Any]) -> list[Any]:
+    """The states of the collectors that step environments: that of this process, or workers'."""
+    workers = [part for key, part in state.items() if key.startswith("worker")]
+    return workers or [state]
+
+
+def _is_exact(state: Mapping[str, Any]) -> bool:
+    return all(
+        "env" in extra
+        for part in _workers(state)
+        for key, extra in part["env_state_dict"].items()
+        if key.endswith("_extra_state")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import log
@@ -13,7 +14,14 @@ from tensordict import NestedKey
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule, TensorDictModuleBase
 from tensordict.nn import TensorDictSequential as Sequential
 from torch import distributions, nn
-from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import (
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    TensorSpec,
+    Unbounded,
+)
 from torchrl.envs import EnvBase
 from torchrl.modules import ActorValueOperator, IndependentNormal, ProbabilisticActor, ValueOperator
 
@@ -21,8 +29,61 @@ MemoryFactory = Callable[..., TensorDictModuleBase]
 """Makes a memory module from `input_size`, `output_size`, `in_key`, `out_key` and `device`."""
 
 
+@dataclass(frozen=True)
+class EnvSpecs:
+    """What a policy has to know of its environment; stands in where there is none.
+
+    Attributes:
+        observation_spec_unbatched: specs of the entries that the policy reads.
+        action_spec_unbatched: spec of the action.
+        policy_keys: keys of the entries, in the order in which the policy reads them.
+    """
+
+    observation_spec_unbatched: Composite
+    action_spec_unbatched: TensorSpec
+    policy_keys: Sequence[NestedKey]
+
+    @classmethod
+    def of(
+        cls, env: EnvBase | EnvSpecs, policy_keys: Sequence[NestedKey] | None = None
+    ) -> EnvSpecs:
+        """Take from an environment what a policy has to know.
+
+        Args:
+            env: the environment.
+            policy_keys: observation entries that the policy reads. `None` is the environment's
+                own choice, its attribute `policy_keys`, or `["observation"]` where it has none.
+
+        Returns:
+            The specs of those entries and of the action.
+
+        Raises:
+            KeyError: a policy key is not an observation of the environment.
+
+        Examples:
+            >>> from torchrl_shm import WindEnv
+            >>> from torchrl_shm.training import EnvSpecs
+            >>> EnvSpecs.of(WindEnv(4)).policy_keys
+            ['observation', 'previous_action']
+        """
+        observations = env.observation_spec_unbatched
+        chosen: Sequence[NestedKey] = (
+            getattr(env, "policy_keys", ("observation",)) if policy_keys is None else policy_keys
+        )
+        keys = list(chosen)
+        available = set(observations.keys(True, True))
+        missing = [key for key in keys if key not in available]
+        if missing:
+            raise KeyError(
+                f"{missing} of policy_keys are not observations of the environment, "
+                f"which has {sorted(map(str, available))}"
+            )
+        read: Any = {key: observations[key] for key in keys}
+        return cls(Composite(read), env.action_spec_unbatched, keys)
+
+
 def make_actor_critic(
-    env: EnvBase,
+    env: EnvBase | EnvSpecs,
     memory: MemoryFactory,
     *,
     policy_keys: Sequence[NestedKey] | None = None,
@@ -39,12 +100,12 @@ def make_actor_critic(
     categorical, independent of each other where there are several.
 
     Args:
-        env: environment whose specs give the sizes. Its action is continuous, of shape `[A]`, or
-            an index (`Categorical`), or several indices (`MultiCategorical` of equal sizes).
+        env: environment whose specs give the sizes, or these alone. Its action is continuous, of
+            shape `[A]`, or an index (`Categorical`), or several indices (`MultiCategorical` of
+            equal sizes).
         memory: factory of the memory module, with as many outputs as inputs.
         policy_keys: observation entries that the policy reads, flattened and concatenated; bytes
-            are scaled to [0, 1]. `None` is the environment's own choice, its attribute
-            `policy_keys`, or `["observation"]` where it has none.
+            are scaled to [0, 1]. `None` is the environment's own choice, see `EnvSpecs.of`.
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of continuous actions, in units of the action.
@@ -67,18 +128,9 @@ def make_actor_critic(
         >>> operator.get_value_head().out_keys
         ['state_value']
     """
-    observations = env.observation_spec_unbatched
-    keys: Sequence[NestedKey] = (
-        getattr(env, "policy_keys", ("observation",)) if policy_keys is None else policy_keys
-    )
-    available = set(observations.keys(True, True))
-    missing = [key for key in keys if key not in available]
-    if missing:
-        raise KeyError(
-            f"{missing} of policy_keys are not observations of the environment, "
-            f"which has {sorted(map(str, available))}"
-        )
-    shapes = [observations[key].shape for key in keys]
+    specs = EnvSpecs.of(env, policy_keys)
+    keys = specs.policy_keys
+    shapes = [specs.observation_spec_unbatched[key].shape for key in keys]
     embed: Any = TensorDictModule(
         _Embedding(shapes, embedding_size, device), list(keys), ["embedding"]
     )
@@ -90,7 +142,7 @@ def make_actor_critic(
         device=device,
     )
     sizes = (2 * embedding_size, *hidden_sizes)
-    actor = _make_actor(env.action_spec_unbatched, sizes, init_scale, device)
+    actor = _make_actor(specs.action_spec_unbatched, sizes, init_scale, device)
     critic = ValueOperator(_Head((*sizes, 1), 1.0, device), in_keys=_HEAD_KEYS)
     return ActorValueOperator(Sequential(embed, memory_module), actor, critic)
 

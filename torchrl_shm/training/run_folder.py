@@ -6,20 +6,34 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from torchrl_shm.training.checkpoints import Checkpoints, Which
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two processes in one folder are not noticed
+    fcntl = None
+
 
 class RunFolder:
     """Writes what a run leaves behind.
 
-    Files: `metrics.csv` (a flushed row per update), `checkpoint.pt`, `summary.json`.
+    Files: `metrics.csv` (a flushed row per update), `checkpoints/`, `summary.json`.
 
     Args:
         path: the folder; made if it is missing.
+        keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
 
     Examples:
         >>> from tempfile import mkdtemp
@@ -30,32 +44,72 @@ class RunFolder:
         [{'frames': 100, 'return': 1.5}]
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, keep_checkpoints: int = 3) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep=keep_checkpoints)
         self.metrics: list[dict[str, float]] = []
+        self._lines: list[str] = []
+        self._release: Callable[[], object] | None = None
 
     @classmethod
-    def create(cls, path: str | Path) -> RunFolder:
-        """Make the folder of a new run.
+    def create(
+        cls, path: str | Path, *, resume: bool = False, keep_checkpoints: int = 3
+    ) -> RunFolder:
+        """Make the folder of a new run, or take up that of an old one; no other run may use it.
 
         Args:
             path: the folder; made if it is missing.
+            resume: whether the folder may hold a run.
+            keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
 
         Returns:
             The folder, without metrics.
 
         Raises:
-            FileExistsError: the folder holds the results of another run.
+            FileExistsError: the folder holds the results of another run, and `resume` is false.
+            RuntimeError: another process is running there.
+            OSError: the folder cannot be made or written to.
         """
-        folder = cls(path)
-        for name in ("checkpoint.pt", "summary.json"):
-            if (folder.path / name).exists():
-                raise FileExistsError(
-                    f"{folder.path / name} is of another run, which would be overwritten; choose "
-                    "another hydra.run.dir=..., or move that run away"
-                )
+        folder = cls(path, keep_checkpoints=keep_checkpoints)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.path, os.W_OK):
+            raise PermissionError(
+                f"{folder.path} cannot be written to; choose another hydra.run.dir=..."
+            )
+        folder._lock()
+        if not resume:
+            for name in ("checkpoints", "summary.json"):
+                if (folder.path / name).exists():
+                    raise FileExistsError(
+                        f"{folder.path / name} is of another run, which would be overwritten; go "
+                        f"on with it by resume={folder.path}, choose another hydra.run.dir=..., or "
+                        "move that run away"
+                    )
+        folder.checkpoints.clean()
         return folder
+
+    def _lock(self) -> None:
+        """Keep other processes out; the lock goes with the process, however it ends."""
+        if fcntl is None:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RuntimeError(
+                f"{self.path} is in use: a run is going on there; wait for it, or stop it"
+            ) from None
+        except OSError:
+            # file systems without locks
+            os.close(descriptor)
+            return
+        self._release = weakref.finalize(self, os.close, descriptor)
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        if self._release is not None:
+            self._release()
 
     def log(self, row: Mapping[str, float]) -> None:
         """Append a row to `metrics.csv` and flush it; the first row names the columns.
@@ -68,52 +122,57 @@ class RunFolder:
         """
         if self.metrics and row.keys() != self.metrics[0].keys():
             raise ValueError(f"columns {list(row)} differ from {list(self.metrics[0])}")
-        first = not self.metrics
+        lines: list[str] = [] if self.metrics else [_line(list(row))]
+        names = self.metrics[0] if self.metrics else row
+        lines.append(_line([row[name] for name in names]))
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "metrics.csv", "a" if self.metrics else "w", newline="") as file:
+            file.write("".join(lines))
         self.metrics.append(dict(row))
-        with open(self.path / "metrics.csv", "w" if first else "a", newline="") as file:
-            writer = csv.DictWriter(file, list(self.metrics[0]), lineterminator="\n")
-            if first:
-                writer.writeheader()
-            writer.writerow(row)
+        self._lines += lines
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace `checkpoint.pt`.
+    def metrics_csv(self, rows: int) -> str:
+        """What `metrics.csv` holds up to a row, to be saved in a checkpoint.
 
         Args:
-            state: tensors, numbers, strings and containers of them.
+            rows: number of rows.
 
-        Raises:
-            FloatingPointError: a tensor is not finite; the file stays as it was.
+        Returns:
+            The text, with the line of names.
         """
-        for name, tensor in _tensors(state):
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise FloatingPointError(
-                    f"{name} is not finite, so the checkpoint is not replaced; lower the learning "
-                    "rate, or bound the memory with memory.clamp=100"
-                )
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        write_atomically(self.path / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
+        return "".join(self._lines[: rows + 1]) if rows else ""
 
-    def load_checkpoint(self, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-        """Read `checkpoint.pt`; files that hold anything but data are refused.
+    def restore_metrics(self, text: str) -> None:
+        """Make `metrics.csv` what it was; rows after that are cut.
 
         Args:
+            text: what `metrics_csv` returned.
+        """
+        write_atomically(self.path / "metrics.csv", lambda file: file.write(text.encode()))
+        self._lines = text.splitlines(keepends=True)
+        table = csv.DictReader(io.StringIO(text))
+        self.metrics = [{key: _number(value) for key, value in row.items()} for row in table]
+
+    def load_checkpoint(
+        self, which: Which = "latest", *, map_location: torch.device | str = "cpu"
+    ) -> dict[str, Any]:
+        """Read a checkpoint; see `Checkpoints.load`.
+
+        Args:
+            which: the newest or the best.
             map_location: device of the loaded tensors.
 
         Returns:
-            What `save_checkpoint` was given.
-
-        Raises:
-            FileNotFoundError: the run has no checkpoint.
+            What was saved.
         """
-        path = self.path / "checkpoint.pt"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} does not exist: the run was stopped before its first checkpoint (see "
-                "algo.checkpoint_interval), or this is not the folder of a run"
-            )
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return self.checkpoints.load(which, map_location=map_location)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What `summary.json` holds; `None` while the run is not finished."""
+        with suppress(FileNotFoundError):
+            return json.loads((self.path / "summary.json").read_text())
+        return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`.
@@ -125,16 +184,33 @@ class RunFolder:
         write_atomically(self.path / "summary.json", lambda file: file.write(text.encode()))
 
 
-def _tensors(value: Any, name: str = "state") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of nested containers, with the way to them."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(item, f"{name}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _tensors(item, f"{name}[{i}]")
+def is_running(path: str | Path) -> bool:
+    """Whether a process holds the folder of a run.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        False, too, where the file system knows no locks.
+
+    Examples:
+        >>> from tempfile import mkdtemp
+        >>> from torchrl_shm.training import RunFolder
+        >>> from torchrl_shm.training.run_folder import is_running
+        >>> run = RunFolder.create(mkdtemp())
+        >>> is_running(run.path)
+        True
+        >>> run.close()
+        >>> is_running(run.path)
+        False
+    """
+    try:
+        folder = RunFolder(path)
+        folder._lock()  # pyright: ignore[reportPrivateUsage]
+        folder.close()
+    except RuntimeError:
+        return True
+    return False
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -150,3 +226,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _line(values: list[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
+
+
+def _number(text: str) -> float:
+    return int(text) if re.fullmatch(r"-?\d+", text) else float(text)

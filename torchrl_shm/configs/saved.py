@@ -1,0 +1,207 @@
+"""The configuration of a run on disk: written, read again only as far as it can be trusted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra_zen import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from torchrl_shm.training.run_folder import is_running, write_atomically
+
+# a saved configuration may only build what is defined in these modules
+_ALLOWED_MODULES = (
+    "torchrl_shm.envs.", "torchrl_shm.modules.", "torchrl_shm.configs.algo.",
+    "torchrl_shm.training.collection.", "torchrl_shm.training.loggers.",
+)  # fmt: skip
+# classes that `add_memory` was given in this process: whoever runs it trusts them
+_ADDED: set[str] = set()
+# how hydra-zen writes a class as a value
+_CLASS = "hydra_zen.funcs.get_obj"
+
+
+def save_config(config: DictConfig, run_dir: str | Path) -> None:
+    """Write `config.yaml`, every value resolved.
+
+    Args:
+        config: the composed configuration.
+        run_dir: folder of the run.
+    """
+    # a run that is taken up keeps its configuration
+    text = OmegaConf.to_yaml(OmegaConf.create(_plain(config) | {"resume": None}))
+    write_atomically(Path(run_dir) / "config.yaml", lambda file: file.write(text.encode()))
+
+
+def load_config(run_dir: str | Path) -> DictConfig:
+    """Read the `config.yaml` of a run.
+
+    Args:
+        run_dir: folder of the run.
+
+    Returns:
+        The configuration, of which every target may be built.
+
+    Raises:
+        FileNotFoundError: the folder has no `config.yaml`.
+        ValueError: the file is no configuration, has interpolations, or names something to build
+            that is neither of this project nor a memory that `add_memory` was given in this
+            process.
+    """
+    path = Path(run_dir) / "config.yaml"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; this must be the folder of a run")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} is not the configuration of a run")
+    if "${" in path.read_text():
+        raise ValueError(f"{path} has interpolations, which no configuration of a run has")
+    for target in _targets(config):
+        if not _is_ours(target):
+            raise ValueError(
+                f"{path} would build {target!r}; only targets of torchrl_shm are accepted, and "
+                "memories that add_memory was given before"
+            )
+    return config
+
+
+def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
+    """Build `env`, `memory` and `algo` of a run from its `config.yaml`.
+
+    Args:
+        run_dir: folder of the run.
+
+    Returns:
+        The built parts, and `seed` and `names` as they were.
+
+    Raises:
+        FileNotFoundError: the folder has no `config.yaml`.
+        ValueError: the file names something to build that is neither of this project nor a memory
+            that `add_memory` was given in this process.
+    """
+    config = load_config(run_dir)
+    parts = {name: instantiate(config[name]) for name in ("env", "memory", "algo")}
+    return {**parts, "seed": config.seed, "names": OmegaConf.to_container(config.names)}
+
+
+def trust(cell: Callable[..., Any]) -> None:
+    """Let saved configurations build a memory's cell, in this process."""
+    _ADDED.add(f"{cell.__module__}.{cell.__qualname__}")  # pyright: ignore
+
+
+def take_up(config: DictConfig) -> DictConfig:
+    """Replace a composed configuration by that of the run which its `resume` names.
+
+    Args:
+        config: the composed configuration of a recipe. `resume` is null, the folder of a run, or
+            `"auto"`: the newest run of the same configuration that is not finished.
+
+    Returns:
+        The configuration of that run, with `resume` its folder; or `config` itself, with `resume`
+        null, if there is none to go on with.
+
+    Raises:
+        FileNotFoundError: `resume` is not the folder of a run.
+        ValueError: other values are given together with the folder, or its configuration cannot
+            be trusted.
+    """
+    if config.resume is None:
+        return config
+    if config.resume == "auto":
+        folder = _newest_unfinished(config)
+    else:
+        folder = Path(config.resume)
+        _refuse_other_values()
+    # only now is it known that Hydra's new folder is not needed
+    fresh = Path(config.run_dir)
+    if folder is None:
+        print("no unfinished run of this configuration; a new one starts", file=sys.stderr)
+        config.resume = None
+        return config
+    saved = load_config(folder)
+    if fresh.resolve() != folder.resolve():
+        with suppress(OSError):
+            # it, and what holds nothing else, up to where the command was given
+            for path in (fresh, *fresh.parents):
+                if path.resolve() != Path.cwd():
+                    path.rmdir()
+    return OmegaConf.merge(saved, {"run_dir": str(folder), "resume": str(folder)})  # pyright: ignore
+
+
+def _refuse_other_values() -> None:
+    if not HydraConfig.initialized():
+        return
+    overrides = HydraConfig.get().overrides.task
+    others = [override for override in overrides if not override.startswith("resume=")]
+    if others:
+        raise ValueError(
+            f"resume=<folder> goes on with that run's configuration; leave out {others}, or start "
+            "a new run without resume"
+        )
+
+
+def _newest_unfinished(config: DictConfig) -> Path | None:
+    own = Path(config.run_dir)
+    # the folder that the command names is meant, even if its run is finished
+    if (own / "config.yaml").exists() and _same(own, config):
+        return own
+    name = HydraConfig.get().job.name
+    found = [
+        path.parent
+        for root in ("outputs", "multirun")
+        for path in (Path(root) / name).glob("**/config.yaml")
+    ]
+    found.sort(key=lambda path: (path / "config.yaml").stat().st_mtime, reverse=True)
+    for path in found:
+        if not (path / "summary.json").exists() and not is_running(path) and _same(path, config):
+            return path
+    return None
+
+
+def _same(folder: Path, config: DictConfig) -> bool:
+    """Whether the folder's run has the configuration, where it writes aside."""
+    # the configuration of a run in another version, or a damaged one, is another
+    with suppress(ValueError):
+        where = {"run_dir": None, "resume": None}
+        return _plain(load_config(folder)) | where == _plain(config) | where
+    return False
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+def _is_ours(target: str) -> bool:
+    if target in _ADDED:
+        return True
+    module, _, name = target.rpartition(".")
+    if not f"{module}.".startswith(_ALLOWED_MODULES):
+        return False
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return False
+    # a path can lead out of the package again, by what a module of ours imports
+    return getattr(found, "__module__", None) == module
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key, value in node.items():
+            if key in ("_target_", "_zen_target"):
+                # of a class as a value counts which class it is
+                yield str(node.get("path") if value == _CLASS else value)
+            else:
+                yield from _targets(value)
+    elif isinstance(node, ListConfig):
+        for value in node:
+            yield from _targets(value)

@@ -1,0 +1,227 @@
+"""Stops a run at the first number that is not finite, and says which one it is."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import set_recurrent_mode
+
+OnNonfinite = Literal["stop", "skip"]
+"""`"stop"`: end the run. `"skip"`: leave out the rows and minibatches, and say so."""
+
+# in the order in which data flows: what comes later follows from it; `features` leave the memory
+_FLOW = ("embedding", "features", "loc", "scale", "logits", "advantage", "value_target")
+_STRIPE = "_stripe"
+# values of a memory from which float32 products are about to leave their range
+_LARGE = 1e6
+
+
+class FiniteCheck:
+    """Keeps numbers that are not finite away from the parameters.
+
+    Args:
+        policy: the policy, run again to find out where a loss went wrong.
+        loss: the loss module, whose parameters are learned.
+        on_nonfinite: see `OnNonfinite`.
+
+    Attributes:
+        update: number of the update that messages name; set by whoever counts.
+        skipped: rows and minibatches left out so far.
+
+    Raises:
+        ValueError: `on_nonfinite` is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_shm.training import FiniteCheck
+        >>> check = FiniteCheck(torch.nn.Identity(), torch.nn.Identity(), "skip")
+        >>> batch = TensorDict({"reward": torch.tensor([[0.0], [torch.nan]])}, [2, 1])
+        >>> check.rows(batch).shape, check.skipped
+        (torch.Size([1, 1]), 1)
+    """
+
+    def __init__(
+        self,
+        policy: TensorDictModuleBase | nn.Module,
+        loss: nn.Module,
+        on_nonfinite: OnNonfinite = "stop",
+    ) -> None:
+        if on_nonfinite not in get_args(OnNonfinite):
+            raise ValueError(
+                f"on_nonfinite={on_nonfinite!r} is unknown; choose one of {get_args(OnNonfinite)}"
+            )
+        self.policy = policy
+        self.loss = loss
+        self.on_nonfinite = on_nonfinite
+        self.update = 0
+        self.skipped = 0
+        self._warned = False
+
+    def rows(self, batch: TensorDictBase) -> TensorDictBase:
+        """Look at all that was collected.
+
+        Args:
+            batch: rows `[B, T]`.
+
+        Returns:
+            The rows in which everything is finite; all of them, unless `on_nonfinite="skip"`.
+
+        Raises:
+            FloatingPointError: a number is not finite, or, where rows are skipped, no row is left.
+
+        Warns:
+            UserWarning: a memory has grown very large; once.
+        """
+        self._warn_of_large_memories(batch)
+        entries = [
+            (key, value)
+            for key, value in batch.items(True, True)
+            if value.is_floating_point() and value.numel()
+        ]
+        # one wait for the device if all is well
+        if bool(torch.stack([value.isfinite().all() for _, value in entries]).all()):
+            return batch
+        self._stop_or_say(f"non-finite data: {_describe_first(entries)}")
+        good = torch.stack([value.isfinite().flatten(1).all(1) for _, value in entries]).all(0)
+        if not bool(good.any()):
+            raise FloatingPointError(f"no row of update {self.update} is finite")
+        self.skipped += int((~good).sum())
+        return batch[good]
+
+    def loss_is_finite(self, total: Tensor, minibatch: TensorDictBase) -> bool:
+        """Look at a loss before it is differentiated.
+
+        Args:
+            total: the loss, a scalar.
+            minibatch: rows `[b, T]` of which it was computed.
+
+        Returns:
+            Whether to go on with this minibatch.
+
+        Raises:
+            FloatingPointError: it is not finite, unless `on_nonfinite="skip"`.
+        """
+        if bool(total.isfinite()):
+            return True
+        self._stop_or_say(f"non-finite loss: {self._explain(minibatch)}")
+        self.skipped += 1
+        return False
+
+    def gradient_is_finite(self, norm: Tensor) -> bool:
+        """Look at the norm of the gradient before the optimiser's step.
+
+        Args:
+            norm: what `clip_grad_norm_` returned.
+
+        Returns:
+            Whether to make the step.
+
+        Raises:
+            FloatingPointError: it is not finite, unless `on_nonfinite="skip"`.
+        """
+        if bool(norm.isfinite()):
+            return True
+        bad = next(
+            (
+                name
+                for name, parameter in self.loss.named_parameters()
+                if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+            ),
+            "its norm",
+        )
+        self._stop_or_say(f"non-finite gradient: {bad}")
+        self.skipped += 1
+        return False
+
+    def _stop_or_say(self, what: str) -> None:
+        message = f"update {self.update}: {what}"
+        if self.on_nonfinite == "skip":
+            print(f"{message}; skipped", file=sys.stderr, flush=True)
+            return
+        raise FloatingPointError(
+            f"{message}. It did not reach the parameters; lower algo.learning_rate, bound the "
+            "memory with memory.clamp=100, or leave such data out with algo.on_nonfinite=skip"
+        )
+
+    @torch.no_grad()
+    def _explain(self, minibatch: TensorDictBase) -> str:
+        """Run the policy again and name the first entry that is not finite."""
+        devices = [minibatch.device] if minibatch.device and minibatch.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),
+            set_recurrent_mode(True),
+            set_exploration_type(ExplorationType.DETERMINISTIC),
+        ):
+            out = self.policy(minibatch.copy())
+        bad = [
+            (key, out[key])
+            for key in (*_FLOW, "state_value", "advantage", "value_target")
+            if key in out.keys() and not bool(out[key].isfinite().all())
+        ]
+        if not bad:
+            return "the loss itself, of finite policy outputs, values and advantages"
+        key, value = bad[0]
+        # in the order of the data, not of time: what comes later follows from it
+        return describe_nonfinite(
+            "features, as the memory gives them," if key == "features" else key, value
+        )
+
+    def _warn_of_large_memories(self, batch: TensorDictBase) -> None:
+        if self._warned:
+            return
+        for key in batch.keys():
+            if str(key).endswith(_STRIPE) and batch[key].numel():
+                largest = float(batch[key].abs().max())
+                if largest > _LARGE:
+                    self._warned = True
+                    name = str(key).removesuffix(_STRIPE)
+                    warnings.warn(
+                        f"update {self.update}: {name!r} has grown to {largest:.3g}; bound it "
+                        "with memory.clamp=100",
+                        stacklevel=3,
+                    )
+
+
+def describe_nonfinite(key: NestedKey, value: Tensor, step: int | None = None) -> str:
+    """Say where the first number is that is not finite.
+
+    Args:
+        key: name of the entry.
+        value: of shape `[B, T, ...]`, or `[B, ...]` if `step` is given.
+        step: the step that `value` is of.
+
+    Returns:
+        Its name, its value, its row and its step, each counted from 0.
+    """
+    steps = value if step is None else value.unsqueeze(1)
+    at, row = _first_bad(steps)
+    numbers = steps[row, at]
+    number = float(numbers[~numbers.isfinite()].flatten()[0])
+    return f"{key!r} is {number} in row {row}, step {at if step is None else step}"
+
+
+def _first_bad(value: Tensor) -> tuple[int, int]:
+    """The earliest step of `[B, T, ...]` at which a number is not finite, and its first row."""
+    bad = (~value.isfinite()).reshape(*value.shape[:2], -1).any(2)
+    step = int(bad.any(0).nonzero()[0, 0])
+    return step, int(bad[:, step].nonzero()[0, 0])
+
+
+def _describe_first(entries: Iterable[tuple[NestedKey, Tensor]]) -> str:
+    """Describe the entry that is the earliest to be not finite."""
+    bad = [(key, value) for key, value in entries if not bool(value.isfinite().all())]
+    key, value = min(bad, key=lambda entry: _first_bad(entry[1])[0])
+    if isinstance(key, str) and key.endswith(_STRIPE):
+        # a row carries the memory at its start in stripes, one per step
+        name, row = key.removesuffix(_STRIPE), _first_bad(value)[1]
+        return f"{name!r} is not finite at the start of row {row}"
+    return describe_nonfinite(key, value)
