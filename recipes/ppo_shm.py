@@ -36,11 +36,14 @@ from torchrl_shm.training import (
     RunFolder,
     RunGuard,
     evaluate,
+    get_behaviour,
     make_actor_critic,
     make_test_env,
     plot_learning_curve,
 )
 
+# entries that the loss computes again
+COMPUTED = ("embedding", "features", "critic_embedding", "critic_features", "loc", "scale")
 # how far from 1 the probability ratio of a batch's first minibatch may be: nothing was learned
 # from the batch yet, so more than rounding means that recurrent mode lost the memory or the gates
 RATIO_TOLERANCE = 1e-2
@@ -72,7 +75,8 @@ def main(
     save_config(zen_cfg, run_dir)
     extra_logger = logger(run_dir=run_dir)
 
-    # build: embedding -> memory -> action head and value head
+    # build: embedding -> memory -> action head and value head; with algo.shared_memory=false the
+    # critic has an embedding and a memory of its own
     test_env = make_test_env(env, num_episodes=algo.num_test_episodes, device=device)
     operator = make_actor_critic(
         test_env,
@@ -83,7 +87,7 @@ def main(
     policy = operator.get_policy_operator()
     rows = collector(
         env,
-        policy,
+        get_behaviour(operator),
         num_envs=algo.num_envs,
         row_length=algo.row_length,
         total_frames=algo.total_frames,
@@ -100,7 +104,7 @@ def main(
     )
     loss = ClipPPOLoss(
         policy,
-        # the policy runs the shared memory; its features feed the value head
+        # where the memory is shared the policy has run it; its features feed the value head
         operator.get_value_head(),
         clip_epsilon=algo.clip_epsilon,
         entropy_coeff=algo.entropy_coeff,
@@ -137,7 +141,7 @@ def main(
 
             # reward: the task's own, and while training the environment's help to explore (presets
             # may also change the training tasks, as Wind's does with `mirror`; tests never)
-            batch = check.rows(batch.exclude("embedding", "features", "loc", "scale"))
+            batch = check.rows(batch.exclude(*COMPUTED))
             if ("next", "shaping") in batch.keys(True):
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
                 batch["next", "reward"] = reward

@@ -30,7 +30,16 @@ ROOMS = {
     ),
     "configs": (
         {"ops", "modules", "envs", "training"},
-        {"torch", "tensordict", "torchrl", "hydra", "hydra_zen", "omegaconf", "pydantic"},
+        {
+            "torch",
+            "tensordict",
+            "torchrl",
+            "hydra",
+            "hydra_zen",
+            "omegaconf",
+            "pydantic",
+            "safetensors",
+        },
     ),
 }
 FILES = sorted((ROOT / "torchrl_shm").rglob("*.py"))

@@ -48,9 +48,9 @@ SOME_TUNED = [name for name in TUNED if ("env", name) in SOME]
 # what the recipe passes itself: choosing it on the command line would have no effect, or a bad one
 RUNTIME = {
     "env": {"num_envs", "split", "seed", "device"},
-    "memory": {"input_size", "output_size", "cell", "in_key", "in_keys", "out_key", "out_keys",
-               "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device",
-               "dtype"},
+    "memory": {"input_size", "output_size", "cell", "in_key", "in_keys", "memory_key", "out_key",
+               "out_keys", "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode",
+               "device", "dtype"},
     "algo": set(),
     "collector": {"make_env", "policy", "num_envs", "row_length", "total_frames", "seed", "device"},
     "logger": {"run_dir"},

@@ -33,6 +33,7 @@ class PPO:
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: hidden layers of the action head and of the value head.
         init_scale: initial standard deviation of the actions.
+        shared_memory: whether actor and critic share embedding and memory.
         num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
         keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
@@ -66,6 +67,7 @@ class PPO:
     embedding_size: int = 64
     hidden_sizes: Sequence[int] = (64, 64)
     init_scale: float = 0.3
+    shared_memory: bool = True
     num_test_episodes: int = 256
     checkpoint_interval: int = 20
     keep_checkpoints: int = 3
@@ -79,7 +81,7 @@ class PPO:
         Returns:
             The fields that say how the network is built.
         """
-        names = ("policy_keys", "embedding_size", "hidden_sizes", "init_scale")
+        names = ("policy_keys", "embedding_size", "hidden_sizes", "init_scale", "shared_memory")
         return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:

@@ -32,8 +32,8 @@ from torchrl_shm.modules import (
 
 # what the recipe passes itself; it stays out of the config
 _RUNTIME = (
-    "input_size", "output_size", "in_key", "in_keys", "out_key", "out_keys", "theta_index_key",
-    "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
+    "input_size", "output_size", "in_key", "in_keys", "memory_key", "out_key", "out_keys",
+    "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
 )  # fmt: skip
 
 # factories: the recipe calls them with what only it knows

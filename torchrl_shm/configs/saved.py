@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -62,15 +63,34 @@ def load_config(run_dir: str | Path) -> DictConfig:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} is not the configuration of a run")
-    if "${" in path.read_text():
+    if "${" in json.dumps(OmegaConf.to_container(config, resolve=False), default=str):
         raise ValueError(f"{path} has interpolations, which no configuration of a run has")
+    check_targets(config, path)
+    return config
+
+
+def check_targets(
+    config: Any, path: Path, *, only: str = "torchrl_shm.", what: str = "targets"
+) -> None:
+    """Refuse a configuration that would build what is not of this project.
+
+    Args:
+        config: the configuration, or a part of it.
+        path: file that it comes from.
+        only: where in the project what it builds must be.
+        what: what is to be found there.
+
+    Raises:
+        ValueError: it names something that is neither there nor a memory that `add_memory` was
+            given in this process.
+    """
     for target in _targets(config):
-        if not _is_ours(target):
+        elsewhere = target.startswith("torchrl_shm.") and not target.startswith(only)
+        if elsewhere or not _is_ours(target):
             raise ValueError(
-                f"{path} would build {target!r}; only targets of torchrl_shm are accepted, and "
+                f"{path} would build {target!r}; only {what} of torchrl_shm are accepted, and "
                 "memories that add_memory was given before"
             )
-    return config
 
 
 def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:

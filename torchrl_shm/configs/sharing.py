@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ from torchrl_shm.configs._policy_file import (
     read_policy_file,
 )
 from torchrl_shm.configs.saved import (
-    _is_ours,  # pyright: ignore[reportPrivateUsage]
-    _targets,  # pyright: ignore[reportPrivateUsage]
+    check_targets,
     instantiate_saved,
     load_config,
 )
@@ -149,17 +149,12 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
 
 def _build_memory(config: PolicyFile, path: Path) -> Any:
     """The factory of the memory."""
-    if "${" in path.read_text(encoding="utf-8"):
+    # of what was read: in the file the same can be spelled with escapes
+    if "${" in json.dumps(config.memory):
         raise ValueError(f"{path} has interpolations, which no shared policy has")
     memory = OmegaConf.create(config.memory)
-    for target in _targets(memory):
-        # runs may also build environments and loggers, which write files; a policy may not
-        elsewhere = target.startswith("torchrl_shm.") and not target.startswith(_MEMORIES)
-        if elsewhere or not _is_ours(target):
-            raise ValueError(
-                f"{path} would build {target!r}; only memories of torchrl_shm are accepted, and "
-                "those that add_memory was given before"
-            )
+    # runs may also build environments and loggers, which write files; a policy may not
+    check_targets(memory, path, only=_MEMORIES, what="memories")
     try:
         factory = instantiate(memory)
     except InstantiationException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.modules import MLP, GRUModule, LSTMModule
 
@@ -20,6 +20,7 @@ def make_gru(
     num_layers: int = 1,
     in_key: NestedKey,
     out_key: NestedKey,
+    memory_key: NestedKey = "recurrent_state",
     device: torch.device | str | None = None,
 ) -> GRUModule | TensorDictSequential:
     """Make TorchRL's `GRUModule`, whose output is its hidden state.
@@ -32,11 +33,12 @@ def make_gru(
         num_layers: number of stacked layers.
         in_key: key of the input.
         out_key: key of the output.
+        memory_key: key of the state.
         device: device of the parameters.
 
     Returns:
-        The module, followed by the linear map if there is one; its state is kept per step under
-        `recurrent_state`.
+        The module, followed by the linear map if there is one; its state is kept per
+        step.
 
     Examples:
         >>> from torchrl_shm.modules import make_gru
@@ -44,7 +46,15 @@ def make_gru(
         ['features', ('next', 'recurrent_state')]
     """
     return _projected(
-        GRUModule, input_size, output_size, hidden_size, num_layers, in_key, out_key, device
+        GRUModule,
+        input_size,
+        output_size,
+        hidden_size,
+        num_layers,
+        in_key,
+        out_key,
+        [memory_key],
+        device,
     )
 
 
@@ -56,6 +66,7 @@ def make_lstm(
     num_layers: int = 1,
     in_key: NestedKey,
     out_key: NestedKey,
+    memory_key: NestedKey = "recurrent_state",
     device: torch.device | str | None = None,
 ) -> LSTMModule | TensorDictSequential:
     """Make TorchRL's `LSTMModule`, whose output is its hidden state.
@@ -68,11 +79,12 @@ def make_lstm(
         num_layers: number of stacked layers.
         in_key: key of the input.
         out_key: key of the output.
+        memory_key: key of the states, the hidden one with `_h` and the cell's with `_c` appended.
         device: device of the parameters.
 
     Returns:
-        The module, followed by the linear map if there is one; its states are kept per step under
-        `recurrent_state_h` and `recurrent_state_c`.
+        The module, followed by the linear map if there is one; its states are kept per
+        step.
 
     Examples:
         >>> from torchrl_shm.modules import make_lstm
@@ -80,7 +92,15 @@ def make_lstm(
         'features'
     """
     return _projected(
-        LSTMModule, input_size, output_size, hidden_size, num_layers, in_key, out_key, device
+        LSTMModule,
+        input_size,
+        output_size,
+        hidden_size,
+        num_layers,
+        in_key,
+        out_key,
+        [suffixed(memory_key, "_h"), suffixed(memory_key, "_c")],
+        device,
     )
 
 
@@ -91,6 +111,7 @@ def make_mlp(
     hidden_size: int = 64,
     in_key: NestedKey,
     out_key: NestedKey,
+    memory_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> TensorDictModule:
     """Make a network without memory: what an agent can do from the current step alone.
@@ -101,6 +122,7 @@ def make_mlp(
         hidden_size: width of the hidden layer.
         in_key: key of the input.
         out_key: key of the output.
+        memory_key: of no use here.
         device: device of the parameters.
 
     Returns:
@@ -132,19 +154,25 @@ def _projected(
     num_layers: int,
     in_key: NestedKey,
     out_key: NestedKey,
+    state_keys: list[NestedKey],
     device: torch.device | str | None,
 ) -> Any:
     """TorchRL's recurrent modules write their hidden state; a linear map makes it any size."""
-    if hidden_size is None or hidden_size == output_size:
-        return kind(
-            input_size, output_size, num_layers, in_key=in_key, out_key=out_key, device=device
-        )
-    if hidden_size < 1:
+    width = output_size if hidden_size is None else hidden_size
+    if width < 1:
         raise ValueError(f"hidden_size={hidden_size} must be at least 1")
-    hidden_key = suffixed(out_key, "_hidden")
+    fits = width == output_size
+    hidden_key = out_key if fits else suffixed(out_key, "_hidden")
     memory = kind(
-        input_size, hidden_size, num_layers, in_key=in_key, out_key=hidden_key, device=device
+        input_size,
+        width,
+        num_layers,
+        in_keys=[in_key, *state_keys, "is_init"],
+        out_keys=[hidden_key, *(unravel_key(("next", key)) for key in state_keys)],
+        device=device,
     )
-    linear = torch.nn.Linear(hidden_size, output_size, device=device)
+    if fits:
+        return memory
+    linear = torch.nn.Linear(width, output_size, device=device)
     modules: list[Any] = [memory, TensorDictModule(linear, [hidden_key], [out_key])]
     return TensorDictSequential(*modules)

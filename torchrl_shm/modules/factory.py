@@ -19,6 +19,7 @@ def make_memory(
     *,
     in_key: NestedKey,
     out_key: NestedKey,
+    memory_key: NestedKey = "memory",
     state: State = "row",
     device: torch.device | str | None = None,
     **options: Any,
@@ -31,12 +32,13 @@ def make_memory(
         output_size: number of output features.
         in_key: key of the input.
         out_key: key of the output.
+        memory_key: key of the memory.
         state: where a sequence takes its first memory from, see `MemoryModule`.
         device: device of the parameters.
         **options: further arguments of the cell.
 
     Returns:
-        The module; the key of its memory is `"memory"`.
+        The module.
 
     Raises:
         ValueError: the cell refuses an option.
@@ -49,6 +51,8 @@ def make_memory(
         ['features', ('next', 'memory')]
     """
     built = cell(input_size, output_size, **options)
-    module: MemoryModule = MemoryModule(built, in_key=in_key, out_key=out_key, state=state)
+    module: MemoryModule = MemoryModule(
+        built, in_key=in_key, memory_key=memory_key, out_key=out_key, state=state
+    )
     # moved, so that a cell needs no argument for it
     return module if device is None else module.to(device)

@@ -88,8 +88,9 @@ class MemoryModule(TensorDictModuleBase):
 
     Args:
         cell: the memory on plain tensors.
-        in_key: key of the input; the memory key is then `"memory"`. Exclusive with `in_keys`.
+        in_key: key of the input. Exclusive with `in_keys`.
         in_keys: `[input, memory]`.
+        memory_key: key of the memory, where `in_keys` does not name it.
         out_key: key of the output. Exclusive with `out_keys`.
         out_keys: `[output, ("next", memory)]`.
         theta_index_key: key of the drawn numbers. Default: `"theta_index"`, or the memory key with
@@ -121,6 +122,7 @@ class MemoryModule(TensorDictModuleBase):
         *,
         in_key: NestedKey | None = None,
         in_keys: list[NestedKey] | None = None,
+        memory_key: NestedKey = "memory",
         out_key: NestedKey | None = None,
         out_keys: list[NestedKey] | None = None,
         theta_index_key: NestedKey | None = None,
@@ -143,7 +145,7 @@ class MemoryModule(TensorDictModuleBase):
         self.burn_in = burn_in
         self._recurrent_mode = default_recurrent_mode
 
-        in_keys = _one_of("in_key", in_key, in_keys, ["memory"])
+        in_keys = _one_of("in_key", in_key, in_keys, [memory_key])
         out_keys = _one_of("out_key", out_key, out_keys, [("next", in_keys[1])])
         self.in_key, self.memory_key = in_keys
         self.out_key, self.next_memory_key = out_keys

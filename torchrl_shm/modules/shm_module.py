@@ -35,9 +35,10 @@ class SHMModule(MemoryModule):
         device: device of the parameters.
         dtype: dtype of the parameters.
         cell: a ready-made `SHM`; exclusive with the arguments above.
-        in_key: key of the input; the memory key is then `"memory"`. Exclusive with `in_keys`.
+        in_key: key of the input. Exclusive with `in_keys`.
         in_keys: `[input, memory]`.
-        out_key: key of the output; the memory is then written to `("next", "memory")`.
+        memory_key: key of the memory, where `in_keys` does not name it.
+        out_key: key of the output; the memory is then written to `("next", memory)`.
             Exclusive with `out_keys`.
         out_keys: `[output, ("next", memory)]`.
         theta_index_key: key of the rows that acted. Default: `"theta_index"`, or the memory key
@@ -82,6 +83,7 @@ class SHMModule(MemoryModule):
         cell: SHM | None = None,
         in_key: NestedKey | None = None,
         in_keys: list[NestedKey] | None = None,
+        memory_key: NestedKey = "memory",
         out_key: NestedKey | None = None,
         out_keys: list[NestedKey] | None = None,
         theta_index_key: NestedKey | None = None,
@@ -115,6 +117,7 @@ class SHMModule(MemoryModule):
             cell,
             in_key=in_key,
             in_keys=in_keys,
+            memory_key=memory_key,
             out_key=out_key,
             out_keys=out_keys,
             theta_index_key=theta_index_key,

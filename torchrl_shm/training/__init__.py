@@ -15,7 +15,7 @@ from torchrl_shm.training.finite import FiniteCheck, OnNonfinite
 from torchrl_shm.training.loggers import LoggerKind, make_logger
 from torchrl_shm.training.plain_policy import PlainPolicy
 from torchrl_shm.training.plots import plot_learning_curve, plot_trajectories
-from torchrl_shm.training.policy import EnvSpecs, MemoryFactory, make_actor_critic
+from torchrl_shm.training.policy import EnvSpecs, MemoryFactory, get_behaviour, make_actor_critic
 from torchrl_shm.training.run_folder import RunFolder
 from torchrl_shm.training.run_guard import Interrupted, RunGuard, Stateful
 from torchrl_shm.training.sizes import MemorySize, measure_memory
@@ -42,6 +42,7 @@ __all__ = [
     "comparison_table",
     "confidence_band",
     "evaluate",
+    "get_behaviour",
     "load_runs",
     "make_actor_critic",
     "make_logger",

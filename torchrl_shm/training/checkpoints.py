@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
 
+from torchrl_shm.ops._checks import check_option
+
 Which = Literal["latest", "best"]
 """The newest checkpoint, or the one with the highest metric among those that were written."""
 
@@ -118,6 +120,7 @@ class Checkpoints:
             What `save` was given.
 
         Raises:
+            ValueError: `which` is unknown.
             FileNotFoundError: there is no checkpoint.
             RuntimeError: every checkpoint is damaged.
             pickle.UnpicklingError: a checkpoint holds more than data.
@@ -125,6 +128,7 @@ class Checkpoints:
         Warns:
             UserWarning: a checkpoint is damaged and another one is used.
         """
+        check_option("which", which, Which)
         paths = self._paths()[::-1]
         if not paths:
             raise FileNotFoundError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -13,6 +13,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
+
+from torchrl_shm.ops._checks import check_option
 
 OnNonfinite = Literal["stop", "skip"]
 """`"stop"`: end the run. `"skip"`: leave out the rows and minibatches, and say so."""
@@ -55,10 +57,7 @@ class FiniteCheck:
         loss: nn.Module,
         on_nonfinite: OnNonfinite = "stop",
     ) -> None:
-        if on_nonfinite not in get_args(OnNonfinite):
-            raise ValueError(
-                f"on_nonfinite={on_nonfinite!r} is unknown; choose one of {get_args(OnNonfinite)}"
-            )
+        check_option("on_nonfinite", on_nonfinite, OnNonfinite)
         self.policy = policy
         self.loss = loss
         self.on_nonfinite = on_nonfinite

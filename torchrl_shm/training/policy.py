@@ -1,4 +1,4 @@
-"""An actor and a critic around one memory."""
+"""An actor and a critic around one memory, or with a memory each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey
-from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule, TensorDictModuleBase
+from tensordict.nn import (
+    AddStateIndependentNormalScale,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictModuleBase,
+)
 from tensordict.nn import TensorDictSequential as Sequential
 from torch import distributions, nn
 from torchrl.data import (
@@ -23,10 +28,17 @@ from torchrl.data import (
     Unbounded,
 )
 from torchrl.envs import EnvBase
-from torchrl.modules import ActorValueOperator, IndependentNormal, ProbabilisticActor, ValueOperator
+from torchrl.modules import (
+    ActorCriticWrapper,
+    ActorValueOperator,
+    IndependentNormal,
+    ProbabilisticActor,
+    ValueOperator,
+)
 
 MemoryFactory = Callable[..., TensorDictModuleBase]
-"""Makes a memory module from `input_size`, `output_size`, `in_key`, `out_key` and `device`."""
+"""Makes a memory module from `input_size`, `output_size`, `in_key`, `out_key` and `device`, and,
+where the critic has a memory of its own, `memory_key`."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +102,10 @@ def make_actor_critic(
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
     init_scale: float = 0.3,
+    shared_memory: bool = True,
     device: torch.device | str | None = None,
-) -> ActorValueOperator:
-    """Build embedding -> memory -> {action head, value head} with one shared memory.
+) -> ActorValueOperator | ActorCriticWrapper:
+    """Build embedding -> memory -> {action head, value head}.
 
     Both heads also read the embedding of the current step, as in the authors' meta-RL networks
     (repository `thaihungle/SHM`, `pomdp-baselines/policies/models`). Continuous actions are
@@ -109,12 +122,15 @@ def make_actor_critic(
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of continuous actions, in units of the action.
+        shared_memory: whether embedding and memory serve both heads. If not, the critic has its
+            own, whose entries start with `critic_`.
         device: device of the parameters.
 
     Returns:
-        The operator; `get_policy_operator()`, `get_value_operator()` and `get_value_head()` give
-        its parts. Entries: `embedding`, `features`, `loc` and `scale` or `logits`, `action`,
-        `state_value`.
+        The operator; `get_policy_operator()` gives the actor, `get_value_operator()` the critic,
+        `get_value_head()` what is left of the critic where the actor has run already, and
+        `get_behaviour` what collects. Entries: `embedding`, `features`, `loc` and `scale` or
+        `logits`, `action`, `state_value`.
 
     Raises:
         KeyError: a policy key is not an observation of the environment.
@@ -131,22 +147,62 @@ def make_actor_critic(
     specs = EnvSpecs.of(env, policy_keys)
     keys = specs.policy_keys
     shapes = [specs.observation_spec_unbatched[key].shape for key in keys]
-    embed: Any = TensorDictModule(
-        _Embedding(shapes, embedding_size, device), list(keys), ["embedding"]
-    )
-    memory_module: Any = memory(
-        input_size=embedding_size,
-        output_size=embedding_size,
-        in_key="embedding",
-        out_key="features",
-        device=device,
-    )
+
+    def backbone(prefix: str, **options: Any) -> Sequential:
+        embed: Any = TensorDictModule(
+            _Embedding(shapes, embedding_size, device), list(keys), [f"{prefix}embedding"]
+        )
+        module: Any = memory(
+            input_size=embedding_size,
+            output_size=embedding_size,
+            in_key=f"{prefix}embedding",
+            out_key=f"{prefix}features",
+            device=device,
+            **options,
+        )
+        return Sequential(embed, module)
+
+    def value_head(prefix: str) -> ValueOperator:
+        in_keys = [f"{prefix}{key}" for key in _HEAD_KEYS]
+        return ValueOperator(_Head((*sizes, 1), 1.0, device), in_keys=in_keys)
+
     sizes = (2 * embedding_size, *hidden_sizes)
+    common = backbone("")
     actor = _make_actor(specs.action_spec_unbatched, sizes, init_scale, device)
-    critic = ValueOperator(_Head((*sizes, 1), 1.0, device), in_keys=_HEAD_KEYS)
-    return ActorValueOperator(Sequential(embed, memory_module), actor, critic)
+    if shared_memory:
+        return ActorValueOperator(common, actor, value_head(""))
+    policy: list[Any] = [*common, *actor]
+    critic: list[Any] = [*backbone(_CRITIC, memory_key=f"{_CRITIC}memory"), value_head(_CRITIC)]
+    return ActorCriticWrapper(ProbabilisticTensorDictSequential(*policy), Sequential(*critic))
 
 
+def get_behaviour(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDictModuleBase:
+    """Take from an operator what collects data.
+
+    Args:
+        operator: what `make_actor_critic` returned.
+
+    Returns:
+        The policy. Where the critic has a memory of its own, that runs as well, so that the rows
+        carry the memory with which they start.
+
+    Examples:
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.training import get_behaviour, make_actor_critic
+        >>> operator = make_actor_critic(WindEnv(4), SHMModule, shared_memory=False)
+        >>> "critic_features" in get_behaviour(operator).out_keys
+        True
+    """
+    policy: Any = operator.get_policy_operator()
+    if isinstance(operator, ActorValueOperator):
+        return policy
+    critic: Any = operator.get_value_operator()
+    parts: list[Any] = [*list(critic)[:-1], *policy]
+    return ProbabilisticTensorDictSequential(*parts)
+
+
+# entries of a critic's own embedding and memory
+_CRITIC = "critic_"
 _HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 
 

@@ -187,7 +187,9 @@ class RunGuard:
             self.run.close()
 
     def _save_what_is_left(self, error: BaseException) -> None:
-        done = f"update {self.updates}, frame {self.frames}"
+        assert self._state is not None, "remembered when the block began"
+        # not what the counters say: the update after it may be half done
+        done = f"update {self._state['updates']}, frame {self._state['frames']}"
         try:
             self.save()
         except (OSError, FloatingPointError) as problem:
