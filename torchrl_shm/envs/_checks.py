@@ -43,3 +43,10 @@ def check_finite(name: str, values: Tensor) -> None:
     # the sum is quick, but may be infinite where no number is
     if not math.isfinite(float(values.sum())) and not bool(values.isfinite().all()):
         raise ValueError(f"{name} must be finite, got {values[~values.isfinite()][0]}")
+
+
+def check_size(name: str, values: Tensor, bound: float) -> None:
+    """Raise ValueError unless all are between `-bound` and `bound`."""
+    largest = float(values.abs().max())
+    if largest > bound:
+        raise ValueError(f"{name} must be between {-bound} and {bound}, got {largest} in size")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
@@ -14,26 +13,29 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, Transform, TransformedEnv
 
 from torchrl_shm.envs._base import BatchedEnv
-from torchrl_shm.training.finite import describe_nonfinite
+from torchrl_shm.training.finite import FiniteSteps
 
 CollectorBackend = Literal["single", "multi_sync"]
 """`"single"`: this process. `"multi_sync"`: worker processes, each with a batched environment."""
 
 
 class _EnvFactory:
-    """Makes a worker's environment; a class, because workers receive it by pickling."""
+    """Makes a collector's environment; a class, because workers receive it by pickling."""
 
-    def __init__(self, make_env: Callable[..., EnvBase], **options: Any) -> None:
+    def __init__(self, make_env: Callable[..., EnvBase], *, worker: bool, **options: Any) -> None:
         self.make_env = make_env
+        self.worker = worker
         self.options = options
 
     def __call__(self) -> EnvBase:
-        if multiprocessing.parent_process() is not None:
+        if self.worker:
             _leave_signals_to_the_parent()
         env = self.make_env(**self.options)
-        # the sum of the rewards of an episode, for the logs
-        transformed = TransformedEnv(env, RewardSum())
-        transformed.append_transform(_Carried(exact=isinstance(env, BatchedEnv)))
+        transformed = TransformedEnv(env, FiniteSteps())
+        # the sum of the rewards of an episode, for the logs; behind it, for it is no observation
+        transformed.append_transform(RewardSum())
+        carried = _Carried(exact=isinstance(env, BatchedEnv), worker=self.worker)
+        transformed.append_transform(carried)
         return transformed
 
 
@@ -47,38 +49,21 @@ def _leave_signals_to_the_parent() -> None:
 
 
 class _Carried(Transform):
-    """Looks at what is carried from step to step, and adds it to an environment's `state_dict`.
+    """Adds to an environment's `state_dict` what is carried from one batch to the next.
 
     That is the running episodes, the TensorDict that the policy reads next, its memory included,
     and in a worker process torch's default generator. TorchRL's collectors save their transforms
     wherever they run, but none of these.
 
-    An observation that is not finite is named in the step in which it appears, before the policy
-    makes something of it; on other devices than the CPU, where looking means waiting, when the
-    batch is complete.
-
     Args:
         exact: whether the environment's state is tensors. Episodes of others start anew.
+        worker: whether this is a process of the collector, whose generator nobody else saves.
     """
 
-    def __init__(self, *, exact: bool) -> None:
+    def __init__(self, *, exact: bool, worker: bool) -> None:
         super().__init__()
         self.exact = exact
-        self._steps = 0
-
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        parent: Any = self.parent
-        if parent.device is None or parent.device.type == "cpu":
-            for key in parent.observation_spec.keys(True, True):
-                value = next_tensordict.get(key)
-                if value.is_floating_point() and not bool(value.isfinite().all()):
-                    step = self._steps % self._collector().frames_per_batch
-                    raise FloatingPointError(
-                        f"non-finite observation: {describe_nonfinite(key, value, step)}. Its "
-                        "environment has to be mended"
-                    )
-        self._steps += 1
-        return next_tensordict
+        self.worker = worker
 
     def get_extra_state(self) -> dict[str, Any]:
         """Tensors only: a worker sends its state as a TensorDict."""
@@ -87,7 +72,7 @@ class _Carried(Transform):
             carrier: TensorDictBase = self._collector()._carrier
             state["carrier"] = carrier.exclude("collector").to_dict(retain_none=False)
             state["env"] = self._env().get_extra_state()
-        if multiprocessing.parent_process() is not None:
+        if self.worker:
             state["rng"] = torch.get_rng_state()
         return state
 
@@ -173,7 +158,9 @@ class RowCollector:
                     f"num_workers={num_workers} must divide num_envs={num_envs}, so that all "
                     "workers collect as many rows"
                 )
-            factory: Any = _EnvFactory(make_env, num_envs=num_envs // num_workers, **env_options)
+            factory: Any = _EnvFactory(
+                make_env, worker=True, num_envs=num_envs // num_workers, **env_options
+            )
             options |= {
                 "backend": "process",
                 "num_collectors": num_workers,
@@ -185,7 +172,7 @@ class RowCollector:
             }
             self._collector: Any = Collector(factory, policy, **options)
         else:
-            factory = _EnvFactory(make_env, num_envs=num_envs, **env_options)
+            factory = _EnvFactory(make_env, worker=False, num_envs=num_envs, **env_options)
             self._collector = Collector(factory(), policy, **options)
         self._policy = policy
         self._seed = seed

@@ -13,6 +13,8 @@ from torch import Tensor
 from torchrl.envs import EnvBase, ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
 
+from torchrl_shm.training.finite import FiniteSteps
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -94,6 +96,9 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     Returns:
         Returns, success and the episodes.
 
+    Raises:
+        FloatingPointError: an observation or a memory is not finite.
+
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
         >>> from torchrl_shm.training import evaluate, make_actor_critic
@@ -104,6 +109,7 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     """
     transforms = get_env_transforms_from_module(policy)
     transformed = TransformedEnv(env, transforms)
+    transformed.append_transform(FiniteSteps())
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)

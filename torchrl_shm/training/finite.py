@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.envs import ExplorationType, Transform, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_shm.ops._checks import check_option
@@ -188,6 +189,54 @@ class FiniteCheck:
                         "with memory.clamp=100",
                         stacklevel=3,
                     )
+
+
+class FiniteSteps(Transform):
+    """Names an observation or a memory that is not finite in the step in which it appears.
+
+    The policy would make actions of it, and the environment refuse those. On other devices than
+    the CPU, where looking means waiting, nothing is looked at before the batch is complete.
+
+    Examples:
+        >>> from torchrl.envs import TransformedEnv
+        >>> from torchrl_shm import WindEnv
+        >>> from torchrl_shm.training.finite import FiniteSteps
+        >>> TransformedEnv(WindEnv(2), FiniteSteps()).rollout(3).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = 0
+        self._observations: list[NestedKey] | None = None
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        if all(value.device.type == "cpu" for value in next_tensordict.values(True, True)):
+            # what the policy wrote for the next step is what it carries
+            if (carried := tensordict.get("next", None)) is not None:
+                advice = "bound it with memory.clamp=100, or learn slower"
+                self._look("memory", carried.items(True, True), advice)
+            if self._observations is None:
+                parent: Any = self.parent
+                self._observations = list(parent.observation_spec.keys(True, True))
+            # nobody acts on a reward: rows with bad ones can be left out later
+            seen = [(key, next_tensordict.get(key)) for key in self._observations]
+            self._look("observation", seen, "mend the environment")
+        self._steps += 1
+        return next_tensordict
+
+    def _look(self, what: str, entries: Iterable[tuple[NestedKey, Tensor]], advice: str) -> None:
+        for key, value in entries:
+            # the sum is not finite if a number is not, and costs less than to look at each
+            if value.is_floating_point() and not isfinite(float(value.sum())):
+                if bool(value.isfinite().all()):
+                    continue
+                # counted from the start of a row, where there are rows
+                rows = self.collector
+                step = self._steps if rows is None else self._steps % rows.frames_per_batch
+                raise FloatingPointError(
+                    f"non-finite {what}: {describe_nonfinite(key, value, step)}; {advice}"
+                )
 
 
 def describe_nonfinite(key: NestedKey, value: Tensor, step: int | None = None) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchrl_shm.envs._base import Entry, State
+from torchrl_shm.envs._checks import check_size
 from torchrl_shm.envs.popgym._base import POPGymEnv, level_count, level_value
 
 
@@ -39,6 +40,10 @@ class ControlEnv(POPGymEnv):
 
     def _layout(self) -> dict[str, Entry]:
         return {"state": Entry((self._STATE_SIZE,), torch.float64)}
+
+    def _check_layout(self, layout: State) -> None:
+        # far from anything that these bodies can reach, and their equations stay finite
+        check_size("state", layout["state"], 1000.0)
 
     def _draw(self, count: int) -> State:
         numbers = torch.rand(

@@ -1,0 +1,133 @@
+"""Whatever is typed on the command line is a run or an error that says what to change.
+
+FUZZ_EXAMPLES=5000 pytest tests/recipes/test_fuzz.py
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize
+from hydra.errors import HydraException
+from hydra_zen import zen
+from hydra_zen.third_party.pydantic import pydantic_parser
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from recipes import ppo_shm
+from torchrl_shm.configs import register
+from torchrl_shm.configs.groups import groups
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+
+# what runs in no time, and is as small as a run can be; drawn values come on top
+SMALL: dict[str, Any] = {
+    "algo.total_frames": 24, "algo.num_envs": 4, "algo.row_length": 6, "algo.rows_per_minibatch": 2,
+    "algo.epochs": 1, "algo.embedding_size": 5, "algo.hidden_sizes": [4],
+    "algo.num_test_episodes": 2,
+}  # fmt: skip
+# environments of other packages are stepped in Python
+ENVS = sorted({str(entry["name"]) for entry in groups if entry["group"] == "env"} - {"gym"})
+MEMORIES = sorted(str(entry["name"]) for entry in groups if entry["group"] == "memory")
+
+NUMBERS = {
+    int: st.sampled_from([0, 1, 2, 3, 5, 7, -1, 10**9]),
+    float: st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0, -1.0, 1e9, "nan", "inf", 1e-9]),
+    bool: st.booleans(),
+    str: st.sampled_from(["", "auto", "unheard_of"]),
+}
+# making what is that large only shows that the machine has an end
+BIG = ("size", "num_", "length", "layers", "heads", "steps", "window", "frames", "k", "episodes")
+
+
+def value_like(old: Any) -> st.SearchStrategy[Any]:
+    """Values of the type of an old one, good and bad."""
+    for kind in (bool, int, float, str):
+        if isinstance(old, kind):
+            return NUMBERS[kind]
+    if old is None:
+        return st.one_of(st.none(), NUMBERS[float], NUMBERS[int])
+    return st.lists(st.one_of(NUMBERS[int], NUMBERS[float]), max_size=3)
+
+
+@st.composite
+def overrides(draw: st.DrawFn) -> dict[str, Any]:
+    """Members of groups, and values of some of their options."""
+    chosen = {
+        "env": draw(st.sampled_from(ENVS)),
+        "memory": draw(st.sampled_from(MEMORIES)),
+        "size": draw(st.sampled_from(["own", "params", "state"])),
+    }
+    config = compose_run(chosen)
+    found = dict(chosen)
+    for group in draw(st.lists(st.sampled_from(["algo", "memory", "env"]), max_size=4)):
+        options = {
+            key: value
+            for key, value in OmegaConf.to_container(config[group]).items()
+            if not key.startswith("_") and not isinstance(value, dict)
+        }
+        if not options:
+            continue
+        key = draw(st.sampled_from(sorted(options)))
+        value = draw(value_like(options[key]))
+        if value == 10**9 and any(part in key for part in BIG):
+            value = 9
+        found[f"{group}.{key}"] = value
+    return found
+
+
+def compose_run(chosen: dict[str, Any], run_dir: str = "run") -> DictConfig:
+    names = {"names.env": "x", "names.memory": "y", "run_dir": run_dir}
+    values = {**SMALL, **names, **chosen}
+    lines = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+    with initialize(version_base="1.3", config_path=None):
+        return compose("fuzz", lines)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recipe() -> None:
+    register("fuzz", algo="ppo")
+
+
+def outcome(chosen: dict[str, Any]) -> str | None:
+    """The error of a run; `None` if it went to its end."""
+    run = zen(ppo_shm.main, instantiation_wrapper=pydantic_parser)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # a memory that is reported as large, or damaged files, are no subject here
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            summary = run(compose_run(chosen, folder))
+        # what is meant for people to read; anything else comes out of the depth of a library
+        except (ValueError, TypeError, KeyError, FloatingPointError, HydraException) as error:
+            return str(error)
+        except ValidationError as error:
+            return str(error)
+    assert summary["frames"] > 0
+    assert torch.isfinite(torch.tensor(summary["eval_return"]))
+    return None
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    database=None,
+)
+@given(chosen=overrides())
+def test_every_outcome_is_a_run_or_a_clear_error(chosen: dict[str, Any]) -> None:
+    message = outcome(chosen)
+    if message is None:
+        return
+    given = {key.split(".")[-1]: value for key, value in chosen.items()}
+    # it names an option that was given, or its value
+    assert any(name in message or (str(value) and str(value) in message)
+               for name, value in given.items()), f"{chosen}: {message}"  # fmt: skip
