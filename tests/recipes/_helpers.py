@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+import random
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +18,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import torch
 from omegaconf import OmegaConf
 
 from recipes import ppo_shm
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
-from torchrl_shm.training import RowCollector, make_logger
+from torchrl_shm.training import RowCollector, RunFolder, make_logger
 
 ROOT = Path(__file__).parents[2]
 MEMORIES = ("shm", "gru", "lstm", "mlp")
@@ -74,6 +78,12 @@ def command(script: str, *arguments: str, terminal: bool = False) -> Result:
     return Result(stdout.getvalue(), stderr.getvalue(), code)
 
 
+def seed_other_generators() -> None:
+    """The recipe draws from torch's generators alone, but saves these, too."""
+    random.seed(0)
+    np.random.seed(0)
+
+
 def process(script: str, *arguments: str, cwd: Path) -> Result:
     """Run a recipe as a process of its own."""
     found = subprocess.run(
@@ -103,6 +113,7 @@ def train(run_dir: Path, **replace: Any) -> dict[str, Any]:
         "device": "cpu",
         "threads": 1,
         "names": {"env": "wind", "memory": "shm"},
+        "resume": None,
     }
     algo |= replace.pop("algo", {})
     parts |= replace
@@ -124,3 +135,42 @@ def without_time(run_dir: Path) -> bytes:
     assert len(keep) == len(names) - len(TIME_COLUMNS)
     rows = (line.rstrip(b"\n").split(b",") for line in lines)
     return b"\n".join(b",".join(row[i] for i in keep) for row in rows)
+
+
+def check_same_runs(one: Path, other: Path) -> None:
+    """All that two runs left behind is the same to the last bit, time aside."""
+    assert without_time(one) == without_time(other)
+    names = [dict(RunFolder(folder).summary or {}, seconds=None) for folder in (one, other)]
+    assert names[0] == names[1]
+    states = [RunFolder(folder).load_checkpoint() for folder in (one, other)]
+    for state in states:
+        # with columns of time, which were compared above without them
+        del state["seconds"], state["metrics"]
+    check_same(*states)
+
+
+def check_same(one: Any, other: Any) -> None:
+    """Nested containers hold the same tensors and the same values."""
+    left, right = (
+        # collectors number the rollouts; those of a resumed run get numbers of their own
+        {name: value for name, value in leaves(part) if "traj_pool" not in name}
+        for part in (one, other)
+    )
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == right[name].dtype, name
+            assert torch.equal(value, right[name]), name
+        else:
+            assert value == right[name], name
+
+
+def leaves(value: Any, name: str = "state") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{name}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from leaves(item, f"{name}[{i}]")
+    else:
+        yield name, value

@@ -1,4 +1,4 @@
-"""One short run per memory, made when a test first asks for it."""
+"""One short run per memory, made when a test first asks for it, and a folder to start runs in."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
         return folder, result
 
     return make
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in an empty folder: Hydra makes folders where it is started."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")

@@ -15,8 +15,11 @@ from PIL import Image
 
 from recipes import evaluate
 from tests.recipes._helpers import FRAMES, MEMORIES, command, process
+from torchrl_shm.training import RunFolder
 
-OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "num_paths": 8, "seed": 0}
+OPTIONS: dict[str, Any] = {
+    "checkpoint": "latest", "device": "cpu", "threads": 1, "num_paths": 8, "seed": 0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -124,6 +127,31 @@ def test_tasks_without_a_plane_are_filmed(env: str, width: int, tmp_path: Path) 
         assert picture.size == (width, 258)
 
 
+class TestCheckpoint:
+    @pytest.mark.parametrize(("which", "frames"), [("latest", 480), ("best", 320)])
+    def test_which(self, run: Path, which: str, frames: int) -> None:
+        """The best is that of the highest return in training."""
+        checkpoints = RunFolder(run).checkpoints
+        state = checkpoints.load()
+        checkpoints.clear()
+        for step, metric in ((160, 1.0), (320, 3.0), (480, 2.0)):
+            checkpoints.save(state | {"frames": step}, step=step, metric=metric)
+        found = evaluate.main(str(run), **OPTIONS | {"checkpoint": which})
+        assert found["frames"] == frames
+
+    def test_damaged(self, run: Path) -> None:
+        (path,) = (run / "checkpoints").glob(f"*{FRAMES:012d}")
+        (path / "SHA256SUMS").write_text("")
+        with pytest.raises(RuntimeError, match=f"no checkpoint can be used: {path} is damaged"):
+            evaluate.main(str(run), **OPTIONS)
+
+    def test_unknown(self, run: Path) -> None:
+        result = command("evaluate.py", f"run={run}", "checkpoint=first")
+        assert result.code == 1
+        assert "'first'" in result.stderr
+        assert "'latest'" in result.stderr
+
+
 class TestMistakes:
     @pytest.mark.parametrize("arguments", [[], ["device=cpu"], ["run="]])
     def test_no_run(self, arguments: list[str]) -> None:
@@ -134,13 +162,13 @@ class TestMistakes:
         assert "run=outputs/ppo_shm/" in result.stderr
 
     def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; run=\.\.\."):
+        with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; this must be"):
             evaluate.main(str(tmp_path / "no_run"), **OPTIONS)
         assert list(tmp_path.iterdir()) == []
 
     def test_missing_checkpoint(self, run: Path) -> None:
-        (run / "checkpoint.pt").unlink()
-        with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt does not exist: the run was"):
+        shutil.rmtree(run / "checkpoints")
+        with pytest.raises(FileNotFoundError, match="checkpoints holds no checkpoint: the run"):
             evaluate.main(str(run), **OPTIONS)
 
     def test_checkpoint_of_another_memory(self, run: Path) -> None:

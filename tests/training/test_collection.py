@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import signal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import EnvBase
 
+from tests._processes import Child
 from tests.training._helpers import MEMORIES, make_operator, time_limit
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.training import RowCollector, make_actor_critic
@@ -27,6 +32,31 @@ class Failing(WindEnv):
         if self.steps == self.fail_at:
             raise ZeroDivisionError("the wind has stopped")
         return super()._step(tensordict)
+
+
+class Opaque(EnvBase):
+    """Hides that its state is tensors, as environments in Python do."""
+
+    def __init__(self, num_envs: int, **options: Any) -> None:
+        self.__dict__["inner"] = inner = WindEnv(num_envs, **options)
+        super().__init__(device=inner.device, batch_size=inner.batch_size)
+        self.observation_spec = inner.observation_spec.clone()
+        self.action_spec = inner.action_spec.clone()
+        self.reward_spec = inner.reward_spec.clone()
+        self.full_done_spec = inner.full_done_spec.clone()
+
+    @property
+    def wind(self) -> torch.Tensor:
+        return self.inner.wind
+
+    def _reset(self, tensordict: TensorDictBase | None, **options: Any) -> TensorDictBase:
+        return self.inner._reset(tensordict, **options)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self.inner._step(tensordict)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.inner._set_seed(seed)
 
 
 def collect(
@@ -173,3 +203,136 @@ def test_seed_decides_the_first_episodes() -> None:
 
     assert torch.equal(first_winds(0, 1), first_winds(0, 2))
     assert not torch.equal(first_winds(0, 1), first_winds(1, 1))
+
+
+class TestState:
+    """Collection that goes on from a saved state is collection that never stopped."""
+
+    def rows(self, make_env: Any = None, memory: Any = SHMModule, **options: Any) -> RowCollector:
+        torch.manual_seed(1)
+        policy = make_operator(memory).get_policy_operator()
+        options = {"num_envs": 4, "row_length": 10, "total_frames": 240, "seed": 3} | options
+        return RowCollector(make_env or partial(WindEnv, max_steps=15), policy, **options)
+
+    def check(self, batches: list[TensorDict], others: list[TensorDict]) -> None:
+        assert len(batches) == len(others)
+        for one, other in zip(batches, others, strict=True):
+            # numbers of rollouts, and the clock of an object
+            names = (("collector", "traj_ids"), "memory_row")
+            one, other = (batch.exclude(*names) for batch in (one, other))
+            assert set(one.keys(True, True)) == set(other.keys(True, True))
+            for key in one.keys(True, True):
+                assert torch.equal(one[key], other[key]), key
+
+    @pytest.mark.parametrize("memory", MEMORIES)
+    def test_goes_on(self, memory: str) -> None:
+        first = self.rows(memory=MEMORIES[memory])
+        batches = iter(first)
+        for _ in range(2):
+            next(batches)
+        # of which nothing may change while the first one goes on
+        state, generator = copy.deepcopy(first.state_dict()), torch.get_rng_state()
+        expected = list(batches)
+        second = self.rows(memory=MEMORIES[memory])
+        next(iter(second))
+        second.load_state_dict(state)
+        torch.set_rng_state(generator)
+        self.check(list(second), expected)
+        assert len(expected) == 4
+        # the second row of an episode, so a memory and a sum of rewards were carried
+        assert not expected[0]["is_init"][:, 0].any()
+
+    def test_holds_data_only(self, tmp_path: Path) -> None:
+        rows = self.rows()
+        next(iter(rows))
+        torch.save(rows.state_dict(), tmp_path / "state.pt")
+        loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+        # the policy is saved by whoever trains it
+        assert "policy_state_dict" not in str(loaded.keys())
+        second = self.rows()
+        second.load_state_dict(loaded)
+        assert sum(1 for _ in second) == 5
+
+    def test_acts_with_the_parameters_of_now(self) -> None:
+        first = self.rows()
+        next(iter(first))
+        state = first.state_dict()
+        second = self.rows()
+        with torch.no_grad():
+            for name, value in second._policy.named_parameters():
+                if "loc" in name or name.endswith("bias"):
+                    value.fill_(2.0)
+        before = [value.clone() for value in second._policy.parameters()]
+        second.load_state_dict(state)
+        assert all(
+            torch.equal(one, other)
+            for one, other in zip(second._policy.parameters(), before, strict=True)
+        )
+
+    def test_another_number_of_environments(self) -> None:
+        first = self.rows()
+        next(iter(first))
+        with pytest.raises(ValueError, match=r"is of 4 environments, this is 2; build it with"):
+            self.rows(num_envs=2).load_state_dict(first.state_dict())
+
+    def test_episodes_in_python_start_anew(self) -> None:
+        """Not with the first ones again, and the count of frames goes on."""
+        first = self.rows(partial(Opaque, max_steps=15))
+        winds = first._collector.env.base_env.wind
+        next(iter(first))
+        second = self.rows(partial(Opaque, max_steps=15))
+        assert torch.equal(second._collector.env.base_env.wind, winds)
+        second.load_state_dict(first.state_dict())
+        assert not torch.equal(second._collector.env.base_env.wind, winds)
+        batches = list(second)
+        assert len(batches) == 5
+        assert batches[0]["is_init"][:, 0].all()
+
+    @pytest.mark.slow
+    def test_workers(self) -> None:
+        options = {"backend": "multi_sync", "device": "cpu"}
+        with time_limit(200):
+            first = self.rows(**options)
+            batches = iter(first)
+            for _ in range(2):
+                next(batches)
+            state = copy.deepcopy(first.state_dict())
+            expected = list(batches)
+            first.close()
+            second = self.rows(**options)
+            second.load_state_dict(state)
+            found = list(second)
+            second.close()
+        self.check(found, expected)
+        assert multiprocessing.active_children() == []
+
+
+def test_a_bad_reward_does_not_stay_in_the_sum() -> None:
+    class Bad(WindEnv):
+        def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+            data = super()._step(tensordict)
+            if self.step_count_of_mine == 2:
+                data["reward"] = torch.full_like(data["reward"], torch.inf)
+            self.step_count_of_mine += 1
+            return data
+
+        step_count_of_mine = 0
+
+    (batch,) = collect(make_env=partial(Bad, goal_radius=0.9), total_frames=40)
+    reward = batch["next", "reward"]
+    assert bool(reward[:, 2].isinf().all())
+    total = reward.nan_to_num(0, 0, 0).cumsum(1)
+    torch.testing.assert_close(batch["next", "episode_reward"], total)
+
+
+def test_the_signals_of_this_process_stay() -> None:
+    """Collecting here is no worker, even in a process that somebody else has started."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def run() -> None:
+        assert multiprocessing.parent_process() is not None
+        collect(total_frames=40)
+        assert signal.getsignal(signal.SIGINT) == before
+
+    with Child(run) as child:
+        assert child.wait() == 0

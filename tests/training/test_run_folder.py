@@ -1,19 +1,19 @@
-"""Nothing in a run folder is ever half-written, or more than data."""
+"""Nothing in a run folder is ever half-written, and no two runs write to one."""
 
 from __future__ import annotations
 
-import io
 import json
+import math
 import os
-import pickle
+import signal
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import pytest
-import torch
 
+from tests._processes import Child, wait_until
 from torchrl_shm.training import RunFolder
-from torchrl_shm.training.run_folder import write_atomically
+from torchrl_shm.training.run_folder import is_running, write_atomically
 
 
 class TestMetrics:
@@ -57,34 +57,118 @@ class TestMetrics:
         assert run.metrics == [{"a": 1}]
 
 
-class TestCheckpoint:
-    def test_round_trip(self, tmp_path: Path) -> None:
-        linear = torch.nn.Linear(2, 3)
-        optimizer = torch.optim.Adam(linear.parameters())
-        linear(torch.ones(2)).sum().backward()
-        optimizer.step()
-        run = RunFolder(tmp_path)
-        state = {"model": linear.state_dict(), "optimizer": optimizer.state_dict(), "frames": 3}
-        run.save_checkpoint(state)
-        loaded = RunFolder(tmp_path).load_checkpoint()
-        assert loaded["frames"] == 3
-        torch.testing.assert_close(loaded["model"], linear.state_dict(), rtol=0, atol=0)
-        torch.optim.Adam(torch.nn.Linear(2, 3).parameters()).load_state_dict(loaded["optimizer"])
+class TestRestoredMetrics:
+    """A run that goes on repeats what it had written, to the last byte."""
 
-    def test_missing(self, tmp_path: Path) -> None:
-        message = r"checkpoint\.pt does not exist: .*algo\.checkpoint_interval"
-        with pytest.raises(FileNotFoundError, match=message):
-            RunFolder(tmp_path).load_checkpoint()
+    ROWS: ClassVar[list[dict[str, float]]] = [
+        {"frames": 100 * i, "return": value, "loss": 1 / (i + 3)}
+        for i, value in enumerate([math.nan, 0.1, -2.5e-9, 1e22])
+    ]
 
-    def test_code_is_refused(self, tmp_path: Path) -> None:
-        class Bomb:
-            def __reduce__(self) -> Any:
-                return os.mkdir, (str(tmp_path / "exploded"),)
+    def test_rows_after_the_checkpoint_are_cut(self, tmp_path: Path) -> None:
+        run, path = RunFolder(tmp_path), tmp_path / "metrics.csv"
+        texts = []
+        for row in self.ROWS:
+            run.log(row)
+            texts.append(path.read_text())
+        assert [run.metrics_csv(rows) for rows in range(1, 5)] == texts
+        assert run.metrics_csv(0) == ""
+        again = RunFolder(tmp_path)
+        again.restore_metrics(texts[1])
+        assert path.read_text() == texts[1]
+        for row in self.ROWS[2:]:
+            again.log(row)
+        assert path.read_text() == texts[-1]
+        assert again.metrics_csv(4) == texts[-1]
+        # as they were, whole numbers and NaN as well
+        assert str(again.metrics) == str(run.metrics)
 
-        torch.save({"operator": Bomb()}, tmp_path / "checkpoint.pt")
-        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-            RunFolder(tmp_path).load_checkpoint()
-        assert not (tmp_path / "exploded").exists()
+    def test_columns_are_those_of_before(self, tmp_path: Path) -> None:
+        RunFolder(tmp_path).log({"a": 1})
+        again = RunFolder(tmp_path)
+        again.restore_metrics((tmp_path / "metrics.csv").read_text())
+        with pytest.raises(ValueError, match=r"columns \['b'\] differ from \['a'\]"):
+            again.log({"b": 1})
+
+    def test_restored_before_the_first_row(self, tmp_path: Path) -> None:
+        RunFolder(tmp_path).log({"a": 1})
+        again = RunFolder(tmp_path)
+        again.restore_metrics("")
+        assert again.metrics == []
+        again.log({"b": 2})
+        assert (tmp_path / "metrics.csv").read_text() == "b\n2\n"
+
+
+class TestCreate:
+    def test_two_processes_never_write_to_one_folder(self, tmp_path: Path) -> None:
+        run = RunFolder.create(tmp_path)
+        assert is_running(tmp_path)
+
+        def create() -> None:
+            RunFolder.create(tmp_path, resume=True)
+
+        with Child(create, tmp_path / "out") as child:
+            assert child.wait() == 1
+            assert f"RuntimeError: {tmp_path} is in use: a run is going on there" in child.text()
+        run.close()
+        assert not is_running(tmp_path)
+        with Child(create) as child:
+            assert child.wait() == 0
+
+    def test_the_lock_goes_with_the_process(self, tmp_path: Path) -> None:
+        def hold() -> None:
+            run = RunFolder.create(tmp_path)
+            run.log({"a": 1})
+            signal.pause()
+
+        with Child(hold) as child:
+            wait_until((tmp_path / "metrics.csv").exists)
+            assert is_running(tmp_path)
+            child.process.kill()
+            child.wait()
+        assert not is_running(tmp_path)
+        RunFolder.create(tmp_path, resume=True).close()
+
+    def test_looking_holds_nothing(self, tmp_path: Path) -> None:
+        assert not is_running(tmp_path)
+        assert not is_running(tmp_path)
+        run = RunFolder.create(tmp_path)
+        # nor does it let go
+        assert is_running(tmp_path)
+        assert is_running(tmp_path)
+        run.close()
+
+    @pytest.mark.parametrize("name", ["checkpoints", "summary.json"])
+    def test_results_are_not_overwritten(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).mkdir()
+        message = f"{name} is of another run, .* by resume={tmp_path}, choose another hydra"
+        with pytest.raises(FileExistsError, match=message):
+            RunFolder.create(tmp_path)
+        RunFolder.create(tmp_path, resume=True).close()
+
+    def test_what_a_crash_left_is_removed(self, tmp_path: Path) -> None:
+        (tmp_path / "checkpoints" / ".checkpoint-000000000001.part").mkdir(parents=True)
+        RunFolder.create(tmp_path, resume=True).close()
+        assert list((tmp_path / "checkpoints").iterdir()) == []
+
+    def test_below_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(NotADirectoryError, match="file/run"):
+            RunFolder.create(tmp_path / "file" / "run")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every folder")
+    def test_read_only(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        try:
+            with pytest.raises(PermissionError, match=r"choose another hydra\.run\.dir"):
+                RunFolder.create(tmp_path)
+        finally:
+            tmp_path.chmod(0o700)
+
+    def test_read_only_as_root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(PermissionError, match=r"choose another hydra\.run\.dir"):
+            RunFolder.create(tmp_path)
 
 
 class TestCrash:
@@ -94,7 +178,6 @@ class TestCrash:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = RunFolder(tmp_path)
-        run.save_checkpoint({"frames": 1})
         run.write_summary({"frames": 1})
 
         def crash(*_: Any) -> None:
@@ -103,15 +186,12 @@ class TestCrash:
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", crash)
             with pytest.raises(KeyboardInterrupt):
-                run.save_checkpoint({"frames": 2})
-            with pytest.raises(KeyboardInterrupt):
                 run.write_summary({"frames": 2})
-        assert run.load_checkpoint() == {"frames": 1}
-        assert json.loads((tmp_path / "summary.json").read_text()) == {"frames": 1}
+        assert run.summary == {"frames": 1}
         # what the crash left behind is in nobody's way
-        run.save_checkpoint({"frames": 3})
-        assert run.load_checkpoint() == {"frames": 3}
-        assert not (tmp_path / "checkpoint.pt.part").exists()
+        run.write_summary({"frames": 3})
+        assert run.summary == {"frames": 3}
+        assert not (tmp_path / "summary.json.part").exists()
 
     def test_while_writing(self, tmp_path: Path) -> None:
         def write(file: BinaryIO) -> None:
@@ -123,13 +203,6 @@ class TestCrash:
         with pytest.raises(OSError, match="disk full"):
             write_atomically(path, write)
         assert path.read_bytes() == b"old"
-
-    def test_while_serialising(self, tmp_path: Path) -> None:
-        run = RunFolder(tmp_path)
-        run.save_checkpoint({"frames": 1})
-        with pytest.raises((TypeError, pickle.PicklingError, AttributeError)):
-            run.save_checkpoint({"file": io.TextIOWrapper(io.BytesIO())})
-        assert run.load_checkpoint() == {"frames": 1}
 
     def test_content_is_on_disk_before_the_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +216,8 @@ class TestCrash:
 
 
 def test_summary_is_json(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).summary is None
     summary = {"env": "wind", "eval_return": 1.5, "eval_success": None}
     RunFolder(tmp_path).write_summary(summary)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert RunFolder(tmp_path).summary == summary

@@ -87,13 +87,15 @@ class PPO:
     def __post_init__(self) -> None:
         positive = (
             "total_frames", "num_envs", "row_length", "epochs", "rows_per_minibatch",
-            "learning_rate", "clip_epsilon", "max_grad_norm", "embedding_size", "init_scale",
-            "num_test_episodes", "checkpoint_interval", "keep_checkpoints",
+            "learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm",
+            "embedding_size", "init_scale", "num_test_episodes", "checkpoint_interval", "keep_checkpoints",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"algo.{name}={value} must be positive")
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ValueError(f"algo.hidden_sizes={list(self.hidden_sizes)} must all be at least 1")
         for name in ("gamma", "lmbda"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

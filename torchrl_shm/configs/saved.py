@@ -153,7 +153,7 @@ def take_up(config: DictConfig) -> DictConfig:
             for path in (fresh, *fresh.parents):
                 if path.resolve() != Path.cwd():
                     path.rmdir()
-    return OmegaConf.merge(saved, {"run_dir": str(folder), "resume": str(folder)})  # pyright: ignore
+    return OmegaConf.merge(saved, {"run_dir": str(folder.resolve()), "resume": str(folder)})  # pyright: ignore
 
 
 def _refuse_other_values() -> None:

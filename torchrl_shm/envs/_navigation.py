@@ -91,7 +91,9 @@ class NavigationEnv(BatchedEnv):
             )
         if not 0 < goal_radius < math.inf:
             raise ValueError(f"goal_radius must be finite and positive, got {goal_radius}")
-        if shaping_radii is not None and not 0 < shaping_radii[0] < shaping_radii[1] < math.inf:
+        if shaping_radii is not None and not (
+            len(shaping_radii) == 2 and 0 < shaping_radii[0] < shaping_radii[1] < math.inf
+        ):
             raise ValueError(
                 "shaping_radii must be a positive smallest and a larger, finite largest radius, "
                 f"got {tuple(shaping_radii)}; None emits no shaping"

@@ -72,6 +72,9 @@ class MemoryLengthEnv(BatchedEnv):
             generator.
         device: device of all tensors, state and generator included.
 
+    Raises:
+        ValueError: a number is not a whole number, or less than 1.
+
     Attributes:
         max_steps: length of an episode, `length` + 1.
 

@@ -98,6 +98,10 @@ class PointRobotEnv(NavigationEnv):
             `None` draws one from torch's default generator.
         device: device of all tensors, state and generator included.
 
+    Raises:
+        ValueError: a number is not positive or not finite, `split` is unknown, the tasks are fewer
+            than those of training and test together, or `num_envs` is not that of the test tasks.
+
     Attributes:
         train_ids: indices of the training tasks in the list of all, int64 of shape `[N]`.
         train_tasks: goals of the training tasks, float64 of shape `[N, 2]`.

@@ -84,6 +84,10 @@ class TMazeEnv(BatchedEnv):
             generator.
         device: device of all tensors, state and generator included.
 
+    Raises:
+        ValueError: `num_envs` or `length` is not a whole number, or less than 1; `penalty` is
+            positive or not finite.
+
     Attributes:
         max_steps: length of an episode.
 

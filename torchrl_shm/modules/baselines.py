@@ -40,6 +40,9 @@ def make_gru(
         The module, followed by the linear map if there is one; its state is kept per
         step.
 
+    Raises:
+        ValueError: `hidden_size` is not positive.
+
     Examples:
         >>> from torchrl_shm.modules import make_gru
         >>> make_gru(5, 3, in_key="observation", out_key="features").out_keys
@@ -86,6 +89,9 @@ def make_lstm(
         The module, followed by the linear map if there is one; its states are kept per
         step.
 
+    Raises:
+        ValueError: `hidden_size` is not positive.
+
     Examples:
         >>> from torchrl_shm.modules import make_lstm
         >>> make_lstm(5, 3, in_key="observation", out_key="features").out_keys[0]
@@ -127,6 +133,9 @@ def make_mlp(
 
     Returns:
         The module; it needs neither state nor reset flags.
+
+    Raises:
+        ValueError: `hidden_size` is not positive.
 
     Examples:
         >>> from torchrl_shm.modules import make_mlp

@@ -175,6 +175,11 @@ class SHM(nn.Module):
         Returns:
             Outputs `[B, T, output_size]`, the final memory `[B, H, H]`, and the rows that acted
             `[B, T]` (`None` where nothing is drawn).
+
+        Raises:
+            ValueError: a shape does not fit, or `theta_index` is not int64.
+            TypeError: a dtype is not supported.
+            RuntimeError: the backend cannot run here, or tensors are on different devices.
         """
         theta_index = self._draw(x, theta_index)
         normed, gates = self._project(x, theta_index)
@@ -201,6 +206,11 @@ class SHM(nn.Module):
         Returns:
             Outputs `[..., output_size]`, the new memory `[..., H, H]`, and the rows that acted
             `[...]` (`None` where nothing is drawn).
+
+        Raises:
+            ValueError: a shape does not fit, or `theta_index` is not int64.
+            TypeError: a dtype is not supported.
+            RuntimeError: tensors are on different devices.
         """
         theta_index = self._draw(x, theta_index)
         normed, gates = self._project(x, theta_index)

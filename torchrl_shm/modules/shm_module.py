@@ -50,6 +50,7 @@ class SHMModule(MemoryModule):
 
     Raises:
         ValueError: a size, an option or a combination of keys does not fit.
+        TypeError: `cell` is not a memory cell.
 
     Examples:
         >>> import torch

@@ -262,7 +262,7 @@ def _step(path: Path) -> int:
 def check_finite_state(state: Mapping[str, Any]) -> None:
     """Raise FloatingPointError with the name of the first tensor that is not finite."""
     for name, tensor in _tensors(state):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not bool(tensor.isfinite().all()):
             raise FloatingPointError(
                 f"{name} is not finite, so it is not saved; lower the learning rate, or bound the "
                 "memory with memory.clamp=100"

@@ -33,10 +33,22 @@ class _EnvFactory:
         env = self.make_env(**self.options)
         transformed = TransformedEnv(env, FiniteSteps())
         # the sum of the rewards of an episode, for the logs; behind it, for it is no observation
-        transformed.append_transform(RewardSum())
+        transformed.append_transform(_FiniteRewardSum())
         carried = _Carried(exact=isinstance(env, BatchedEnv), worker=self.worker)
         transformed.append_transform(carried)
         return transformed
+
+
+class _FiniteRewardSum(RewardSum):
+    """Counts a reward that is not finite as none, so that the sum can be saved.
+
+    Whether its row is left out or ends the run is for who reads the reward itself.
+    """
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        reward = next_tensordict.get("reward")
+        next_tensordict.set("reward", reward.nan_to_num(0.0, 0.0, 0.0))
+        return super()._step(tensordict, next_tensordict).set("reward", reward)
 
 
 def _leave_signals_to_the_parent() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
-from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -25,6 +24,7 @@ _FLOW = ("embedding", "features", "loc", "scale", "logits", "advantage", "value_
 _STRIPE = "_stripe"
 # values of a memory from which float32 products are about to leave their range
 _LARGE = 1e6
+_OVERFLOWING = 1e30
 
 
 class FiniteCheck:
@@ -120,7 +120,7 @@ class FiniteCheck:
         """Look at the norm of the gradient before the optimiser's step.
 
         Args:
-            norm: what `clip_grad_norm_` returned.
+            norm: what `clip_grad_norm_` returned, a scalar `[]`.
 
         Returns:
             Whether to make the step.
@@ -228,15 +228,18 @@ class FiniteSteps(Transform):
     def _look(self, what: str, entries: Iterable[tuple[NestedKey, Tensor]], advice: str) -> None:
         for key, value in entries:
             # the sum is not finite if a number is not, and costs less than to look at each
-            if value.is_floating_point() and not isfinite(float(value.sum())):
-                if bool(value.isfinite().all()):
-                    continue
-                # counted from the start of a row, where there are rows
-                rows = self.collector
-                step = self._steps if rows is None else self._steps % rows.frames_per_batch
-                raise FloatingPointError(
-                    f"non-finite {what}: {describe_nonfinite(key, value, step)}; {advice}"
-                )
+            if not value.is_floating_point() or abs(float(value.sum())) < _OVERFLOWING:
+                continue
+            # what is made of larger numbers leaves the range of float32 within this step
+            wrong = value.where(value.abs() < _OVERFLOWING, torch.inf)
+            if bool(wrong.isfinite().all()):
+                continue
+            # counted from the start of a row, where there are rows
+            rows = self.collector
+            step = self._steps if rows is None else self._steps % rows.frames_per_batch
+            raise FloatingPointError(
+                f"non-finite {what}: {describe_nonfinite(key, wrong, step)}; {advice}"
+            )
 
 
 def describe_nonfinite(key: NestedKey, value: Tensor, step: int | None = None) -> str:

@@ -194,11 +194,11 @@ class RunGuard:
             self.save()
         except (OSError, FloatingPointError) as problem:
             _say(f"stopped after {done}, whose state could not be saved: {problem}")
-            if isinstance(error, Interrupted):
+            if _came_of_a_signal(error):
                 raise SystemExit(1) from None
         else:
             _say(f"stopped after {done}, which is saved; go on with resume={self.run.path}")
-            if isinstance(error, Interrupted):
+            if _came_of_a_signal(error):
                 raise SystemExit(0) from None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -224,6 +224,13 @@ class RunGuard:
             self._busy = False
         if self._signal is not None:
             raise Interrupted(signal.Signals(self._signal).name)
+
+
+def _came_of_a_signal(error: BaseException | None) -> bool:
+    """Whether an error is `Interrupted`, or what somebody's clean-up on the way out made of it."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,90 @@
+"""Copies of this process to stop and kill; a process of its own costs seconds of imports."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol, Self
+
+
+class Running(Protocol):
+    """A process that can get a signal."""
+
+    @property
+    def pid(self) -> int: ...
+    def is_running(self) -> bool: ...
+    def signal(self, number: int) -> None: ...
+    def wait(self, seconds: float = ...) -> int: ...
+    def text(self) -> str: ...
+
+
+class Child:
+    """A fork that calls a function and ends, with code 0 if nothing was raised.
+
+    Args:
+        function: what to call.
+        output: file that gets what the fork prints.
+    """
+
+    def __init__(self, function: Callable[[], object], output: Path = Path(os.devnull)) -> None:
+        self.output = output
+        self.process = get_context("fork").Process(target=self._call, args=(function,))
+
+    def _call(self, function: Callable[[], object]) -> None:
+        file = os.open(self.output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        for descriptor in (1, 2):
+            os.dup2(file, descriptor)
+        # not those of pytest, which nobody would read
+        sys.stdout = sys.stderr = open(file, "w", buffering=1)  # noqa: SIM115
+        function()
+
+    def __enter__(self) -> Self:
+        with warnings.catch_warnings():
+            # of threads, which a fork does not have; torch and numba are told to start none
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    @property
+    def pid(self) -> int:
+        pid = self.process.pid
+        assert pid is not None
+        return pid
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def is_running(self) -> bool:
+        return self.process.is_alive()
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit code; that of a signal is negative."""
+        self.process.join(seconds)
+        code = self.process.exitcode
+        assert code is not None, f"not done after {seconds} s: {self.text()}"
+        return code
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+
+def wait_until(
+    true: Callable[[], object], running: Running | None = None, *, seconds: float = 60
+) -> None:
+    """Look every few milliseconds; fail rather than hang, and at once if a process has ended."""
+    limit = time.monotonic() + seconds
+    while not true():
+        if running is not None and not running.is_running():
+            assert true(), running.text()
+            return
+        assert time.monotonic() < limit, f"not so after {seconds} s"
+        time.sleep(0.002)
