@@ -120,7 +120,9 @@ def main(
     # all that it takes to go on is saved now and then, and when a signal or an error ends the run
     parts = {"operator": operator, "optimizer": optimizer, "schedule": schedule, "rows": rows}
     guard = RunGuard(run, parts, interval=algo.checkpoint_interval)
-    if resume is not None and guard.restore():
+    if resume is not None:
+        # where nothing was saved yet it starts again, at frame 0
+        guard.restore()
         print(f"resumed at frame {guard.frames}", file=sys.stderr, flush=True)
     last = time.perf_counter()
     start = last - guard.seconds

@@ -135,7 +135,7 @@ class TestLoss:
         ("factors", "named"),
         [
             ({"embedding": 3e38}, "'embedding'"),
-            ({"features": 3e38}, "'features, as the memory gives them,'"),
+            ({"features": 3e38}, "'features'"),
             ({"loc": 3e38}, "'loc'"),
         ],
     )

@@ -88,7 +88,8 @@ class PPO:
         positive = (
             "total_frames", "num_envs", "row_length", "epochs", "rows_per_minibatch",
             "learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm",
-            "embedding_size", "init_scale", "num_test_episodes", "checkpoint_interval", "keep_checkpoints",
+            "embedding_size", "init_scale", "num_test_episodes", "checkpoint_interval",
+            "keep_checkpoints",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)

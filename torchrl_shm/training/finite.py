@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,9 @@ OnNonfinite = Literal["stop", "skip"]
 """`"stop"`: end the run. `"skip"`: leave out the rows and minibatches, and say so."""
 
 # in the order in which data flows: what comes later follows from it; `features` leave the memory
-_FLOW = ("embedding", "features", "loc", "scale", "logits", "advantage", "value_target")
+_FLOW = (
+    "embedding", "features", "loc", "scale", "logits", "state_value", "advantage", "value_target",
+)  # fmt: skip
 _STRIPE = "_stripe"
 # values of a memory from which float32 products are about to leave their range
 _LARGE = 1e6
@@ -161,19 +164,16 @@ class FiniteCheck:
             set_recurrent_mode(True),
             set_exploration_type(ExplorationType.DETERMINISTIC),
         ):
-            out = self.policy(minibatch.copy())
-        bad = [
-            (key, out[key])
-            for key in (*_FLOW, "state_value", "advantage", "value_target")
-            if key in out.keys() and not bool(out[key].isfinite().all())
-        ]
-        if not bad:
-            return "the loss itself, of finite policy outputs, values and advantages"
-        key, value = bad[0]
+            out = minibatch.copy()
+            # a distribution may refuse what it is made of; what was computed before is in `out`
+            with suppress(ValueError):
+                self.policy(out)
         # in the order of the data, not of time: what comes later follows from it
-        return describe_nonfinite(
-            "features, as the memory gives them," if key == "features" else key, value
-        )
+        for key in _FLOW:
+            value = out.get(key, None)
+            if value is not None and not bool(value.isfinite().all()):
+                return describe_nonfinite(key, value)
+        return "the loss itself, of finite policy outputs, values and advantages"
 
     def _warn_of_large_memories(self, batch: TensorDictBase) -> None:
         if self._warned:
@@ -231,7 +231,7 @@ class FiniteSteps(Transform):
             if not value.is_floating_point() or abs(float(value.sum())) < _OVERFLOWING:
                 continue
             # what is made of larger numbers leaves the range of float32 within this step
-            wrong = value.where(value.abs() < _OVERFLOWING, torch.inf)
+            wrong = value.masked_fill(value.abs() >= _OVERFLOWING, torch.inf)
             if bool(wrong.isfinite().all()):
                 continue
             # counted from the start of a row, where there are rows
