@@ -1,4 +1,4 @@
-# explained block by block in docs/recipes/ppo_shm.md
+# explained block by block in docs/tutorials/first_agent.md
 """Proximal policy optimisation with a memory, read from top to bottom.
 
 python recipes/ppo_shm.py env=wind

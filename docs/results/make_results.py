@@ -53,8 +53,10 @@ def draw(results: Path) -> None:
     """Training curves, mean and range over seeds, beside the final scores of each seed."""
     summary = read(results / "summary.csv")
     memories = sorted({row["memory"] for row in summary}, key=order)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    curves, success, scores = figure.subplots(1, 3)
+    # narrow enough to be read on a phone
+    figure = Figure(figsize=(5.5, 4.8), layout="constrained")
+    axes_by_name = figure.subplot_mosaic([["curves", "success"], ["scores", "scores"]])
+    curves, success, scores = (axes_by_name[name] for name in ("curves", "success", "scores"))
     for memory in memories:
         runs = [read(path) for path in sorted(results.glob(f"{memory}_seed*.csv"))]
         colour = COLOURS.get(memory)
@@ -69,14 +71,18 @@ def draw(results: Path) -> None:
             axes.fill_between(frames, smooth.min(0), smooth.max(0), color=colour, alpha=0.2)
         final = [float(row["eval_return"]) for row in summary if row["memory"] == memory]
         place = np.full(len(final), memories.index(memory))
-        scores.plot(place, final, "o", color=colour, alpha=0.7)
+        scores.plot(final, place, "o", color=colour, alpha=0.7)
     curves.set(xlabel="million steps", title="return in training")
     success.set(xlabel="million steps", title="success in training", ylim=(-0.02, 1.02))
-    curves.legend(fontsize=7)
-    scores.axhline(81.66, color="black", linewidth=0.8, linestyle="--")
-    scores.annotate("knows the wind", (0.02, 82.5), xycoords=("axes fraction", "data"), fontsize=7)
-    scores.set(title="return on unseen winds", ylim=(0, 90))
-    scores.set_xticks(range(len(memories)), memories)
+    curves.legend(fontsize=8)
+    scores.axvline(81.66, color="black", linewidth=0.8, linestyle="--")
+    scores.annotate(
+        "knows the wind ", (81.66, 0.5), ha="right", va="center", rotation=90, fontsize=8
+    )
+    scores.set(title="return on unseen winds, a dot per seed", xlim=(0, 90))
+    scores.set_yticks(range(len(memories)), memories)
+    scores.margins(y=0.2)
+    scores.invert_yaxis()
     for axes in (curves, success, scores):
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(10)

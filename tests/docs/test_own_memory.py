@@ -12,7 +12,7 @@ from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
 
 
 def test_it_trains_and_is_evaluated(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "memories" / "own.md").read_text()
+    page = (ROOT / "docs" / "tutorials" / "own_memory.md").read_text()
     classes = [code for _, code in blocks(page) if "class " in code]
     train, look = (match["code"] for match in BLOCK.finditer(page) if match["skip"])
     (tmp_path / "traces.py").write_text("\n".join(classes))

@@ -1,0 +1,97 @@
+r"""Draw memory and calibration of a trained agent over an episode of Visual Match.
+
+python recipes/ppo_shm.py env=visual_match_100 seed=1 \
+    algo.total_frames=4000000 hydra.run.dir=runs/match
+python docs/pictures/visual_match.py runs/match
+
+writes `visual_match.png` beside this file.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
+from torchrl.modules.utils import get_env_transforms_from_module
+
+from torchrl_shm import SHM
+from torchrl_shm.configs import instantiate_saved
+from torchrl_shm.training import RunFolder, make_actor_critic, make_test_env
+
+HERE = Path(__file__).parent
+# the step whose picture is shown, and what the agent is doing then
+MOMENTS = {5: "step 5: sees the colour", 65: "step 65: eats apples", 116: "step 116: at the door"}
+NUM_EPISODES = 64
+
+
+@torch.no_grad()
+def play(run: str) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Play test episodes, and look at the first one that ends at the right field.
+
+    Returns:
+        Its boards, uint8 `[H, W, 3]` for each of T steps, its memories `[T, H, H]` after each step,
+        and the calibrations `[T, H, H]` that acted.
+    """
+    parts = instantiate_saved(run)
+    env = make_test_env(parts["env"], num_episodes=NUM_EPISODES)
+    operator = make_actor_critic(env, parts["memory"], **parts["algo"].network())
+    operator.load_state_dict(RunFolder(run).load_checkpoint()["operator"])
+    policy = operator.get_policy_operator()
+    (cell,) = (module for module in policy.modules() if isinstance(module, SHM))
+    transformed = TransformedEnv(env, get_env_transforms_from_module(policy))
+    boards, memories, calibrations = [], [], []
+    base: Any = env
+    torch.manual_seed(0)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        data = transformed.reset()
+        while not bool(data["done"].all()):
+            boards.append([torch.as_tensor(base.render(i)) for i in range(NUM_EPISODES)])
+            data = policy(data)
+            theta, vc = cell.theta[data["theta_index"]], cell.vc(cell.norm(data["embedding"]))
+            calibrations.append(1 + torch.tanh(theta.unsqueeze(-1) * vc.unsqueeze(-2)))
+            memories.append(data["next", "memory"])
+            data = transformed.step(data)["next"]
+    first = int(data["success"].squeeze(-1).long().argmax())
+    seen = [board[first] for board in boards]
+    return seen, torch.stack(memories)[:, first], torch.stack(calibrations)[:, first]
+
+
+def main(run: str) -> None:
+    """Draw three moments of the episode, and the product of C since the colour was seen."""
+    boards, memories, calibrations = play(run)
+    figure = Figure(figsize=(5, 7.6), layout="constrained")
+    rows = figure.subfigures(2, 1, height_ratios=(3, 1.3))
+    grid = rows[0].subplots(3, len(MOMENTS), height_ratios=(1.3, 2, 2))
+    bound = float(memories.abs().quantile(0.99))
+    for column, (step, title) in enumerate(MOMENTS.items()):
+        grid[0, column].imshow(boards[step])
+        grid[0, column].set_title(title, fontsize=8)
+        matrix = grid[1, column].imshow(memories[step], cmap="RdBu", vmin=-bound, vmax=bound)
+        gates = grid[2, column].imshow(calibrations[step], cmap="PuOr", vmin=0, vmax=2)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    for row, name in enumerate(("board", "memory M", "calibration C")):
+        grid[row, 0].set_ylabel(name, fontsize=9)
+    rows[0].colorbar(matrix, ax=grid[1])
+    rows[0].colorbar(gates, ax=grid[2])
+    # how much of what was written in the first room is still there
+    product = calibrations[15:].log().cumsum(0).exp().flatten(1)
+    low, middle, high = product.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
+    axes, steps = rows[1].subplots(), range(15, 15 + len(product))
+    axes.plot(steps, middle, color="tab:blue", label="median over elements")
+    axes.fill_between(steps, low, high, color="tab:blue", alpha=0.2, label="10 % to 90 %")
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(yscale="log", xlabel="step", ylabel="product of C\nsince the colour")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(HERE / "visual_match.png", dpi=150)
+    print({q: round(float(x[-1]), 3) for q, x in (("10%", low), ("50%", middle), ("90%", high))})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,57 @@
+"""What the tutorials quote and what they ask the reader to run is as they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
+
+TUTORIALS = ROOT / "docs" / "tutorials"
+QUOTE = "part of recipes/ppo_shm.py"
+
+
+def skipped(page: str, reason: str) -> list[str]:
+    """Code below `<!-- no-run: ... -->` comments that hold the reason."""
+    text = (TUTORIALS / page).read_text()
+    return [m["code"] for m in BLOCK.finditer(text) if m["skip"] and reason in m["skip"]]
+
+
+def unindented(code: str) -> str:
+    return "\n".join(line.strip() for line in code.strip().splitlines())
+
+
+def test_the_recipe_is_quoted_as_it_is() -> None:
+    recipe = unindented((ROOT / "recipes" / "ppo_shm.py").read_text())
+    main = recipe[recipe.index("def main(") :]
+    quotes = [unindented(code) for code in skipped("first_agent.md", QUOTE)]
+    assert len(quotes) == 7
+    # `...` leaves something out
+    for part in (part for quote in quotes for part in quote.split("\n...\n")):
+        assert part in main, f"not in the recipe any more:\n{part}"
+
+
+def test_the_recipe_runs_from_python(tmp_path: Path) -> None:
+    (code,) = skipped("configs.md", "test_tutorials.py")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "recipes")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs" / "gru" / "summary.json").exists()
+
+
+def test_bugs_break_the_promise_that_the_page_names(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "concepts" / "bugs.md").read_text()
+    names: dict[str, object] = {}
+    for _, code in blocks(page):
+        exec(code, names)
+    found = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert found == re.findall(r"^print\(examine\(\w+\(\)\)\)  # ([\w ]+)$", page, re.M)
+    assert len(found) == 8
