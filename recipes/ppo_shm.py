@@ -11,12 +11,14 @@ python recipes/ppo_shm.py --help
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
@@ -66,6 +68,9 @@ def main(
     """Train, evaluate on the test tasks, and return the summary."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
+    # environments of other packages may draw from these
+    random.seed(seed)
+    np.random.seed(seed)
     run = RunFolder.create(
         run_dir, resume=resume is not None, keep_checkpoints=algo.keep_checkpoints
     )
@@ -84,10 +89,10 @@ def main(
         **algo.network(),
         device=device,
     )
-    policy = operator.get_policy_operator()
+    policy, behaviour = operator.get_policy_operator(), get_behaviour(operator)
     rows = collector(
         env,
-        get_behaviour(operator),
+        behaviour,
         num_envs=algo.num_envs,
         row_length=algo.row_length,
         total_frames=algo.total_frames,
@@ -115,7 +120,7 @@ def main(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: 1 - update / rows.num_batches if algo.anneal else 1.0
     )
-    check = FiniteCheck(policy, loss, algo.on_nonfinite)
+    check = FiniteCheck(behaviour, loss, algo.on_nonfinite)
 
     # all that it takes to go on is saved now and then, and when a signal or an error ends the run
     parts = {"operator": operator, "optimizer": optimizer, "schedule": schedule, "rows": rows}
@@ -192,6 +197,7 @@ def main(
                     extra_logger.log_scalar(key, value, step=frames)
             bar.set_postfix({key: f"{row[key]:.2f}" for key in ("return", "success") if key in row})
             bar.update(rows.frames_per_batch)
+        # all of it is safe before the last part begins
         guard.save()
 
         # evaluate: every test task once, with the mean action and the task's own reward

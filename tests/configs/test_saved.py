@@ -90,6 +90,11 @@ class TestForeignTargets:
             "torchrl_shm.training.run_folder.os.system",
             "torchrl_shm.training.loggers.find_spec",
             "torchrl_shm.configs.saved.import_module",
+            # what of ours imports or wraps whatever it is told
+            "torchrl_shm.envs.gym._import",
+            "torchrl_shm.envs.gym._wrap_gym",
+            "torchrl_shm.envs.gym._batch",
+            "torchrl_shm.training.collection._EnvFactory",
             # what of ours writes files
             "torchrl_shm.training.run_folder.write_atomically",
             "torchrl_shm.training.plots.plot_learning_curve",
@@ -217,3 +222,23 @@ class TestTakeUp:
         fresh.resume = str(old)
         with pytest.raises(ValueError, match=r"'os\.system'; only targets of torchrl_shm"):
             take_up(fresh)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "config.yaml.part", "x.png"])
+def test_links_lead_nowhere(tmp_path: Path, name: str) -> None:
+    """Whoever goes on with the run, or draws into its folder, would write through them."""
+    run = tmp_path / "run"
+    run.mkdir()
+    save_config(compose_recipe(), run)
+    (run / name).symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=f"{name} is a link"):
+        load_config(run)
+
+
+def test_names_stay_names(tmp_path: Path) -> None:
+    """They become part of model cards."""
+    config = compose_recipe()
+    config.names.env = "wind\n```\n<script>"
+    save_config(config, tmp_path)
+    with pytest.raises(ValueError, match="not one of a preset"):
+        load_config(tmp_path)

@@ -24,6 +24,7 @@ from torchrl.modules.utils import get_env_transforms_from_module
 from tests.configs._helpers import compose_recipe
 from torchrl_shm.configs import MEMORIES, add_memory, export_policy, load_policy, save_config
 from torchrl_shm.configs._policy_file import action_entry, action_spec
+from torchrl_shm.configs.saved import allowed_targets
 from torchrl_shm.modules import BaseCell
 from torchrl_shm.training import PlainPolicy, RunFolder, make_actor_critic
 
@@ -342,7 +343,7 @@ class TestMistakes:
             ({"observations": []}, "observations"),
             ({"network__embedding_size": "many"}, "does not build a policy"),
             ({"network__policy_keys": ["place"]}, "does not build a policy"),
-            ({"network__colour": "red"}, "does not build a policy: .*colour"),
+            ({"network__colour": "red"}, "options of the network that are unknown: .*colour"),
             ({"memory__memory_size": "many"}, "does not build a policy"),
             ({"memory__colour": "red"}, "does not build a policy: .*colour"),
             ({"memory": {}}, "does not describe a memory"),
@@ -431,7 +432,8 @@ def test_a_memory_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     check_acts_like_the_run(run, folder)
     assert f'"path": "{name}"' in (folder / "config.json").read_text()
     # another process has to be told first
-    monkeypatch.setattr("torchrl_shm.configs.saved._ADDED", set())
+    others = allowed_targets() - {name}
+    monkeypatch.setattr("torchrl_shm.configs.saved.allowed_targets", lambda: others)
     with pytest.raises(ValueError, match=f"would build '{name}'; only memories"):
         load_policy(folder)
 

@@ -188,7 +188,8 @@ class TestCrash:
         monkeypatch.setattr(os, "rename", move)
         path = Checkpoints(tmp_path).save(state_of(1), step=1)
         stage = path.with_name(f".{path.name}.part")
-        folders = (stage, stage / "components", stage / "components" / "0000-state")
+        inside = (stage, stage / "components", stage / "components" / "0000-state")
+        folders = (tmp_path.parent, *inside)
         flushed = {("flush", str(x)) for x in (*(stage / name for name in FILES), *folders)}
         assert set(calls[:-2]) == flushed
         assert calls[-2:] == [("rename", str(path)), ("flush", str(tmp_path))]
@@ -352,7 +353,7 @@ class TestCode:
         path = checkpoints.save(state_of(1), step=1)
         torch.save({"state": Bomb()}, path / STATE)
         write_sums(path)
-        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        with pytest.raises(pickle.UnpicklingError, match="holds more than data and is refused"):
             checkpoints.load()
         assert not (tmp_path / "exploded").exists()
 
@@ -432,3 +433,17 @@ class TestDisk:
             check_state(checkpoints.load(), 1)
         finally:
             (tmp_path / "run").chmod(0o700)
+
+
+def test_cleaning_takes_nothing_of_others(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".checkpoint-000000000001.part").mkdir()
+    Checkpoints(tmp_path).clean()
+    assert [path.name for path in tmp_path.iterdir()] == [".git"]
+
+
+@pytest.mark.parametrize("state", [{"lr": float("nan")}, {"list": [1.0, float("inf")]}])
+def test_numbers_are_looked_at_too(tmp_path: Path, state: dict[str, Any]) -> None:
+    with pytest.raises(FloatingPointError, match="is not finite"):
+        Checkpoints(tmp_path).save(state, step=1)
+    assert not list(tmp_path.iterdir())

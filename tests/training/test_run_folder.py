@@ -212,7 +212,8 @@ class TestCrash:
         monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
         monkeypatch.setattr(os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
         RunFolder(tmp_path).write_summary({})
-        assert calls == ["fsync", "replace"]
+        # the file, its name, the folder that holds the name
+        assert calls == ["fsync", "replace", "fsync"]
 
 
 def test_summary_is_json(tmp_path: Path) -> None:
@@ -221,3 +222,13 @@ def test_summary_is_json(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_summary(summary)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert RunFolder(tmp_path).summary == summary
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json.part").symlink_to(outside)
+    RunFolder(tmp_path / "run").write_summary({"a": 1})
+    assert outside.read_text() == "mine"
+    assert RunFolder(tmp_path / "run").summary == {"a": 1}

@@ -330,4 +330,20 @@ class TestSignals:
         run = RunFolder.create(tmp_path)
         with RunGuard(run, {"counter": Counter()}):
             pass
-        RunFolder.create(tmp_path).close()
+        RunFolder.create(tmp_path, resume=True).close()
+
+
+def test_the_last_updates_are_saved_without_being_asked(tmp_path: Path) -> None:
+    counter = Counter()
+    with RunGuard(RunFolder(tmp_path), {"counter": counter}, interval=100) as guard:
+        for update in range(3):
+            guard.end_update({"frames": update + 1, "seconds": 0.0, "return": 0.0})
+    again = RunGuard(RunFolder(tmp_path), {"counter": Counter()})
+    assert (again.restore(), again.updates) == (True, 3)
+
+
+def test_other_parts_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with RunGuard(RunFolder(tmp_path), {"counter": Counter()}):
+        pass
+    with pytest.raises(RuntimeError, match=r"lacks \['optimizer'\]: it is of another recipe"):
+        RunGuard(RunFolder(tmp_path), {"counter": Counter(), "optimizer": Counter()}).restore()

@@ -11,7 +11,7 @@ from hydra_zen.third_party.pydantic import pydantic_parser
 from hydra_zen.wrapper import Zen
 
 from torchrl_shm.configs.memories import memory_config
-from torchrl_shm.configs.saved import take_up, trust
+from torchrl_shm.configs.saved import allowed_targets, take_up
 from torchrl_shm.modules import MemoryCell
 
 
@@ -131,4 +131,4 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
     if name in taken:
         raise ValueError(f"memory={name} is taken; choose a name that is none of {sorted(taken)}")
     groups(memory_config(cell, **options), group="memory", name=name)
-    trust(cell)
+    allowed_targets.cache_clear()

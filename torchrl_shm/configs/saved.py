@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from importlib import import_module
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from torchrl_shm.training.run_folder import is_running, write_atomically
 
-# a saved configuration may only build what is defined in these modules
-_ALLOWED_MODULES = (
-    "torchrl_shm.envs.", "torchrl_shm.modules.", "torchrl_shm.configs.algo.",
-    "torchrl_shm.training.collection.", "torchrl_shm.training.loggers.",
-)  # fmt: skip
-# classes that `add_memory` was given in this process: whoever runs it trusts them
-_ADDED: set[str] = set()
 # how hydra-zen writes a class as a value
 _CLASS = "hydra_zen.funcs.get_obj"
+# where Hydra puts runs and sweeps
+_ROOTS = ("outputs", "multirun")
 
 
 def save_config(config: DictConfig, run_dir: str | Path) -> None:
@@ -52,11 +48,18 @@ def load_config(run_dir: str | Path) -> DictConfig:
         FileNotFoundError: the folder has no `config.yaml`.
         ValueError: the file is no configuration, has interpolations, or names something to build
             that is neither of this project nor a memory that `add_memory` was given in this
-            process.
+            process; or the folder holds links.
     """
     path = Path(run_dir) / "config.yaml"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; this must be the folder of a run")
+    # whoever goes on with the run would write through them
+    for found in (*path.parent.iterdir(), *(path.parent / "checkpoints").glob("*")):
+        if found.is_symlink():
+            raise ValueError(
+                f"{found} is a link, which could lead anywhere; move what it leads to into the "
+                "folder of the run"
+            )
     try:
         config = OmegaConf.load(path)
     except Exception as error:
@@ -66,6 +69,10 @@ def load_config(run_dir: str | Path) -> DictConfig:
     if "${" in json.dumps(OmegaConf.to_container(config, resolve=False), default=str):
         raise ValueError(f"{path} has interpolations, which no configuration of a run has")
     check_targets(config, path)
+    for name in dict(config.get("names") or {}).values():
+        # they are printed, and become part of model cards
+        if not re.fullmatch(r"[\w./-]+", str(name)):
+            raise ValueError(f"{path} has the name {name!r}, which is not one of a preset")
     return config
 
 
@@ -85,8 +92,9 @@ def check_targets(
             given in this process.
     """
     for target in _targets(config):
+        # exactly these: other functions of the same modules can do more than their own makers
         elsewhere = target.startswith("torchrl_shm.") and not target.startswith(only)
-        if elsewhere or not _is_ours(target):
+        if elsewhere or target not in allowed_targets():
             raise ValueError(
                 f"{path} would build {target!r}; only {what} of torchrl_shm are accepted, and "
                 "memories that add_memory was given before"
@@ -110,11 +118,6 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
     config = load_config(run_dir)
     parts = {name: instantiate(config[name]) for name in ("env", "memory", "algo")}
     return {**parts, "seed": config.seed, "names": OmegaConf.to_container(config.names)}
-
-
-def trust(cell: Callable[..., Any]) -> None:
-    """Let saved configurations build a memory's cell, in this process."""
-    _ADDED.add(f"{cell.__module__}.{cell.__qualname__}")  # pyright: ignore
 
 
 def take_up(config: DictConfig) -> DictConfig:
@@ -149,10 +152,11 @@ def take_up(config: DictConfig) -> DictConfig:
     saved = load_config(folder)
     if fresh.resolve() != folder.resolve():
         with suppress(OSError):
-            # it, and what holds nothing else, up to where the command was given
+            # with what holds nothing else, up to where all runs are
             for path in (fresh, *fresh.parents):
-                if path.resolve() != Path.cwd():
-                    path.rmdir()
+                path.rmdir()
+                if path.name in _ROOTS:
+                    break
     return OmegaConf.merge(saved, {"run_dir": str(folder.resolve()), "resume": str(folder)})  # pyright: ignore
 
 
@@ -170,26 +174,23 @@ def _refuse_other_values() -> None:
 
 def _newest_unfinished(config: DictConfig) -> Path | None:
     own = Path(config.run_dir)
-    # the folder that the command names is meant, even if its run is finished
-    if (own / "config.yaml").exists() and _same(own, config):
-        return own
+    if any(given.startswith("hydra.run.dir=") for given in HydraConfig.get().overrides.hydra):
+        # the folder that the command names is meant, even if its run is finished, and no other
+        return own if (own / "config.yaml").exists() and _same(own, config) else None
     name = HydraConfig.get().job.name
-    found = [
-        path.parent
-        for root in ("outputs", "multirun")
-        for path in (Path(root) / name).glob("**/config.yaml")
-    ]
+    found = [path.parent for root in _ROOTS for path in (Path(root) / name).glob("**/config.yaml")]
     found.sort(key=lambda path: (path / "config.yaml").stat().st_mtime, reverse=True)
     for path in found:
-        if not (path / "summary.json").exists() and not is_running(path) and _same(path, config):
+        if not (path / "summary.json").exists() and _same(path, config) and not is_running(path):
             return path
     return None
 
 
 def _same(folder: Path, config: DictConfig) -> bool:
     """Whether the folder's run has the configuration, where it writes aside."""
-    # the configuration of a run in another version, or a damaged one, is another
-    with suppress(ValueError):
+    # the configuration of a run in another version, a damaged one, or one that belongs to somebody
+    # else, is another
+    with suppress(ValueError, OSError):
         where = {"run_dir": None, "resume": None}
         return _plain(load_config(folder)) | where == _plain(config) | where
     return False
@@ -200,28 +201,31 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def _is_ours(target: str) -> bool:
-    if target in _ADDED:
-        return True
-    module, _, name = target.rpartition(".")
-    if not f"{module}.".startswith(_ALLOWED_MODULES):
-        return False
-    try:
-        found = getattr(import_module(module), name, None)
-    except ImportError:
-        return False
-    # a path can lead out of the package again, by what a module of ours imports
-    return getattr(found, "__module__", None) == module
+@cache
+def allowed_targets() -> frozenset[str]:
+    """All that the command line can choose, memories that `add_memory` was given included."""
+    # imported here, not above: that costs half a second, and training has it anyway
+    from torchrl_shm.configs.groups import groups
+
+    nodes: list[Any] = [entry["node"] for entry in groups]
+    return frozenset(
+        target
+        for node in nodes
+        for target in _targets(node if isinstance(node, dict) else OmegaConf.structured(node))
+    )
 
 
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, DictConfig):
-        for key, value in node.items():
+def _targets(config: Any) -> Iterator[str]:
+    """What a configuration would build, at any depth of it."""
+    if isinstance(config, (DictConfig, ListConfig)):
+        config = OmegaConf.to_container(config, resolve=False)
+    if isinstance(config, dict):
+        for key, value in config.items():
             if key in ("_target_", "_zen_target"):
                 # of a class as a value counts which class it is
-                yield str(node.get("path") if value == _CLASS else value)
+                yield str(config.get("path") if value == _CLASS else value)
             else:
                 yield from _targets(value)
-    elif isinstance(node, ListConfig):
-        for value in node:
+    elif isinstance(config, list):
+        for value in config:
             yield from _targets(value)

@@ -24,6 +24,7 @@ from torchrl_shm.configs._policy_file import (
     observation_entries,
     read_policy_file,
 )
+from torchrl_shm.configs.algo import PPO
 from torchrl_shm.configs.saved import (
     check_targets,
     instantiate_saved,
@@ -136,6 +137,8 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
     config = read_policy_file(path)
     memory = _build_memory(config, path)
     options: dict[str, Any] = config.network
+    if unknown := options.keys() - PPO().network().keys():
+        raise ValueError(f"{path} has options of the network that are unknown: {sorted(unknown)}")
     try:
         specs = config.specs()
         operator = make_actor_critic(specs, memory, **options)

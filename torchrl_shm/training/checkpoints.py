@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -74,7 +76,7 @@ class Checkpoints:
             The directory of the checkpoint.
 
         Raises:
-            FloatingPointError: a tensor of `state` is not finite; nothing is written.
+            FloatingPointError: a tensor or number of `state` is not finite; nothing is written.
             OSError: the disk is full or the directory cannot be written to; what was there before
                 is still there.
         """
@@ -83,14 +85,15 @@ class Checkpoints:
         if path.exists() and _damage(path) is None:
             return path
         stage = path.with_name(f".{path.name}.part")
-        known = metric is not None and metric == metric
+        known = metric is not None and math.isfinite(metric)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            flush(self.directory.parent)
             shutil.rmtree(stage, ignore_errors=True)
             self._write(stage, state, {_METRIC: metric} if known else {})
             shutil.rmtree(path, ignore_errors=True)
             os.rename(stage, path)
-            _flush(self.directory)
+            flush(self.directory)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(stage, ignore_errors=True)
             reason = _disk_error(error)
@@ -103,8 +106,8 @@ class Checkpoints:
                 f"cannot write the checkpoint of step {step}: {reason.strerror}; {kept}. Make "
                 "room or choose another folder",
                 str(self.directory),
-            ) from error
-        CheckpointRotation(self.directory, keep_last=self.keep, keep_best=(_METRIC, "max")).prune()
+            ) from None
+        self._rotation().prune()
         return path
 
     def load(
@@ -136,19 +139,20 @@ class Checkpoints:
                 "(see algo.checkpoint_interval), or this is not the folder of a run"
             )
         if which == "best":
-            rotation = CheckpointRotation(
-                self.directory, keep_last=self.keep, keep_best=(_METRIC, "max")
-            )
-            paths.sort(key=lambda path: path != rotation.best())
+            best = self._rotation().best()
+            paths.sort(key=lambda path: path != best)
         damaged: list[str] = []
         for path in paths:
             damage = _damage(path)
             if damage is None:
                 for problem in damaged:
-                    warnings.warn(f"{problem}; using {path.name}", stacklevel=2)
+                    warnings.warn(f"{problem}; using {path.name}", stacklevel=3)
                 return _read(path, map_location)
             damaged.append(f"{path} is damaged: {damage}")
-        raise RuntimeError(f"no checkpoint can be used: {'. '.join(damaged)}")
+        raise RuntimeError(
+            f"no checkpoint can be used: {'. '.join(damaged)}. Move {self.directory} away to start "
+            "from the beginning"
+        )
 
     def steps(self) -> list[int]:
         """Numbers of the checkpoints, whole or damaged, rising."""
@@ -162,12 +166,15 @@ class Checkpoints:
                 about to write them anew.
         """
         newer = [path for path in self._paths() if after is not None and _step(path) > after]
-        for path in (*self.directory.glob(".*"), *newer):
+        for path in (*self.directory.glob(".checkpoint-*"), *newer):
             shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _rotation(self) -> CheckpointRotation:
+        return CheckpointRotation(self.directory, keep_last=self.keep, keep_best=(_METRIC, "max"))
 
     def _path(self, step: int) -> Path:
         # TorchRL's name, by which it finds them to remove
@@ -184,7 +191,7 @@ class Checkpoints:
         sums = "".join(f"{_hash(stage / name)}  {name}\n" for name in _FILES)
         (stage / _SUMS).write_text(sums)
         for path in (*stage.rglob("*"), stage):
-            _flush(path)
+            flush(path)
 
 
 # one file, which is read with weights_only=True
@@ -206,7 +213,13 @@ class _Held:
 
 def _read(path: Path, map_location: torch.device | str) -> dict[str, Any]:
     # not by TorchRL, which would also take formats that can hold code
-    return torch.load(path / _STATE, map_location=map_location, weights_only=True)
+    try:
+        return torch.load(path / _STATE, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError:
+        # without torch's own text, which advises to switch the protection off
+        raise pickle.UnpicklingError(
+            f"{path / _STATE} holds more than data and is refused; do not use this run"
+        ) from None
 
 
 def _damage(path: Path) -> str | None:
@@ -237,7 +250,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file or a directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -247,11 +260,11 @@ def _flush(path: Path) -> None:
 
 
 def _disk_error(error: OSError | RuntimeError) -> OSError | None:
-    """The error of the disk; torch's writer turns it into a RuntimeError of its own."""
+    """The error of the disk; torch's writer turns it into a RuntimeError that does not name it."""
     if isinstance(error, OSError):
         return error
     if "file write failed" in str(error) or "unexpected pos" in str(error):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return OSError(errno.ENOSPC, "the disk is full, or a quota or limit is reached")
     return None
 
 
@@ -260,22 +273,23 @@ def _step(path: Path) -> int:
 
 
 def check_finite_state(state: Mapping[str, Any]) -> None:
-    """Raise FloatingPointError with the name of the first tensor that is not finite."""
-    for name, tensor in _tensors(state):
-        if not bool(tensor.isfinite().all()):
+    """Raise FloatingPointError with the name of the first tensor or number that is not finite."""
+    for name, value in _leaves(state):
+        tensor = isinstance(value, torch.Tensor)
+        if not (bool(value.isfinite().all()) if tensor else math.isfinite(value)):
             raise FloatingPointError(
                 f"{name} is not finite, so it is not saved; lower the learning rate, or bound the "
                 "memory with memory.clamp=100"
             )
 
 
-def _tensors(value: Any, name: str = "state") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of nested containers, with the way to them."""
-    if isinstance(value, torch.Tensor):
+def _leaves(value: Any, name: str = "state") -> Iterator[tuple[str, torch.Tensor | float]]:
+    """All tensors and floats of nested containers, with the way to them."""
+    if isinstance(value, (torch.Tensor, float)):
         yield name, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _tensors(item, f"{name}[{key!r}]")
+            yield from _leaves(item, f"{name}[{key!r}]")
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            yield from _tensors(item, f"{name}[{i}]")
+            yield from _leaves(item, f"{name}[{i}]")

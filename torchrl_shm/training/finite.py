@@ -22,7 +22,8 @@ OnNonfinite = Literal["stop", "skip"]
 
 # in the order in which data flows: what comes later follows from it; `features` leave the memory
 _FLOW = (
-    "embedding", "features", "loc", "scale", "logits", "state_value", "advantage", "value_target",
+    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
+    "state_value", "advantage", "value_target",
 )  # fmt: skip
 _STRIPE = "_stripe"
 # values of a memory from which float32 products are about to leave their range
@@ -34,7 +35,7 @@ class FiniteCheck:
     """Keeps numbers that are not finite away from the parameters.
 
     Args:
-        policy: the policy, run again to find out where a loss went wrong.
+        policy: what collects, run again to find out where a loss went wrong.
         loss: the loss module, whose parameters are learned.
         on_nonfinite: see `OnNonfinite`.
 

@@ -1,4 +1,4 @@
-"""The folder of a run: metrics, checkpoints, summary. Nothing in it is ever half-written."""
+"""The folder of a run: metrics, checkpoints, summary; whole or absent, but the last metrics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from torchrl_shm.training.checkpoints import Checkpoints, Which
+from torchrl_shm.training.checkpoints import Checkpoints, Which, flush
 
 try:
     import fcntl
@@ -94,7 +95,15 @@ class RunFolder:
             return
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # one that only looks whether a run is going on holds it for a moment
+            for patience in (0.05, 0.2, None):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if patience is None:
+                        raise
+                    time.sleep(patience)
         except BlockingIOError:
             os.close(descriptor)
             raise RuntimeError(
@@ -119,6 +128,7 @@ class RunFolder:
 
         Raises:
             ValueError: the columns differ from those of the first row.
+            OSError: the disk is full or the folder cannot be written to.
         """
         if self.metrics and row.keys() != self.metrics[0].keys():
             raise ValueError(f"columns {list(row)} differ from {list(self.metrics[0])}")
@@ -126,8 +136,12 @@ class RunFolder:
         names = self.metrics[0] if self.metrics else row
         lines.append(_line([row[name] for name in names]))
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "metrics.csv", "a" if self.metrics else "w", newline="") as file:
-            file.write("".join(lines))
+        path = self.path / "metrics.csv"
+        try:
+            with open(path, "a" if self.metrics else "w", newline="") as file:
+                file.write("".join(lines))
+        except OSError as error:
+            raise _cannot_write(path, error) from None
         self.metrics.append(dict(row))
         self._lines += lines
 
@@ -191,7 +205,7 @@ def is_running(path: str | Path) -> bool:
         path: the folder.
 
     Returns:
-        False, too, where the file system knows no locks.
+        True, too, where the folder is somebody else's; false where the file system knows no locks.
 
     Examples:
         >>> from tempfile import mkdtemp
@@ -208,7 +222,8 @@ def is_running(path: str | Path) -> bool:
         folder = RunFolder(path)
         folder._lock()  # pyright: ignore[reportPrivateUsage]
         folder.close()
-    except RuntimeError:
+    except (RuntimeError, OSError):
+        # what cannot be opened is somebody else's
         return True
     return False
 
@@ -219,13 +234,32 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Args:
         path: the file.
         write: called with the open temporary file.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to.
     """
     temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        # a link that somebody left there would lead out of the folder
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        flush(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"cannot write {path.name}: {error.strerror or error}; make room, or choose another folder",
+        str(path.parent),
+    )
 
 
 def _line(values: list[Any]) -> str:

@@ -100,7 +100,7 @@ class RunGuard:
             Whether there was one.
 
         Raises:
-            RuntimeError: every checkpoint is damaged.
+            RuntimeError: every checkpoint is damaged, or they are of another recipe.
             pickle.UnpicklingError: a checkpoint holds more than data.
         """
         try:
@@ -108,6 +108,12 @@ class RunGuard:
             state = self.run.load_checkpoint()
         except FileNotFoundError:
             return False
+        missing = [name for name in self.parts if name not in state]
+        if missing:
+            raise RuntimeError(
+                f"the checkpoint of {self.run.path} lacks {missing}: it is of another recipe or of "
+                "another version, and the run cannot go on"
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.updates = int(state["updates"])
@@ -132,7 +138,7 @@ class RunGuard:
             self.run.log(row)
             self.updates += 1
             self.frames, self.seconds = int(row["frames"]), float(row["seconds"])
-            if not math.isnan(row["return"]):
+            if math.isfinite(row["return"]):
                 self._return = float(row["return"])
             self._remember()
             if self._save_soon or self.updates % self.interval == 0:
@@ -147,8 +153,8 @@ class RunGuard:
         if self._state is None:
             return
         self._save_soon = False
-        metrics = self.run.metrics_csv(self._state["updates"])
-        state: dict[str, Any] = {**self._state, "metrics": metrics}
+        state = dict(self._state)
+        state["metrics"] = self.run.metrics_csv(state.pop("rows"))
         self.run.checkpoints.save(state, step=state["frames"], metric=state["return"])
 
     def _remember(self) -> None:
@@ -156,6 +162,7 @@ class RunGuard:
         check_finite_state(state)
         # copies: training goes on in the tensors themselves
         self._state = copy.deepcopy(state) | {
+            "rows": len(self.run.metrics),
             "updates": self.updates,
             "frames": self.frames,
             "seconds": self.seconds,
@@ -163,11 +170,12 @@ class RunGuard:
         }
 
     def __enter__(self) -> Self:
-        self._remember()
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-                if (number := getattr(signal, name, None)) is not None:
-                    self._handlers[number] = signal.signal(number, self._receive)
+        try:
+            with self._undisturbed():
+                self._remember()
+                self._set_handlers()
+        except Interrupted as error:
+            self.__exit__(type(error), error, None)
         return self
 
     def __exit__(
@@ -176,15 +184,25 @@ class RunGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # from here on a first signal waits until all is saved, and a second one ends the process
+        self._busy = True
         try:
-            if error is not None:
-                # a signal that comes now is waited for no longer than a second one
-                self._end_at_once_on_signals()
+            if error is None:
+                self.save()
+            else:
                 self._save_what_is_left(error)
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             self.run.close()
+        if error is None and self._signal is not None:
+            raise SystemExit(0)
+
+    def _set_handlers(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+                if (number := getattr(signal, name, None)) is not None:
+                    self._handlers[number] = signal.signal(number, self._receive)
 
     def _save_what_is_left(self, error: BaseException) -> None:
         assert self._state is not None, "remembered when the block began"
