@@ -24,6 +24,7 @@ from torchrl.modules.utils import get_env_transforms_from_module
 from tests.configs._helpers import compose_recipe
 from torchrl_shm.configs import MEMORIES, add_memory, export_policy, load_policy, save_config
 from torchrl_shm.configs._policy_file import action_entry, action_spec
+from torchrl_shm.configs.groups import groups
 from torchrl_shm.configs.saved import allowed_targets
 from torchrl_shm.modules import BaseCell
 from torchrl_shm.training import PlainPolicy, RunFolder, make_actor_critic
@@ -422,11 +423,15 @@ class Fading(BaseCell):
         return memory, memory
 
 
-def test_a_memory_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     name = f"{Fading.__module__}.{Fading.__qualname__}"
     # where pytest imports tests from, their modules cannot be found by name
     monkeypatch.setitem(sys.modules, Fading.__module__, sys.modules[__name__])
     add_memory("fading_shared", Fading)
+    # other tests of this process list the group
+    request.addfinalizer(lambda: groups.delete_entry("memory", "fading_shared"))
     run = make_run(tmp_path / "run", "memory=fading_shared", "env.max_steps=5")
     folder = export_policy(run)
     check_acts_like_the_run(run, folder)

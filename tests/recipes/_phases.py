@@ -69,17 +69,6 @@ def announce(file: Path) -> None:
     Dispatcher.compile = within("compilation", Dispatcher.compile)
 
 
-def forget_kernels(cache: Path) -> None:
-    """Have numba compile the kernels again, in this process."""
-    import numba
-
-    from torchrl_shm.ops import numba_scan
-
-    numba.config.CACHE_DIR = str(cache)
-    sys.modules.pop("torchrl_shm.ops.numba_kernels", None)
-    numba_scan._import.cache_clear()
-
-
 def entries(file: Path) -> list[Entry]:
     """The phases entered so far."""
     lines = file.read_text().splitlines() if file.exists() else []

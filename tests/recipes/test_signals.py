@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -86,13 +86,11 @@ class Process:
 
 
 @contextmanager
-def fork(folder: Path, *arguments: str, compile: bool = False) -> Any:
+def fork(folder: Path, *arguments: str, compile: Literal[False] = False) -> Any:
     """The same without the seconds of imports."""
 
     def run() -> None:
         _phases.announce(folder.with_name("phases"))
-        if compile:
-            _phases.forget_kernels(folder.with_name("numba"))
         result = start(folder, *arguments)
         print(result.stdout, result.stderr)
         sys.exit(result.code)
@@ -186,7 +184,9 @@ def try_phase(
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_random_moments(straight: Any, tmp_path: Path, phase: Phase) -> None:
-    try_phase(fork, 1 if phase == "compilation" else 2, phase, straight(), tmp_path)
+    # what was compiled in this process stays so in its forks
+    begin, times = (Process.start, 1) if phase == "compilation" else (fork, 2)
+    try_phase(begin, times, phase, straight(), tmp_path)
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ class RunGuard:
             return
         self._save_soon = False
         state = dict(self._state)
-        state["metrics"] = self.run.metrics_csv(state.pop("rows"))
+        state["metrics"] = self.run.metrics_csv(state.pop("metrics_rows"))
         self.run.checkpoints.save(state, step=state["frames"], metric=state["return"])
 
     def _remember(self) -> None:
@@ -162,7 +162,7 @@ class RunGuard:
         check_finite_state(state)
         # copies: training goes on in the tensors themselves
         self._state = copy.deepcopy(state) | {
-            "rows": len(self.run.metrics),
+            "metrics_rows": len(self.run.metrics),
             "updates": self.updates,
             "frames": self.frames,
             "seconds": self.seconds,
