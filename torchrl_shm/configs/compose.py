@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,13 @@ class _Recipe(Zen[..., Any]):
     """A recipe's `main` that takes up an old run where `resume` says so."""
 
     def __call__(self, cfg: Any, /) -> Any:
-        return super().__call__(take_up(cfg))
+        try:
+            config = take_up(cfg)
+        except (ValueError, OSError) as error:
+            # a mistake of the command line, which no traceback explains
+            print(f"resume: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        return super().__call__(config)
 
 
 def register(name: str, *, algo: str) -> None:
