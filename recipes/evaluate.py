@@ -7,17 +7,13 @@ python recipes/evaluate.py run=outputs/ppo_shm/<date>/<time>
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.conf import HydraConf, JobConf, RunDir
-from hydra_zen import MISSING, ZenStore, make_config, zen
-from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase
 
-from torchrl_shm.configs import instantiate_saved
+from torchrl_shm.configs import instantiate_saved, run_on_run
 from torchrl_shm.envs import PointRobotEnv, WindEnv
 from torchrl_shm.training import (
     Evaluation,
@@ -92,28 +88,7 @@ def draw_paths(env: EnvBase, result: Evaluation, num_paths: int, path: Path) -> 
     return True
 
 
-def require_run(config: DictConfig) -> None:
-    """Stop with one line if the command does not say which run."""
-    if OmegaConf.is_missing(config, "run") or not config.run:
-        message = "evaluate.py: pass the folder of a run, run=outputs/ppo_shm/<date>/<time>_..."
-        print(message, file=sys.stderr)
-        raise SystemExit(2)
-
-
 if __name__ == "__main__":
-    config = make_config(
-        hydra_defaults=["_self_", {"override hydra/job_logging": "none"}],
-        run=MISSING,
-        checkpoint="latest",
-        device="cpu",
-        threads=1,
-        num_paths=8,
-        seed=0,
+    run_on_run(
+        main, name="evaluate", checkpoint="latest", device="cpu", threads=1, num_paths=8, seed=0
     )
-    store = ZenStore(name="evaluate", deferred_hydra_store=True, overwrite_ok=True)
-    store(config, name="evaluate")
-    # all output goes to the run folder
-    store(HydraConf(job=JobConf(name="evaluate"), run=RunDir("."), output_subdir=None))
-    store.add_to_hydra_store(overwrite_ok=True)
-    task = zen(main, pre_call=require_run)
-    task.hydra_main(config_name="evaluate", config_path=None, version_base="1.3")

@@ -74,9 +74,9 @@ def main(
     run = RunFolder.create(
         run_dir, resume=resume is not None, keep_checkpoints=algo.keep_checkpoints
     )
-    if run.summary is not None:
-        print(json.dumps(run.summary), flush=True)
-        return run.summary
+    if (summary := run.summary) is not None:
+        print(json.dumps(summary), flush=True)
+        return summary
     save_config(zen_cfg, run_dir)
     extra_logger = logger(run_dir=run_dir)
 

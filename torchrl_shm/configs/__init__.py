@@ -1,7 +1,7 @@
 """Typed configuration of the recipes, derived from the signatures of what it composes."""
 
 from torchrl_shm.configs.algo import PPO
-from torchrl_shm.configs.compose import add_memory, register, run_recipe
+from torchrl_shm.configs.compose import add_memory, register, run_on_run, run_recipe
 from torchrl_shm.configs.memories import MEMORIES, memory_config
 from torchrl_shm.configs.saved import instantiate_saved, load_config, save_config
 from torchrl_shm.configs.sharing import export_policy, load_policy
@@ -18,6 +18,7 @@ __all__ = [
     "load_policy",
     "memory_config",
     "register",
+    "run_on_run",
     "run_recipe",
     "save_config",
 ]

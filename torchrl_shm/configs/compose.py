@@ -10,6 +10,7 @@ from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
 from hydra_zen import MISSING, ZenStore, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from hydra_zen.wrapper import Zen
+from omegaconf import DictConfig, OmegaConf
 
 from torchrl_shm.configs.memories import memory_config
 from torchrl_shm.configs.saved import allowed_targets, take_up
@@ -42,6 +43,43 @@ class _Recipe(Zen[..., Any]):
             print(f"resume: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         return super().__call__(config)
+
+
+def run_on_run(
+    main: Callable[..., Any], *, name: str, help: str | None = None, **options: Any
+) -> None:
+    """Run a recipe that reads the folder of a run, from the command line.
+
+    Args:
+        main: the recipe; its parameters are `run`, the folder, and the options.
+        name: name of the recipe and of its file.
+        help: what `--help` prints, in Hydra's form; `None` is Hydra's own.
+        **options: defaults by name.
+
+    Raises:
+        SystemExit: the command does not say which run.
+    """
+
+    def require_run(config: DictConfig) -> None:
+        """Stop with one line."""
+        if OmegaConf.is_missing(config, "run") or not config.run:
+            message = f"{name}.py: pass the folder of a run, run=outputs/ppo_shm/<date>/<time>_..."
+            print(message, file=sys.stderr)
+            raise SystemExit(2)
+
+    config = make_config(
+        hydra_defaults=["_self_", {"override hydra/job_logging": "none"}], run=MISSING, **options
+    )
+    # all output goes to where the recipe says
+    hydra = HydraConf(job=JobConf(name=name), run=RunDir("."), output_subdir=None)
+    if help is not None:
+        hydra.help = HelpConf(app_name=name, template=help)
+    store = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
+    store(config, name=name)
+    store(hydra, group="hydra", name="config")
+    store.add_to_hydra_store(overwrite_ok=True)
+    task = zen(main, pre_call=require_run)
+    task.hydra_main(config_name=name, config_path=None, version_base="1.3")
 
 
 def register(name: str, *, algo: str) -> None:

@@ -66,8 +66,6 @@ def load_config(run_dir: str | Path) -> DictConfig:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} is not the configuration of a run")
-    if "${" in json.dumps(OmegaConf.to_container(config, resolve=False), default=str):
-        raise ValueError(f"{path} has interpolations, which no configuration of a run has")
     check_targets(config, path)
     for name in dict(config.get("names") or {}).values():
         # they are printed, and become part of model cards
@@ -77,9 +75,9 @@ def load_config(run_dir: str | Path) -> DictConfig:
 
 
 def check_targets(
-    config: Any, path: Path, *, only: str = "torchrl_shm.", what: str = "targets"
+    config: DictConfig, path: Path, *, only: str = "torchrl_shm.", what: str = "targets"
 ) -> None:
-    """Refuse a configuration that would build what is not of this project.
+    """Refuse a configuration that would build what is not of this project, or resolve anything.
 
     Args:
         config: the configuration, or a part of it.
@@ -88,9 +86,12 @@ def check_targets(
         what: what is to be found there.
 
     Raises:
-        ValueError: it names something that is neither there nor a memory that `add_memory` was
-            given in this process.
+        ValueError: it has interpolations, or names something that is neither there nor a memory
+            that `add_memory` was given in this process.
     """
+    # of what was read: in a file the same can be spelled with escapes
+    if "${" in json.dumps(OmegaConf.to_container(config, resolve=False), default=str):
+        raise ValueError(f"{path} has interpolations, which nothing that is saved has")
     for target in _targets(config):
         # exactly these: other functions of the same modules can do more than their own makers
         elsewhere = target.startswith("torchrl_shm.") and not target.startswith(only)
@@ -115,7 +116,11 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
         ValueError: the file names something to build that is neither of this project nor a memory
             that `add_memory` was given in this process.
     """
-    config = load_config(run_dir)
+    return build_parts(load_config(run_dir))
+
+
+def build_parts(config: DictConfig) -> dict[str, Any]:
+    """Build what `instantiate_saved` returns from a configuration that `load_config` read."""
     parts = {name: instantiate(config[name]) for name in ("env", "memory", "algo")}
     return {**parts, "seed": config.seed, "names": OmegaConf.to_container(config.names)}
 

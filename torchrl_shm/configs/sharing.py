@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,7 @@ from torchrl_shm.configs._policy_file import (
     read_policy_file,
 )
 from torchrl_shm.configs.algo import PPO
-from torchrl_shm.configs.saved import (
-    check_targets,
-    instantiate_saved,
-    load_config,
-)
+from torchrl_shm.configs.saved import build_parts, check_targets, load_config
 from torchrl_shm.ops._checks import check_option
 from torchrl_shm.training import EnvSpecs, PlainPolicy, RunFolder, Which, make_actor_critic
 from torchrl_shm.training.run_folder import write_atomically
@@ -65,7 +60,8 @@ def export_policy(
     """
     check_option("checkpoint", checkpoint, Which)
     run = Path(run)
-    parts = instantiate_saved(run)
+    saved = load_config(run)
+    parts = build_parts(saved)
     run_folder = RunFolder(run)
     state = run_folder.load_checkpoint(checkpoint)
     folder = run / "export" if to is None else Path(to)
@@ -80,7 +76,6 @@ def export_policy(
     operator.load_state_dict(state["operator"])
     policy = PlainPolicy(operator.get_policy_operator(), specs)
 
-    saved = load_config(run)
     plain: Any = OmegaConf.to_container(saved, resolve=True)
     options: Any = OmegaConf.to_container(OmegaConf.create(network))
     config = PolicyFile(
@@ -152,9 +147,6 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
 
 def _build_memory(config: PolicyFile, path: Path) -> Any:
     """The factory of the memory."""
-    # of what was read: in the file the same can be spelled with escapes
-    if "${" in json.dumps(config.memory):
-        raise ValueError(f"{path} has interpolations, which no shared policy has")
     memory = OmegaConf.create(config.memory)
     # runs may also build environments and loggers, which write files; a policy may not
     check_targets(memory, path, only=_MEMORIES, what="memories")

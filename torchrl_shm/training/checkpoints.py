@@ -199,16 +199,13 @@ _ADAPTER = StateDictCheckpointAdapter(payload_format="torch")
 
 
 class _Held:
-    """A state as TorchRL's adapter wants it."""
+    """A state as TorchRL's adapter takes it to save."""
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self.state = {} if state is None else dict(state)
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         return self.state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state
 
 
 def _read(path: Path, map_location: torch.device | str) -> dict[str, Any]:

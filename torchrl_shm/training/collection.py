@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,6 +13,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, Transform, TransformedEnv
 
 from torchrl_shm.envs._base import BatchedEnv
+from torchrl_shm.ops._checks import check_option
 from torchrl_shm.training.finite import FiniteSteps
 
 CollectorBackend = Literal["single", "multi_sync"]
@@ -150,10 +151,7 @@ class RowCollector:
         num_workers: int = 2,
         device: torch.device | str | None = None,
     ) -> None:
-        if backend not in get_args(CollectorBackend):
-            raise ValueError(
-                f"backend={backend!r} is unknown; choose one of {get_args(CollectorBackend)}"
-            )
+        check_option("backend", backend, CollectorBackend)
         self.frames_per_batch = num_envs * row_length
         # whole batches: TorchRL would warn about, and collect, a partial one
         self.num_batches = -(-total_frames // self.frames_per_batch)
@@ -226,13 +224,12 @@ class RowCollector:
         Args:
             state_dict: of a collector with the same options.
         """
-        policy = self._policy.state_dict()
         state: dict[str, Any] = {
-            key: {**part, "policy_state_dict": policy} if key.startswith("worker") else part
+            key: dict(part) if key.startswith("worker") else part
             for key, part in state_dict.items()
         }
-        if not any(key.startswith("worker") for key in state):
-            state["policy_state_dict"] = policy
+        for part in _workers(state):
+            part["policy_state_dict"] = self._policy.state_dict()
         if not _is_exact(state):
             # not the first episodes again
             self._start(self._seed + int(state["frames"]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torchrl.record.loggers import Logger, get_logger
+
+from torchrl_shm.ops._checks import check_option
 
 LoggerKind = Literal["csv", "tensorboard", "wandb"]
 """`"csv"` is what every run writes; the others come on top of it."""
@@ -31,8 +33,7 @@ def make_logger(kind: LoggerKind = "csv", *, run_dir: str, project: str = "") ->
         >>> make_logger("csv", run_dir="outputs") is None
         True
     """
-    if kind not in get_args(LoggerKind):
-        raise ValueError(f"kind={kind!r} is unknown; choose one of {get_args(LoggerKind)}")
+    check_option("kind", kind, LoggerKind)
     if kind == "csv":
         return None
     if find_spec(kind) is None:
