@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import random
 import runpy
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -76,12 +74,6 @@ def command(script: str, *arguments: str, terminal: bool = False) -> Result:
         except SystemExit as error:
             code = int(error.code or 0)
     return Result(stdout.getvalue(), stderr.getvalue(), code)
-
-
-def seed_other_generators() -> None:
-    """The recipe draws from torch's generators alone, but saves these, too."""
-    random.seed(0)
-    np.random.seed(0)
 
 
 def process(script: str, *arguments: str, cwd: Path) -> Result:

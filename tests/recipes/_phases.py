@@ -87,9 +87,6 @@ def lengths(file: Path) -> dict[str, list[float]]:
 if __name__ == "__main__":
     import runpy
 
-    from tests.recipes._helpers import seed_other_generators
-
-    seed_other_generators()
     announce(Path(sys.argv[1]))
     recipe = str(Path(__file__).parents[2] / "recipes" / "ppo_shm.py")
     sys.argv = [recipe, *sys.argv[2:]]

@@ -9,7 +9,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from tensordict import TensorDictBase
 
 from recipes import ppo_shm
+from tests._disks import small_disk
 from tests._processes import Child
 from tests.recipes._helpers import (
     TINY,
@@ -263,19 +263,11 @@ class TestDisk:
         check_same_runs(folder, tmp_path / "straight")
 
     def test_full_disk(self, tmp_path: Path) -> None:
-        disk = tmp_path / "disk"
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-        if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
-            pytest.skip("file systems cannot be mounted here")
-        try:
+        with small_disk(tmp_path / "disk", "1m") as disk:
             with pytest.raises(OSError, match="cannot write the checkpoint of step") as caught:
                 train(disk / "run", algo={"keep_checkpoints": 9, "total_frames": 1600})
             assert caught.value.errno == errno.ENOSPC
             folder = shutil.copytree(disk / "run", tmp_path / "run")
-        finally:
-            # lazily: the error holds on to what it could not write
-            subprocess.run(["umount", "--lazy", str(disk)], check=True)
         assert not list((folder / "checkpoints").glob(".*"))
         updates = RunFolder(folder).load_checkpoint()["updates"]
         assert f"that of step {updates * FRAMES_PER_UPDATE} is kept" in str(caught.value)
@@ -287,9 +279,6 @@ class TestDisk:
             train(tmp_path / "file" / "run")
 
     def test_checkpoints_cannot_be_written(self, tmp_path: Path, capsys: Any) -> None:
-        def log(row: Any) -> None:
-            (tmp_path / "checkpoints").write_text("in the way")
-
         class Logger:
             def log_scalar(self, *_: Any, **__: Any) -> None:
                 (tmp_path / "checkpoints").write_text("in the way")

@@ -25,7 +25,6 @@ from tests.recipes._helpers import (
     command,
     process,
     read_metrics,
-    seed_other_generators,
     train,
     without_time,
 )
@@ -66,7 +65,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def start(folder: Path, *arguments: str) -> Result:
-    seed_other_generators()
     return command("ppo_shm.py", *SMALL, *arguments, f"hydra.run.dir={folder}")
 
 

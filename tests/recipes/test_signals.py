@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from tests._processes import Child, Running, wait_until
 from tests.recipes import _phases
-from tests.recipes._helpers import ROOT, Result, check_same_runs, command, seed_other_generators
+from tests.recipes._helpers import ROOT, Result, check_same_runs, command
 from tests.recipes._phases import PHASES, Phase
 from torchrl_shm.training import RunFolder
 
@@ -85,8 +85,12 @@ class Process:
         return self.output.read_text()
 
 
+# processes that compile have nothing compiled before
+BEGIN = {phase: partial(Process.start, compile=phase == "compilation") for phase in PHASES}
+
+
 @contextmanager
-def fork(folder: Path, *arguments: str, compile: Literal[False] = False) -> Any:
+def fork(folder: Path, *arguments: str) -> Any:
     """The same without the seconds of imports."""
 
     def run() -> None:
@@ -100,7 +104,6 @@ def fork(folder: Path, *arguments: str, compile: Literal[False] = False) -> Any:
 
 
 def start(folder: Path, *arguments: str) -> Result:
-    seed_other_generators()
     return command("ppo_shm.py", *arguments, f"hydra.run.dir={folder}")
 
 
@@ -172,7 +175,7 @@ def try_phase(
         folder.parent.mkdir()
         nth = draw.randrange(len(lengths))
         at = draw.uniform(0, lengths[nth])
-        with begin(folder, *SMALL, compile=phase == "compilation") as run:
+        with begin(folder, *SMALL) as run:
             found = stop(run, folder, phase, STOPS[i % 2], at, nth + 1)
         check(folder, found, straight)
         if found.phase == phase:
@@ -185,7 +188,7 @@ def try_phase(
 @pytest.mark.parametrize("phase", PHASES)
 def test_random_moments(straight: Any, tmp_path: Path, phase: Phase) -> None:
     # what was compiled in this process stays so in its forks
-    begin, times = (Process.start, 1) if phase == "compilation" else (fork, 2)
+    begin, times = (BEGIN[phase], 1) if phase == "compilation" else (fork, 2)
     try_phase(begin, times, phase, straight(), tmp_path)
 
 
@@ -195,7 +198,7 @@ def test_20_random_moments(
     straight: Any, tmp_path: Path, phase: Phase, record_property: Any
 ) -> None:
     """In processes of their own."""
-    stops = try_phase(Process.start, 20, phase, straight(), tmp_path)
+    stops = try_phase(BEGIN[phase], 20, phase, straight(), tmp_path)
     longest = max(found.seconds for found in stops)
     record_property("longest", longest)
     print(f"{phase}: {len(stops)} of 20, at most {longest:.2f} s to exit")

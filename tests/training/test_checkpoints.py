@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests._disks import small_disk
 from tests._processes import Child, wait_until
 from torchrl_shm.training import Checkpoints
 from torchrl_shm.training.checkpoints import check_finite_state
@@ -393,12 +394,7 @@ class TestDisk:
 
     @pytest.mark.parametrize("size", [1000, 100_000])
     def test_full_disk(self, tmp_path: Path, size: int) -> None:
-        disk = tmp_path / "disk"
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-        if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
-            pytest.skip("file systems cannot be mounted here")
-        try:
+        with small_disk(tmp_path / "disk", "64k") as disk:
             checkpoints = Checkpoints(disk / "run", keep=9)
             checkpoints.save(state_of(0), step=0)
 
@@ -412,9 +408,6 @@ class TestDisk:
             newest = checkpoints.steps()[-1]
             assert f"that of step {newest} is kept" in str(caught.value)
             check_state(checkpoints.load(), newest)
-        finally:
-            # lazily: the error holds on to what it could not write
-            subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
     def test_no_folder(self, tmp_path: Path) -> None:
         """Root may write to read-only folders, but not below a file."""
