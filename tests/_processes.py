@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -36,6 +36,8 @@ class Child:
         self.process = get_context("fork").Process(target=self._call, args=(function,))
 
     def _call(self, function: Callable[[], object]) -> None:
+        # a fork would fork its own workers, which keep the folder of a run open when it is killed
+        set_start_method(None, force=True)
         file = os.open(self.output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         for descriptor in (1, 2):
             os.dup2(file, descriptor)

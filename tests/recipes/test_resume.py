@@ -122,6 +122,8 @@ def test_killed_again_and_again(straight: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+# of calibrations that are not the default, as the documentation says
+@pytest.mark.filterwarnings("ignore:.*has grown to")
 @pytest.mark.parametrize("memory", [name for group, name in MEMBERS if group == "memory"])
 def test_every_memory(tmp_path: Path, memory: str) -> None:
     for name in ("run", "straight"):

@@ -21,6 +21,8 @@ from torchrl_shm.training.run_folder import is_running, write_atomically
 _CLASS = "hydra_zen.funcs.get_obj"
 # where Hydra puts runs and sweeps
 _ROOTS = ("outputs", "multirun")
+# overrides by which a command says where its runs are
+_PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
 
 
 def save_config(config: DictConfig, run_dir: str | Path) -> None:
@@ -179,9 +181,12 @@ def _refuse_other_values() -> None:
 
 def _newest_unfinished(config: DictConfig) -> Path | None:
     own = Path(config.run_dir)
-    if any(given.startswith("hydra.run.dir=") for given in HydraConfig.get().overrides.hydra):
-        # the folder that the command names is meant, even if its run is finished, and no other
-        return own if (own / "config.yaml").exists() and _same(own, config) else None
+    # the folder that the command leads to is meant, even if its run is finished
+    if (own / "config.yaml").exists() and _same(own, config):
+        return own
+    # and no other, if the command names it
+    if any(given.startswith(_PLACES) for given in HydraConfig.get().overrides.hydra):
+        return None
     name = HydraConfig.get().job.name
     found = [path.parent for root in _ROOTS for path in (Path(root) / name).glob("**/config.yaml")]
     found.sort(key=lambda path: (path / "config.yaml").stat().st_mtime, reverse=True)
