@@ -88,7 +88,17 @@ def draw_paths(env: EnvBase, result: Evaluation, num_paths: int, path: Path) -> 
     return True
 
 
+HELP = f"""\
+{__doc__}
+run         folder of the run, which also gets the pictures
+checkpoint  latest or best
+device      cpu or cuda
+threads     threads of torch
+num_paths   paths that are drawn, where the task is in the plane
+seed        of what the environment draws, and of the random gates"""
+
 if __name__ == "__main__":
     run_on_run(
-        main, name="evaluate", checkpoint="latest", device="cpu", threads=1, num_paths=8, seed=0
-    )
+        main, name="evaluate", help=HELP,
+        checkpoint="latest", device="cpu", threads=1, num_paths=8, seed=0,
+    )  # fmt: skip

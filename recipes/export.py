@@ -26,10 +26,7 @@ HELP = f"""\
 {__doc__}
 run         folder of the run
 to          folder to write to; null is `export` in the folder of the run
-checkpoint  latest or best
-
-== Configuration ==
-$CONFIG"""
+checkpoint  latest or best"""
 
 if __name__ == "__main__":
     run_on_run(main, name="export", help=HELP, to=None, checkpoint="latest")

@@ -184,3 +184,11 @@ class TestMistakes:
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         with pytest.raises(ValueError, match=r"'os\.system'; only targets of torchrl_shm"):
             evaluate.main(str(run), **OPTIONS)
+
+
+def test_help() -> None:
+    result = command("evaluate.py", "--help")
+    assert result.code == 0
+    for option in ("run ", "checkpoint ", "device ", "threads ", "num_paths ", "seed "):
+        assert f"\n{option}" in result.stdout
+    assert "num_paths: 8" in result.stdout

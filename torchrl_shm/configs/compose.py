@@ -45,15 +45,13 @@ class _Recipe(Zen[..., Any]):
         return super().__call__(config)
 
 
-def run_on_run(
-    main: Callable[..., Any], *, name: str, help: str | None = None, **options: Any
-) -> None:
+def run_on_run(main: Callable[..., Any], *, name: str, help: str, **options: Any) -> None:
     """Run a recipe that reads the folder of a run, from the command line.
 
     Args:
         main: the recipe; its parameters are `run`, the folder, and the options.
         name: name of the recipe and of its file.
-        help: what `--help` prints, in Hydra's form; `None` is Hydra's own.
+        help: what `--help` prints before the defaults: what the recipe does, and its options.
         **options: defaults by name.
 
     Raises:
@@ -71,9 +69,13 @@ def run_on_run(
         hydra_defaults=["_self_", {"override hydra/job_logging": "none"}], run=MISSING, **options
     )
     # all output goes to where the recipe says
-    hydra = HydraConf(job=JobConf(name=name), run=RunDir("."), output_subdir=None)
-    if help is not None:
-        hydra.help = HelpConf(app_name=name, template=help)
+    template = f"{help}\n\n== Configuration ==\n$CONFIG"
+    hydra = HydraConf(
+        job=JobConf(name=name),
+        run=RunDir("."),
+        output_subdir=None,
+        help=HelpConf(app_name=name, template=template),
+    )
     store = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
     store(config, name=name)
     store(hydra, group="hydra", name="config")
