@@ -22,7 +22,7 @@ _CLASS = "hydra_zen.funcs.get_obj"
 # where Hydra puts runs and sweeps
 _ROOTS = ("outputs", "multirun")
 # overrides by which a command says where its runs are
-_PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
+_PLACES = ("hydra.run.dir=", "hydra.sweep.dir=")
 
 
 def save_config(config: DictConfig, run_dir: str | Path) -> None:
