@@ -34,15 +34,16 @@ def variants(group: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
         common = {"H": width, "WIDTH": width, "GATE": gate}
         back = _tiles.BACKWARD[width]
         for tile in tiles:
-            shape = {**common, "ROWS": tile.rows}
+            shape = {**common, "ROWS": tile.lines}
             stream = {**shape, "RESETS": True, "STAGES": tile.stages}
             yield "scan_forward_kernel", width, tile.warps, {
-                **stream, "CLAMP": clamp, "SAVE": True, "CHUNK": back.chunk,
+                **stream, "CLAMP": clamp, "SAVE": True, "STORE": _tiles.STORE,
             }  # fmt: skip
             yield "segment_kernel", width, tile.warps, {**stream, "ADJOINT": not plain}
             yield "step_kernel", width, tile.warps, {**shape, "CLAMP": clamp}
         yield "scan_backward_kernel", width, back.warps, {
-            **common, "ROWS": back.rows, "CHUNK": back.chunk, "RESETS": True, "CLAMP": clamp,
+            **common, "COLUMNS": back.lines, "CHUNK": back.chunk, "STORE": _tiles.STORE,
+            "STAGES": back.stages, "RESETS": True, "CLAMP": clamp,
         }  # fmt: skip
         yield "combine_kernel", width, 1, {
             "SIZE": width * width, "BLOCK": 128, "STAGES": 3, "RESETS": True, "REVERSE": not plain,
@@ -78,23 +79,23 @@ def describe(cubin: bytes) -> dict[str, int]:
         usage = _run("cuobjdump", "-res-usage", file.name)
         code = _run("nvdisasm", "-c", file.name)
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
-    body = _main_loop(code)
+    loop, inner = _loops(code)
     return {
         "registers": numbers["REG"],
         "spill_bytes": numbers["STACK"],
         "async_loads": len(re.findall(r"\bLDGSTS", code)),
-        # of one pass through the longest loop: a step, or a chunk of steps in the backward kernel
-        "loop_instructions": len(body),
-        "loop_special": _count("MUFU", body),
-        "loop_exchange": _count("SHFL|LDS|STS|LDG|STG|LDL|STL", body),
+        # of one pass: a step, or a chunk of steps in the backward kernel, whose inner loop replays
+        # one step
+        **{f"loop_{key}": value for key, value in _count(loop).items()},
+        **{f"inner_{key}": value for key, value in _count(inner).items()},
     }
 
 
-def _main_loop(code: str) -> list[str]:
-    """Instructions between the target and the source of the longest jump backwards."""
+def _loops(code: str) -> tuple[list[str], list[str]]:
+    """Instructions of the longest loop and of the longest one in it; a loop is a jump backwards."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
-    loops: list[tuple[int, int]] = []
+    loops: list[range] = []
     for line in code.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(instructions)
@@ -102,14 +103,20 @@ def _main_loop(code: str) -> list[str]:
             instructions.append(instruction[1])
             jump = re.search(r"\bBRA\b.*\((\.L_x_\d+)\)", instruction[1])
             if jump and jump[1] in labels:
-                loops.append((labels[jump[1]], len(instructions)))
-    # a kernel ends with a jump to itself
-    start, stop = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
-    return instructions[start:stop]
+                loops.append(range(labels[jump[1]], len(instructions)))
+    # a kernel ends with a jump to itself, so there is one
+    outer = max(loops, key=len)
+    nested = [x for x in loops if x != outer and x.start in outer and x[-1] in outer]
+    inner = max(nested, key=len, default=range(0))
+    return instructions[outer.start : outer.stop], instructions[inner.start : inner.stop]
 
 
-def _count(pattern: str, instructions: list[str]) -> int:
-    return sum(bool(re.search(rf"\b({pattern})\b", x)) for x in instructions)
+def _count(instructions: list[str]) -> dict[str, int]:
+    patterns = {"instructions": "", "special": "MUFU", "exchange": "SHFL|LDS|STS|LDG|STG|LDL|STL"}
+    return {
+        key: sum(bool(re.search(rf"\b({pattern})\b", x)) for x in instructions)
+        for key, pattern in patterns.items()
+    }
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -125,7 +132,7 @@ def main(capability: int, group: str = "all") -> None:
             if group.endswith("_kernel") and group != kernel:
                 continue
             cubin = compile_kernel(kernel, constants, warps, capability)
-            keys = [key for key in ("ROWS", "CHUNK", "GATE") if key in constants]
+            keys = [key for key in ("ROWS", "COLUMNS", "CHUNK", "GATE") if key in constants]
             tile = {key.lower(): constants[key] for key in keys}
             row = {"kernel": kernel, "width": width, "warps": warps, **tile, **describe(cubin)}
             print(json.dumps(row), flush=True)

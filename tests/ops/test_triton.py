@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.benchmarks import gpu_memory
+from tests.benchmarks.scan import loop, train
 from tests.ops._helpers import NAMES, distance_to_clamp, double, error, make, run
 from torchrl_shm.ops import _tiles, shm_scan, shm_step, triton_scan, tune_scan, tuning
 from torchrl_shm.ops._tiles import Tile
@@ -58,14 +60,31 @@ def test_every_tile_of_the_table(size: int) -> None:
     check(inputs, is_init)
 
 
-@pytest.mark.parametrize("rows", [4, 8, 16])
-@pytest.mark.parametrize("chunk", [4, 8])
-def test_any_tile(rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    tile = Tile(rows, chunk=chunk)
+@pytest.mark.parametrize("lines", [4, 8, 16])
+@pytest.mark.parametrize("chunk", [2, 4, 8])
+def test_any_tile(lines: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = Tile(lines, chunk=chunk)
     monkeypatch.setitem(_tiles.FORWARD, 16, tile)
     monkeypatch.setitem(_tiles.BACKWARD, 16, tile)
     inputs, is_init = on_device(*make(2, 13, 11))
     check(inputs, is_init)
+
+
+@pytest.mark.parametrize("clamp", [None, 1.5])
+@pytest.mark.parametrize("resets", [False, True])
+def test_several_spans(resets: bool, clamp: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward kernel is launched for steps 32 to 36, 16 to 31 and 0 to 15."""
+    monkeypatch.setattr(_tiles, "_PARTIAL_BYTES", 8 * 2 * 2 * 18 * 16)
+    assert _tiles.backward_span(2, 18) == 16
+    inputs, is_init = on_device(*make(2, 37, 18))
+    check(inputs, is_init if resets else None, clamp)
+
+
+@pytest.mark.parametrize("shape", gpu_memory.SHAPES, ids=str)
+def test_takes_a_thirtieth_of_the_memory_of_the_loop(shape: tuple[int, int, int]) -> None:
+    """Counted from the sizes of tensors; nothing is computed."""
+    theirs = gpu_memory.count_bytes(lambda inputs: train(loop, inputs), shape)
+    assert 0 < 30 * gpu_memory.count_bytes(gpu_memory.ours, shape) <= theirs
 
 
 @pytest.mark.parametrize("segments", [2, 3, 7])
@@ -250,11 +269,11 @@ class TestSegmentRule:
         ("steps", "size", "segments"),
         list(itertools.product((1, 7, 100, 1024), (16, 64), (None, 1, 2, 5, 2000))),
     )
-    def test_segments_are_whole_chunks_and_none_is_empty(
+    def test_segments_begin_at_a_stored_state_and_none_is_empty(
         self, steps: int, size: int, segments: int | None
     ) -> None:
         length = _tiles.segment_length(3, steps, size, segments)
-        assert length % _tiles.backward_tile(size).chunk == 0
+        assert length % _tiles.STORE == 0
         count = -(-steps // length)
         assert (count - 1) * length < steps
         assert segments is None or count <= segments

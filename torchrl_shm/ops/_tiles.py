@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_SIZE = 256
-"""Largest side of a memory: one row tile must fit into the registers of a block."""
+"""Largest side of a memory: one tile must fit into the registers of a block."""
+
+STORE = 8
+"""Steps between two states that the forward kernel stores; a multiple of every chunk."""
+
+# what the partial sums of a launch of the backward kernel may take, in bytes
+_PARTIAL_BYTES = 64 * 2**20
 
 # programs that fill a large GPU (132 multiprocessors, four schedulers each)
 _PROGRAMS = 528
@@ -18,20 +24,20 @@ class Tile:
     """Shape of the work of one program.
 
     Attributes:
-        rows: rows of the memory per program.
+        lines: rows of the memory per program; columns in the backward kernel.
         warps: warps per program.
-        chunk: steps between two stored states; the backward pass holds as many in registers.
+        chunk: steps that the backward kernel holds in registers; it divides `STORE`.
         stages: steps that are loaded ahead.
     """
 
-    rows: int
+    lines: int
     warps: int = 1
     chunk: int = 8
     stages: int = 3
 
 
-# per width, a power of two: tiles of the forward and of the backward kernel. The states are stored
-# per chunk of the backward tile. Registers and spills of each are checked by compiling them.
+# per width, a power of two: tiles of the forward and of the backward kernel. Registers and spills
+# of each are checked by compiling them.
 FORWARD: dict[int, Tile] = {
     16: Tile(16),
     32: Tile(16),
@@ -44,35 +50,51 @@ BACKWARD: dict[int, Tile] = {
     32: Tile(16),
     64: Tile(16, chunk=4),
     128: Tile(8, chunk=4),
-    256: Tile(4, warps=2, chunk=4),
+    256: Tile(4, chunk=4),
 }
 
 
 def width(size: int) -> int:
-    """Columns of a tile: the power of two that holds `size`, and a half-warp at least."""
+    """Length of a tile's lines: the power of two that holds `size`, and a half-warp at least."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def forward_tile(batch: int, size: int) -> Tile:
     """Tile of the forward kernel: with few sequences of fewer rows, for more programs."""
     tile = FORWARD[width(size)]
-    if batch * num_tiles(size, tile.rows) < _PROGRAMS:
-        return Tile(min(tile.rows, 4), tile.warps, tile.chunk, tile.stages)
+    if batch * num_tiles(size, tile.lines) < _PROGRAMS:
+        return Tile(min(tile.lines, 4), tile.warps, tile.chunk, tile.stages)
     return tile
 
 
 def backward_tile(size: int) -> Tile:
-    """Tile of the backward kernel; the forward kernel stores a state per `chunk` of it."""
+    """Tile of the backward kernel."""
     return BACKWARD[width(size)]
 
 
-def num_tiles(size: int, rows: int) -> int:
-    """Row tiles of a memory."""
-    return -(-size // rows)
+def num_tiles(size: int, lines: int) -> int:
+    """Tiles of a memory."""
+    return -(-size // lines)
+
+
+def backward_span(batch: int, size: int) -> int:
+    """Steps per launch of the backward kernel, a multiple of `STORE`: it bounds the partial sums.
+
+    Args:
+        batch: sequences.
+        size: side of the memory.
+
+    Returns:
+        As many steps as have partial sums of 64 MiB, and `STORE` at least.
+    """
+    tiles = num_tiles(size, backward_tile(size).lines)
+    # two sums of `size` float32 numbers per sequence, step and tile
+    steps = _PARTIAL_BYTES // (8 * tiles * batch * size)
+    return max(1, steps // STORE) * STORE
 
 
 def segment_length(batch: int, steps: int, size: int, segments: int | None) -> int:
-    """Steps per segment of time that work in parallel: a multiple of the chunk.
+    """Steps per segment of time that work in parallel: a multiple of `STORE`.
 
     The rule: as many segments as it takes to fill a large GPU with programs, but none shorter than
     64 steps, and only where the batch fills less than half of it. One segment is the plain scan,
@@ -87,10 +109,9 @@ def segment_length(batch: int, steps: int, size: int, segments: int | None) -> i
     Returns:
         Steps per segment; at least `steps` where there is one.
     """
-    chunk = backward_tile(size).chunk
     if segments is None:
-        programs = max(1, batch * num_tiles(size, FORWARD[width(size)].rows))
+        programs = max(1, batch * num_tiles(size, FORWARD[width(size)].lines))
         fitting = min(_PROGRAMS // programs, steps // _MIN_SEGMENT)
         segments = fitting if fitting >= 2 else 1
     length = -(-max(1, steps) // segments)
-    return -(-length // chunk) * chunk
+    return -(-length // STORE) * STORE

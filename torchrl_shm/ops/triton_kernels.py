@@ -3,7 +3,8 @@
 A program owns some rows `i` of the memory of one sequence, with all columns `j`: rows do not
 depend on each other, so the forward pass needs no exchange. It walks over the steps of one segment
 of time; without time-parallelism there is one segment, the whole sequence. The state is stored
-once per chunk of steps, and the backward pass replays each chunk from there.
+every `STORE` steps, and the backward pass replays each chunk of steps from there. It owns columns
+with all rows instead: of its five sums, the three over rows are then complete.
 
 Layouts: vectors `[B, T, H]`, states `[segments or chunks, B, H, H]`, all contiguous float32. Lanes
 beyond H load zeros, so their memory stays zero; steps beyond T load zeros, so they change nothing.
@@ -19,6 +20,9 @@ import triton.language as tl
 def _gate(theta, vc, GATE: tl.constexpr):
     """`1 + tanh(theta x vc)`, exact as `2 * sigmoid(2 z)`, which is accurate near 0 too.
 
+    `2 / (1 + e)` is computed as `1 / (0.5 + e / 2)`: the half goes into the exponent, and a
+    product per element is saved.
+
     `"portable"` and `"exact"` are the same formula; the first runs in the interpreter, the second
     leaves out the handling of denormal numbers around the hardware's exponential and reciprocal.
     """
@@ -28,17 +32,18 @@ def _gate(theta, vc, GATE: tl.constexpr):
         gate = 1.0 + tl.inline_asm_elementwise(asm, "=f,f", [z], tl.float32, True, 1)
     else:
         # -2 / log(2), per row rather than per element
-        z = (theta * -2.8853900817779268)[:, None] * vc[None, :]
+        z = (theta * -2.8853900817779268)[:, None] * vc[None, :] - 1.0
         if GATE == "exact":
-            sigmoid: tl.constexpr = """{
+            # 0f3F000000 is 0.5
+            asm: tl.constexpr = """{
                 .reg .f32 e;
                 ex2.approx.ftz.f32 e, $1;
-                add.f32 e, e, 0f3F800000;
+                add.f32 e, e, 0f3F000000;
                 rcp.approx.ftz.f32 $0, e;
             }"""
-            gate = 2.0 * tl.inline_asm_elementwise(sigmoid, "=f,f", [z], tl.float32, True, 1)
+            gate = tl.inline_asm_elementwise(asm, "=f,f", [z], tl.float32, True, 1)
         else:
-            gate = 2.0 / (1.0 + tl.exp2(z))
+            gate = 1.0 / (0.5 + tl.exp2(z))
     return gate
 
 
@@ -50,15 +55,18 @@ def _clamped(memory, clamp):
 
 
 @triton.jit
-def _tile(B, H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Sequence, row tile, rows, columns, offsets into a state `[B, H, H]`, and their mask."""
-    TILES: tl.constexpr = (H + ROWS - 1) // ROWS
+def _tile(H: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr):
+    """Sequence, tile, the tile's rows or columns, and all columns or rows."""
+    TILES: tl.constexpr = (H + LINES - 1) // LINES
     b = (tl.program_id(0) // TILES).to(tl.int64)
     tile = tl.program_id(0) % TILES
-    i = tile * ROWS + tl.arange(0, ROWS)
-    j = tl.arange(0, WIDTH)
-    offsets = (b * H + i[:, None]) * H + j[None, :]
-    return b, tile, i, j, offsets, (i < H)[:, None] & (j < H)[None, :]
+    return b, tile, tile * LINES + tl.arange(0, LINES), tl.arange(0, WIDTH)
+
+
+@triton.jit
+def _state(b, i, j, H: tl.constexpr):
+    """Offsets of rows and columns in a state `[B, H, H]`, and their mask."""
+    return (b * H + i[:, None]) * H + j[None, :], (i < H)[:, None] & (j < H)[None, :]
 
 
 @triton.jit(do_not_specialize=["B", "T", "segment"])
@@ -66,12 +74,13 @@ def scan_forward_kernel(
     theta_ptr, vc_ptr, v_ptr, k_ptr, q_ptr, is_init_ptr, start_ptr,
     y_ptr, final_ptr, checkpoints_ptr,
     clamp, B, T, segment,
-    H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STORE: tl.constexpr,
     STAGES: tl.constexpr, RESETS: tl.constexpr, CLAMP: tl.constexpr, SAVE: tl.constexpr,
     GATE: tl.constexpr,
 ):  # fmt: skip
     """Write and read over one segment of `segment` steps, from the state that enters it."""
-    b, _, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    b, _, i, j = _tile(H, ROWS, WIDTH)
+    offsets, mask = _state(b, i, j, H)
     n = tl.program_id(1).to(tl.int64)
     state_size = B.to(tl.int64) * H * H
     memory = tl.load(start_ptr + n * state_size + offsets, mask=mask, other=0.0)
@@ -86,8 +95,8 @@ def scan_forward_kernel(
         k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
         q = tl.load(q_ptr + at + j, mask=j < H, other=0.0)
         if SAVE:
-            if t % CHUNK == 0:
-                tl.store(checkpoints_ptr + t // CHUNK * state_size + offsets, memory, mask=mask)
+            if t % STORE == 0:
+                tl.store(checkpoints_ptr + t // STORE * state_size + offsets, memory, mask=mask)
         if RESETS:
             memory = tl.where(tl.load(is_init_ptr + row + t) != 0, 0.0, memory)
         memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
@@ -98,33 +107,50 @@ def scan_forward_kernel(
         tl.store(final_ptr + offsets, memory, mask=mask)
 
 
-@triton.jit(do_not_specialize=["B", "T", "segment"])
+@triton.jit(do_not_specialize=["B", "T", "offset", "span"])
 def scan_backward_kernel(
     dy_ptr, theta_ptr, vc_ptr, v_ptr, k_ptr, q_ptr, is_init_ptr, checkpoints_ptr, adjoint_ptr,
-    dtheta_ptr, dv_ptr, dvc_ptr, dk_ptr, dq_ptr, dstart_ptr,
-    clamp, B, T, segment,
-    H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-    RESETS: tl.constexpr, CLAMP: tl.constexpr, GATE: tl.constexpr,
+    dtheta_ptr, dv_ptr, dvc_ptr, dk_ptr, dq_ptr,
+    clamp, B, T, offset, span,
+    H: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    STORE: tl.constexpr, STAGES: tl.constexpr, RESETS: tl.constexpr, CLAMP: tl.constexpr,
+    GATE: tl.constexpr,
 ):  # fmt: skip
-    """Replay the chunks of one segment from last to first and run the adjoint through them.
+    """Run the adjoint through one span of `span` steps, chunk by chunk, from last to first.
 
-    With `P_t = G_t * M_{t-1}` the gradient of the gate's argument is `D_t * P_t * (2 - G_t)`:
-    neither the memory before the step nor a division is needed, and at a reset it is zero. Sums
-    over columns are complete; sums over rows (dvc, dk, dq) are those of this tile's rows, `[row
-    tiles, B, T, H]`.
+    The spans of a launch begin at step `offset`; the adjoint that enters each of them is replaced
+    by the one that leaves it. With `P_t = G_t * M_{t-1}` the gradient of the gate's argument is
+    `D_t * P_t * (2 - G_t)`: neither the memory before the step nor a division is needed, and at a
+    reset it is zero. Sums over rows are complete; sums over columns (dtheta, dv) are those of this
+    tile's columns, `[tiles, B, spans * span, H]`.
     """
-    b, tile, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    b, tile, j, i = _tile(H, COLUMNS, WIDTH)
+    offsets, mask = _state(b, i, j, H)
     n = tl.program_id(1).to(tl.int64)
     state_size = B.to(tl.int64) * H * H
-    adjoint = tl.load(adjoint_ptr + n * state_size + offsets, mask=mask, other=0.0)
-    first = n * segment
-    last = tl.minimum(first + segment, T)
+    adjoint_ptrs = adjoint_ptr + n * state_size + offsets
+    adjoint = tl.load(adjoint_ptrs, mask=mask, other=0.0)
+    first = offset + n * span
+    last = tl.minimum(first + span, T)
     row = b * T
-    partial = (tile * B + b) * T
+    partial = (tile * B + b) * tl.num_programs(1) * span - offset
     chunks = (last - first + CHUNK - 1) // CHUNK
     for c in range(chunks):
         start = first + (chunks - 1 - c) * CHUNK
-        memory = tl.load(checkpoints_ptr + start // CHUNK * state_size + offsets, mask, other=0.0)
+        stored = start // STORE
+        memory = tl.load(checkpoints_ptr + stored * state_size + offsets, mask=mask, other=0.0)
+        if STORE > CHUNK:
+            for t in tl.range(stored * STORE, start, num_stages=STAGES):
+                at = (row + t) * H
+                theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
+                v = tl.load(v_ptr + at + i, mask=i < H, other=0.0)
+                vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
+                k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
+                if RESETS:
+                    memory = tl.where(tl.load(is_init_ptr + row + t) != 0, 0.0, memory)
+                memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
+                if CLAMP:
+                    memory = _clamped(memory, clamp)
         products = ()
         for s in tl.static_range(CHUNK):
             t = start + s
@@ -166,20 +192,17 @@ def scan_backward_kernel(
             dq = tl.sum(dy[:, None] * memory, axis=0)
             dk = tl.sum(v[:, None] * adjoint, axis=0)
             dvc = tl.sum(theta[:, None] * dz, axis=0)
-            columns = (partial + t) * H + j
-            tl.store(dq_ptr + columns, dq, mask=j < limit)
-            tl.store(dk_ptr + columns, dk, mask=j < limit)
-            tl.store(dvc_ptr + columns, dvc, mask=j < limit)
-            dv = tl.sum(adjoint * k[None, :], axis=1)
-            dtheta = tl.sum(dz * vc[None, :], axis=1)
-            tl.store(dv_ptr + at + i, dv, mask=i < limit)
-            tl.store(dtheta_ptr + at + i, dtheta, mask=i < limit)
+            tl.store(dq_ptr + at + j, dq, mask=j < limit)
+            tl.store(dk_ptr + at + j, dk, mask=j < limit)
+            tl.store(dvc_ptr + at + j, dvc, mask=j < limit)
+            rows = (partial + t) * H + i
+            tl.store(dv_ptr + rows, tl.sum(adjoint * k[None, :], axis=1), mask=i < limit)
+            tl.store(dtheta_ptr + rows, tl.sum(dz * vc[None, :], axis=1), mask=i < limit)
             adjoint = adjoint * gate
             if RESETS:
                 reset = tl.load(is_init_ptr + row + t, mask=t < last, other=0) != 0
                 adjoint = tl.where(reset, 0.0, adjoint)
-    if n == 0:
-        tl.store(dstart_ptr + offsets, adjoint, mask=mask)
+    tl.store(adjoint_ptrs, adjoint, mask=mask)
 
 
 @triton.jit(do_not_specialize=["B", "T", "segment"])
@@ -196,7 +219,8 @@ def segment_kernel(
     memory by the outputs before the segment's first reset. Where a segment has a reset, nothing
     passes through it and `decay` means nothing.
     """
-    b, _, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    b, _, i, j = _tile(H, ROWS, WIDTH)
+    offsets, mask = _state(b, i, j, H)
     n = tl.program_id(1).to(tl.int64)
     first = n * segment
     last = tl.minimum(first + segment, T)
@@ -266,7 +290,8 @@ def step_kernel(
     CLAMP: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """One step: calibrate, write and read; `out` may be `memory` itself."""
-    b, _, i, j, offsets, mask = _tile(B, H, ROWS, WIDTH)
+    b, _, i, j = _tile(H, ROWS, WIDTH)
+    offsets, mask = _state(b, i, j, H)
     at = b * H
     memory = tl.load(memory_ptr + offsets, mask=mask, other=0.0)
     theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)

@@ -52,7 +52,7 @@ def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
 
 def num_checkpoints(steps: int, size: int) -> int:
     """Count the states that `forward` saves."""
-    return -(-steps // _tiles.backward_tile(size).chunk)
+    return -(-steps // _tiles.STORE)
 
 
 def forward(
@@ -83,9 +83,8 @@ def forward(
         _kernels().scan_forward_kernel[run.grid(tile)](
             theta, vc, v, k, q, run.is_init, start, y, final, checkpoints,
             run.clamp, batch, steps, run.length,
-            CHUNK=_tiles.backward_tile(size).chunk, STAGES=tile.stages,
-            SAVE=len(checkpoints) > 0, CLAMP=clamp is not None, num_warps=tile.warps,
-            **run.constants(tile),
+            STORE=_tiles.STORE, STAGES=tile.stages, SAVE=len(checkpoints) > 0,
+            CLAMP=clamp is not None, num_warps=tile.warps, ROWS=tile.lines, **run.constants,
         )  # fmt: skip
     return y, final
 
@@ -110,26 +109,35 @@ def backward(
         dtheta, dvc, dv, dk, dq = (torch.zeros_like(x) for x in (theta, vc, v, k, q))
         return dtheta, dvc, dv, dk, dq, dmemory.clone()
     dy, theta, vc, v, k, q = (x.contiguous() for x in (dy, theta, vc, v, k, q))
-    adjoint = dmemory.contiguous()
     tile = _tiles.backward_tile(size)
     run = _Run(theta, is_init, clamp, fast_gate, segments)
-    dtheta, dv, dstart = torch.empty_like(theta), torch.empty_like(v), torch.empty_like(adjoint)
-    tiles = _tiles.num_tiles(size, tile.rows)
-    dvc, dk, dq = (theta.new_empty(tiles, batch, steps, size) for _ in range(3))
+    dtheta, dvc, dv, dk, dq = (torch.empty_like(x) for x in (theta, vc, v, k, q))
     with torch.cuda.device_of(theta):
         if run.count > 1:
-            forward_tile = _tiles.forward_tile(batch, size)
-            adjoint = run.states(theta, vc, dy, q, adjoint, forward_tile, adjoint=True)
-        _kernels().scan_backward_kernel[run.grid(tile)](
-            dy, theta, vc, v, k, q, run.is_init, checkpoints, adjoint,
-            dtheta, dv, dvc, dk, dq, dstart,
-            run.clamp, batch, steps, run.length,
-            CHUNK=tile.chunk, CLAMP=clamp is not None, num_warps=tile.warps,
-            **run.constants(tile),
-        )  # fmt: skip
-    # the tiles in their order: the same bits every time
-    dvc, dk, dq = (x.sum(0) if tiles > 1 else x[0] for x in (dvc, dk, dq))
-    return dtheta, dvc, dv, dk, dq, dstart
+            edge, forward_tile = dmemory.contiguous(), _tiles.forward_tile(batch, size)
+            adjoint = run.states(theta, vc, dy, q, edge, forward_tile, adjoint=True)
+            span = run.length
+        else:
+            adjoint = dmemory.clone(memory_format=torch.contiguous_format).unsqueeze(0)
+            span = min(run.length, _tiles.backward_span(batch, size))
+        tiles = _tiles.num_tiles(size, tile.lines)
+        # sums over the columns of each tile, for dtheta and dv
+        partial = theta.new_empty(2, tiles, batch, run.count * span, size)
+        for offset in reversed(range(0, run.length, span)):
+            _kernels().scan_backward_kernel[run.grid(tile)](
+                dy, theta, vc, v, k, q, run.is_init, checkpoints, adjoint,
+                partial[0], partial[1], dvc, dk, dq,
+                run.clamp, batch, steps, offset, span,
+                CHUNK=tile.chunk, STORE=_tiles.STORE, STAGES=tile.stages,
+                CLAMP=clamp is not None, num_warps=tile.warps, COLUMNS=tile.lines,
+                **run.constants,
+            )  # fmt: skip
+            for total, parts in ((dtheta, partial[0]), (dv, partial[1])):
+                done = total[:, offset : offset + parts.shape[2]]
+                # the tiles in their order: the same bits every time
+                torch.sum(parts[:, :, : done.shape[1]], 0, out=done)
+    # of the segments' adjoints the first is asked for, and the others need not be kept
+    return dtheta, dvc, dv, dk, dq, adjoint[0].clone() if run.count > 1 else adjoint[0]
 
 
 def step(
@@ -151,12 +159,11 @@ def step(
     theta, vc, v, k, q, memory = (x.contiguous() for x in (theta, vc, v, k, q, memory))
     tile = _tiles.forward_tile(batch, size)
     run = _Run(theta.unsqueeze(1), None, clamp, fast_gate, 1)
-    constants = run.constants(tile)
-    del constants["RESETS"]
+    constants = {key: value for key, value in run.constants.items() if key != "RESETS"}
     with torch.cuda.device_of(theta):
         _kernels().step_kernel[run.grid(tile)](
             theta, vc, v, k, q, memory, y, out, run.clamp, batch,
-            CLAMP=clamp is not None, num_warps=tile.warps, **constants,
+            CLAMP=clamp is not None, num_warps=tile.warps, ROWS=tile.lines, **constants,
         )  # fmt: skip
     return y
 
@@ -169,6 +176,7 @@ class _Run:
         count: number of segments.
         is_init: the reset flags as bytes; any tensor where there are none.
         clamp: the bound; any number where there is none.
+        constants: the compile-time arguments that all kernels have.
     """
 
     def __init__(
@@ -187,21 +195,16 @@ class _Run:
         self.resets = is_init is not None
         self.is_init = theta if is_init is None else is_init.contiguous().view(torch.uint8)
         self.clamp = 0.0 if clamp is None else clamp
-        self.gate = "portable" if _INTERPRET else "fast" if fast_gate else "exact"
-
-    def grid(self, tile: _tiles.Tile) -> tuple[int, int]:
-        """Programs: row tiles of all sequences, and segments."""
-        return self.batch * _tiles.num_tiles(self.size, tile.rows), self.count
-
-    def constants(self, tile: _tiles.Tile) -> dict[str, Any]:
-        """The compile-time arguments of all kernels."""
-        return {
+        self.constants: dict[str, Any] = {
             "H": self.size,
-            "ROWS": tile.rows,
             "WIDTH": _tiles.width(self.size),
             "RESETS": self.resets,
-            "GATE": self.gate,
+            "GATE": "portable" if _INTERPRET else "fast" if fast_gate else "exact",
         }
+
+    def grid(self, tile: _tiles.Tile) -> tuple[int, int]:
+        """Programs: tiles of all sequences, and segments."""
+        return self.batch * _tiles.num_tiles(self.size, tile.lines), self.count
 
     def states(
         self,
@@ -233,7 +236,8 @@ class _Run:
         _kernels().segment_kernel[self.grid(tile)](
             theta, vc, rows, columns, self.is_init, decay, local,
             self.batch, self.steps, self.length,
-            STAGES=tile.stages, ADJOINT=adjoint, num_warps=tile.warps, **self.constants(tile),
+            STAGES=tile.stages, ADJOINT=adjoint, num_warps=tile.warps, ROWS=tile.lines,
+            **self.constants,
         )  # fmt: skip
         has_reset = self.is_init
         if self.resets:

@@ -36,7 +36,7 @@ def tune_scan(
     Examples:
         >>> from torchrl_shm.ops import tune_scan
         >>> tune_scan(64, 1024, 64)  # doctest: +SKIP
-        {'forward': Tile(rows=16, warps=1, ...), 'backward': Tile(rows=16, warps=1, ...)}
+        {'forward': Tile(lines=16, warps=1, ...), 'backward': Tile(lines=16, warps=1, ...)}
     """
     inputs = [torch.randn(batch, steps, size, device=device) for _ in range(5)]
     width = _tiles.width(size)
@@ -68,10 +68,10 @@ def _candidates(width: int, backward: bool) -> list[Tile]:
     """The table's tile, and others whose elements fit into the registers of a thread."""
     tiles = [(_tiles.BACKWARD if backward else _tiles.FORWARD)[width]]
     for warps in (1, 2, 4):
-        for rows in (2, 4, 8, 16, 32):
-            elements = rows * width // (32 * warps)
+        for lines in (2, 4, 8, 16, 32):
+            elements = lines * width // (32 * warps)
             for chunk in (4, 8) if backward else (8,):
                 held = elements * chunk if backward else elements
-                if elements >= 1 and held <= (128 if backward else 64) and rows <= width:
-                    tiles.append(Tile(rows, warps, chunk))
+                if elements >= 1 and held <= (128 if backward else 64) and lines <= width:
+                    tiles.append(Tile(lines, warps, chunk))
     return list(dict.fromkeys(tiles))
