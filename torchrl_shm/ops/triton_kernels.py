@@ -55,6 +55,15 @@ def _clamped(memory, clamp):
 
 
 @triton.jit
+def _write(memory, theta, vc, v, k, clamp, CLAMP: tl.constexpr, GATE: tl.constexpr):
+    """The memory after a step, from the one that enters it."""
+    memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
+    if CLAMP:
+        memory = _clamped(memory, clamp)
+    return memory
+
+
+@triton.jit
 def _tile(H: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr):
     """Sequence, tile, the tile's rows or columns, and all columns or rows."""
     TILES: tl.constexpr = (H + LINES - 1) // LINES
@@ -99,9 +108,7 @@ def scan_forward_kernel(
                 tl.store(checkpoints_ptr + t // STORE * state_size + offsets, memory, mask=mask)
         if RESETS:
             memory = tl.where(tl.load(is_init_ptr + row + t) != 0, 0.0, memory)
-        memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
-        if CLAMP:
-            memory = _clamped(memory, clamp)
+        memory = _write(memory, theta, vc, v, k, clamp, CLAMP, GATE)
         tl.store(y_ptr + at + i, tl.sum(memory * q[None, :], axis=1), mask=i < H)
     if last == T:
         tl.store(final_ptr + offsets, memory, mask=mask)
@@ -148,9 +155,7 @@ def scan_backward_kernel(
                 k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
                 if RESETS:
                     memory = tl.where(tl.load(is_init_ptr + row + t) != 0, 0.0, memory)
-                memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
-                if CLAMP:
-                    memory = _clamped(memory, clamp)
+                memory = _write(memory, theta, vc, v, k, clamp, CLAMP, GATE)
         products = ()
         for s in tl.static_range(CHUNK):
             t = start + s
@@ -299,8 +304,6 @@ def step_kernel(
     vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
     k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
     q = tl.load(q_ptr + at + j, mask=j < H, other=0.0)
-    memory = memory * _gate(theta, vc, GATE) + v[:, None] * k[None, :]
-    if CLAMP:
-        memory = _clamped(memory, clamp)
+    memory = _write(memory, theta, vc, v, k, clamp, CLAMP, GATE)
     tl.store(out_ptr + offsets, memory, mask=mask)
     tl.store(y_ptr + at + i, tl.sum(memory * q[None, :], axis=1), mask=i < H)
