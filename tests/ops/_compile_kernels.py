@@ -3,6 +3,8 @@
 python -m tests.ops._compile_kernels 90            all
 python -m tests.ops._compile_kernels 90 default    without clamp and the fast gate
 python -m tests.ops._compile_kernels 90 fast       with the fast gate, without clamp
+python -m tests.ops._compile_kernels 90 options    with both
+python -m tests.ops._compile_kernels 90 scan_forward_kernel
 """
 
 from __future__ import annotations

@@ -429,7 +429,7 @@ def test_memory_does_not_grow_with_steps_times_matrix(
     # a mode sees an operator as a whole, so what the backend does is run outside of it
     module = _operator.load(backend)
     arguments = (*(x.detach() for x in inputs), is_init, clamp, False, None)
-    checkpoints = torch.empty(module.num_checkpoints(steps, size), batch, size, size)
+    checkpoints = torch.empty(module.num_checkpoints(steps), batch, size, size)
     with _Sizes() as forward:
         y, memory = module.forward(*arguments, checkpoints)
     assert forward.largest <= largest

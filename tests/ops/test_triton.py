@@ -80,6 +80,19 @@ def test_several_spans(resets: bool, clamp: float | None, monkeypatch: pytest.Mo
     check(inputs, is_init if resets else None, clamp)
 
 
+@pytest.mark.parametrize("resets", [False, True])
+def test_several_spans_of_segments(resets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of steps 0 to 39 and 40 to 69; the second has no step in the span that comes first."""
+    monkeypatch.setattr(_tiles, "_PARTIAL_BYTES", 8 * 2 * 2 * 18 * 16)
+    inputs, is_init = on_device(*make(1, 70, 18))
+    assert triton_scan._Run(inputs[0], None, None, False, 2).length == 40
+    check(inputs, is_init if resets else None, segments=2)
+
+
+def test_a_span_has_a_stored_state_at_least() -> None:
+    assert _tiles.backward_span(4096, 256) == _tiles.STORE
+
+
 @pytest.mark.parametrize("shape", gpu_memory.SHAPES, ids=str)
 def test_takes_a_thirtieth_of_the_memory_of_the_loop(shape: tuple[int, int, int]) -> None:
     """Counted from the sizes of tensors; nothing is computed."""
@@ -95,11 +108,16 @@ def test_segments_of_time(segments: int, resets: bool) -> None:
     assert triton_scan._Run(inputs[0], None, None, False, segments).count > 1
 
 
+@pytest.mark.parametrize("chunk", [4, 8])
 @pytest.mark.parametrize("segments", [1, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_passes_a_reset(name: str, segments: int) -> None:
+def test_nothing_passes_a_reset(
+    name: str, segments: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NaN before it reaches neither the values after it nor their gradients, nor other rows."""
-    reset = 13
+    monkeypatch.setitem(_tiles.BACKWARD, 16, Tile(16, chunk=chunk))
+    # with chunks of 4, that of steps 8 to 11 holds it and that of 12 to 15 replays it
+    reset = 10
     inputs, is_init = on_device(*make(2, 27, 3))
     is_init[:] = False
     is_init[0, reset] = True
@@ -156,6 +174,22 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert not any(x.is_contiguous() for x in views)
     actual, expected = (run(x, is_init.T, 1.5, "triton") for x in (views, copies))
     for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_gradients_of_outputs_need_not_be_contiguous() -> None:
+    inputs, is_init = on_device(*make(2, 9, 5))
+    weights = torch.randn(2, 9, 5, device=DEVICE), torch.randn(2, 5, 5, device=DEVICE)
+
+    def gradients(transposed: bool) -> tuple[Tensor, ...]:
+        y, memory = shm_scan(*inputs, is_init=is_init, backend="triton")
+        if transposed:
+            loss = (y.mT * weights[0].mT).sum() + (memory.mT * weights[1].mT).sum()
+        else:
+            loss = (y * weights[0]).sum() + (memory * weights[1]).sum()
+        return torch.autograd.grad([loss], inputs)
+
+    for a, e in zip(gradients(True), gradients(False), strict=True):
         assert torch.equal(a, e)
 
 
@@ -273,10 +307,13 @@ class TestSegmentRule:
         self, steps: int, size: int, segments: int | None
     ) -> None:
         length = _tiles.segment_length(3, steps, size, segments)
-        assert length % _tiles.STORE == 0
         count = -(-steps // length)
+        assert count == 1 or length % _tiles.STORE == 0
         assert (count - 1) * length < steps
         assert segments is None or count <= segments
+
+    def test_no_more_segments_than_a_grid_holds(self) -> None:
+        assert 2**20 / _tiles.segment_length(1, 2**20, 16, 2**17) <= 65_535
 
     def test_clamp_excludes_it(self) -> None:
         theta = torch.zeros(1, 4096, 64)

@@ -28,7 +28,7 @@ class FastBackend(Protocol):
         ...
 
     @staticmethod
-    def num_checkpoints(steps: int, size: int) -> int:
+    def num_checkpoints(steps: int) -> int:
         """Count the states that `forward` saves."""
         ...
 
@@ -65,7 +65,7 @@ def scan(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Outputs, final memory and, for the backward pass, the checkpoints."""
     module = load(backend)
-    count = module.num_checkpoints(*theta.shape[1:]) if save else 0
+    count = module.num_checkpoints(theta.shape[1]) if save else 0
     checkpoints = memory.new_empty(count, *memory.shape)
     y, final = module.forward(
         theta, vc, v, k, q, memory, is_init, clamp, fast_gate, segments, checkpoints
@@ -89,7 +89,7 @@ def scan_backward(
 @scan.register_fake
 def _(theta: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     memory, (backend, save) = args[4], args[-2:]
-    count = load(backend).num_checkpoints(*theta.shape[1:]) if save else 0
+    count = load(backend).num_checkpoints(theta.shape[1]) if save else 0
     y = theta.new_empty(theta.shape)
     return y, memory.new_empty(memory.shape), memory.new_empty(count, *memory.shape)
 

@@ -8,10 +8,13 @@ MAX_SIZE = 256
 """Largest side of a memory: one tile must fit into the registers of a block."""
 
 STORE = 8
-"""Steps between two states that the forward kernel stores; a multiple of every chunk."""
+"""Steps between two states that the forward kernel stores."""
 
 # what the partial sums of a launch of the backward kernel may take, in bytes
 _PARTIAL_BYTES = 64 * 2**20
+
+# what CUDA allows along the grid's second dimension
+_MAX_SEGMENTS = 65_535
 
 # programs that fill a large GPU (132 multiprocessors, four schedulers each)
 _PROGRAMS = 528
@@ -26,7 +29,8 @@ class Tile:
     Attributes:
         lines: rows of the memory per program; columns in the backward kernel.
         warps: warps per program.
-        chunk: steps that the backward kernel holds in registers; it divides `STORE`.
+        chunk: steps that the backward kernel holds in registers, `STORE` at most; the others do
+            not look at it.
         stages: steps that are loaded ahead.
     """
 
@@ -77,11 +81,11 @@ def num_tiles(size: int, lines: int) -> int:
     return -(-size // lines)
 
 
-def backward_span(batch: int, size: int) -> int:
+def backward_span(sequences: int, size: int) -> int:
     """Steps per launch of the backward kernel, a multiple of `STORE`: it bounds the partial sums.
 
     Args:
-        batch: sequences.
+        sequences: sequences, or all segments of all of them.
         size: side of the memory.
 
     Returns:
@@ -89,12 +93,12 @@ def backward_span(batch: int, size: int) -> int:
     """
     tiles = num_tiles(size, backward_tile(size).lines)
     # two sums of `size` float32 numbers per sequence, step and tile
-    steps = _PARTIAL_BYTES // (8 * tiles * batch * size)
+    steps = _PARTIAL_BYTES // (8 * tiles * sequences * size)
     return max(1, steps // STORE) * STORE
 
 
 def segment_length(batch: int, steps: int, size: int, segments: int | None) -> int:
-    """Steps per segment of time that work in parallel: a multiple of `STORE`.
+    """Steps per segment of time that work in parallel: all, or a multiple of `STORE`.
 
     The rule: as many segments as it takes to fill a large GPU with programs, but none shorter than
     64 steps, and only where the batch fills less than half of it. One segment is the plain scan,
@@ -107,11 +111,13 @@ def segment_length(batch: int, steps: int, size: int, segments: int | None) -> i
         segments: number of segments instead of the rule's.
 
     Returns:
-        Steps per segment; at least `steps` where there is one.
+        Steps per segment.
     """
     if segments is None:
         programs = max(1, batch * num_tiles(size, FORWARD[width(size)].lines))
         fitting = min(_PROGRAMS // programs, steps // _MIN_SEGMENT)
         segments = fitting if fitting >= 2 else 1
-    length = -(-max(1, steps) // segments)
+    if segments == 1:
+        return max(1, steps)
+    length = -(-max(1, steps) // min(segments, _MAX_SEGMENTS))
     return -(-length // STORE) * STORE

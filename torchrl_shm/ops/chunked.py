@@ -21,9 +21,8 @@ def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
     return None
 
 
-def num_checkpoints(steps: int, size: int) -> int:
+def num_checkpoints(steps: int) -> int:
     """Count the states that `forward` saves."""
-    del size
     return -(-steps // _CHUNK)
 
 

@@ -3,11 +3,12 @@
 A program owns some rows `i` of the memory of one sequence, with all columns `j`: rows do not
 depend on each other, so the forward pass needs no exchange. It walks over the steps of one segment
 of time; without time-parallelism there is one segment, the whole sequence. The state is stored
-every `STORE` steps, and the backward pass replays each chunk of steps from there. It owns columns
-with all rows instead: of its five sums, the three over rows are then complete.
+every `STORE` steps, and the backward pass replays each chunk of steps from there. A program of the
+backward kernel owns columns with all rows instead: three of its five sums are then complete.
 
-Layouts: vectors `[B, T, H]`, states `[segments or chunks, B, H, H]`, all contiguous float32. Lanes
-beyond H load zeros, so their memory stays zero; steps beyond T load zeros, so they change nothing.
+Layouts: vectors `[B, T, H]`, states `[segments or stored states, B, H, H]`, all contiguous float32.
+Lanes beyond H load zeros, so with finite inputs their memory stays zero; steps beyond T load zeros,
+so they change nothing.
 """
 
 from __future__ import annotations
@@ -114,22 +115,22 @@ def scan_forward_kernel(
         tl.store(final_ptr + offsets, memory, mask=mask)
 
 
-@triton.jit(do_not_specialize=["B", "T", "offset", "span"])
+@triton.jit(do_not_specialize=["B", "T", "segment", "offset", "span"])
 def scan_backward_kernel(
     dy_ptr, theta_ptr, vc_ptr, v_ptr, k_ptr, q_ptr, is_init_ptr, checkpoints_ptr, adjoint_ptr,
     dtheta_ptr, dv_ptr, dvc_ptr, dk_ptr, dq_ptr,
-    clamp, B, T, offset, span,
+    clamp, B, T, segment, offset, span,
     H: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     STORE: tl.constexpr, STAGES: tl.constexpr, RESETS: tl.constexpr, CLAMP: tl.constexpr,
     GATE: tl.constexpr,
 ):  # fmt: skip
-    """Run the adjoint through one span of `span` steps, chunk by chunk, from last to first.
+    """Run the adjoint through one span of every segment, chunk by chunk, from last to first.
 
-    The spans of a launch begin at step `offset`; the adjoint that enters each of them is replaced
-    by the one that leaves it. With `P_t = G_t * M_{t-1}` the gradient of the gate's argument is
-    `D_t * P_t * (2 - G_t)`: neither the memory before the step nor a division is needed, and at a
-    reset it is zero. Sums over rows are complete; sums over columns (dtheta, dv) are those of this
-    tile's columns, `[tiles, B, spans * span, H]`.
+    The span has `span` steps and begins `offset` steps after its segment; the adjoint that enters
+    it is replaced by the one that leaves it. With `P_t = G_t * M_{t-1}` the gradient of the gate's
+    argument is `D_t * P_t * (2 - G_t)`: neither the memory before the step nor a division is
+    needed, and at a reset it is zero. Sums over rows are complete; sums over columns (dtheta, dv)
+    are those of this tile's columns, `[tiles, B, segments, span, H]`.
     """
     b, tile, j, i = _tile(H, COLUMNS, WIDTH)
     offsets, mask = _state(b, i, j, H)
@@ -137,10 +138,10 @@ def scan_backward_kernel(
     state_size = B.to(tl.int64) * H * H
     adjoint_ptrs = adjoint_ptr + n * state_size + offsets
     adjoint = tl.load(adjoint_ptrs, mask=mask, other=0.0)
-    first = offset + n * span
-    last = tl.minimum(first + span, T)
+    first = n * segment + offset
+    last = tl.minimum(tl.minimum(first + span, (n + 1) * segment), T)
     row = b * T
-    partial = (tile * B + b) * tl.num_programs(1) * span - offset
+    partial = ((tile * B + b) * tl.num_programs(1) + n) * span - first
     chunks = (last - first + CHUNK - 1) // CHUNK
     for c in range(chunks):
         start = first + (chunks - 1 - c) * CHUNK

@@ -50,7 +50,7 @@ def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
     return None
 
 
-def num_checkpoints(steps: int, size: int) -> int:
+def num_checkpoints(steps: int) -> int:
     """Count the states that `forward` saves."""
     return -(-steps // _tiles.STORE)
 
@@ -111,31 +111,32 @@ def backward(
     dy, theta, vc, v, k, q = (x.contiguous() for x in (dy, theta, vc, v, k, q))
     tile = _tiles.backward_tile(size)
     run = _Run(theta, is_init, clamp, fast_gate, segments)
-    dtheta, dvc, dv, dk, dq = (torch.empty_like(x) for x in (theta, vc, v, k, q))
+    dvc, dk, dq = (torch.empty_like(x) for x in (vc, k, q))
+    totals = [theta.new_empty(batch, run.count, run.length, size) for _ in range(2)]
     with torch.cuda.device_of(theta):
         if run.count > 1:
             edge, forward_tile = dmemory.contiguous(), _tiles.forward_tile(batch, size)
             adjoint = run.states(theta, vc, dy, q, edge, forward_tile, adjoint=True)
-            span = run.length
         else:
             adjoint = dmemory.clone(memory_format=torch.contiguous_format).unsqueeze(0)
-            span = min(run.length, _tiles.backward_span(batch, size))
+        span = min(run.length, _tiles.backward_span(batch * run.count, size))
+        # of dtheta and dv, the sums over the columns of each tile
         tiles = _tiles.num_tiles(size, tile.lines)
-        # sums over the columns of each tile, for dtheta and dv
-        partial = theta.new_empty(2, tiles, batch, run.count * span, size)
+        partial = theta.new_empty(2, tiles, batch, run.count, span, size)
         for offset in reversed(range(0, run.length, span)):
             _kernels().scan_backward_kernel[run.grid(tile)](
                 dy, theta, vc, v, k, q, run.is_init, checkpoints, adjoint,
                 partial[0], partial[1], dvc, dk, dq,
-                run.clamp, batch, steps, offset, span,
+                run.clamp, batch, steps, run.length, offset, span,
                 CHUNK=tile.chunk, STORE=_tiles.STORE, STAGES=tile.stages,
                 CLAMP=clamp is not None, num_warps=tile.warps, COLUMNS=tile.lines,
                 **run.constants,
             )  # fmt: skip
-            for total, parts in ((dtheta, partial[0]), (dv, partial[1])):
-                done = total[:, offset : offset + parts.shape[2]]
-                # the tiles in their order: the same bits every time
-                torch.sum(parts[:, :, : done.shape[1]], 0, out=done)
+            for total, parts in zip(totals, partial, strict=True):
+                done = total[:, :, offset : offset + span]
+                # added in an order that depends on nothing but the shape: the same bits every time
+                torch.sum(parts[:, :, :, : done.shape[2]], 0, out=done)
+    dtheta, dv = (x.flatten(1, 2)[:, :steps].contiguous() for x in totals)
     # of the segments' adjoints the first is asked for, and the others need not be kept
     return dtheta, dvc, dv, dk, dq, adjoint[0].clone() if run.count > 1 else adjoint[0]
 
