@@ -40,33 +40,33 @@ def main() -> None:
         name = kernel["kernel"]
         if name not in _LIMITS:
             continue
-        steps = kernel.get("chunk", 1)
-        lines = kernel.get("rows") or kernel["columns"]
+        forward = "rows" in kernel
+        lines = kernel["rows" if forward else "columns"]
+        steps = 1 if forward else kernel["chunk"]
         elements = lines * kernel["width"] * steps / (32 * kernel["warps"])
-        # the first chunk after a stored state replays no step, the next one the first's, and so on
-        replayed = (STORE - steps) / 2 if "chunk" in kernel else 1
-        bounds = {
-            key: (kernel[f"loop_{counted}"] + (replayed - 1) * kernel[f"inner_{counted}"])
-            / rate
-            / elements
-            for key, counted, rate in (
-                ("issue", "instructions", _ISSUE),
-                ("special", "special", _SPECIAL),
-                ("exchange", "exchange", _EXCHANGE),
-            )
-        }
-        bound = max(bounds, key=lambda key: bounds[key])
-        share = _LIMITS[name] / bounds[bound]
+        # backward, half of the steps between stored states, on average, before a chunk begins
+        replayed = (STORE - steps) / 2
+        clocks: dict[str, float] = {}
+        for bound, key, rate in (
+            ("issue", "instructions", _ISSUE),
+            ("special", "special", _SPECIAL),
+            ("exchange", "exchange", _EXCHANGE),
+        ):
+            count = kernel[f"loop_{key}"] + (replayed - 1) * kernel[f"inner_{key}"]
+            clocks[bound] = count / rate / elements
+        bound = max(clocks, key=lambda key: clocks[key])
+        tile = f"{lines} rows" if forward else f"{lines} columns, {steps} steps"
         rows.append(
             [
-                name.split("_")[1], kernel["gate"], str(kernel["width"]), str(lines),
-                str(kernel["warps"]), str(steps), str(kernel["registers"]),
-                str(kernel["spill_bytes"]), *(f"{value:.2f}" for value in bounds.values()),
-                f"{share:.0%} ({bound})",
+                f"{name.split('_')[1]}, {kernel['gate']}", str(kernel["width"]),
+                tile if kernel["warps"] == 1 else f"{tile}, {kernel['warps']} warps",
+                f"{kernel['registers']}, {kernel['spill_bytes']} B",
+                " / ".join(f"{value:.2f}" for value in clocks.values()),
+                f"{_LIMITS[name] / clocks[bound]:.0%} ({bound})",
             ]
         )  # fmt: skip
-    header = ["kernel", "gate", "H", "lines", "warps", "steps per pass", "registers", "spills (B)"]
-    header += ["issue", "special", "exchange", "share of the limit at most"]
+    header = ["kernel, gate", "H", "tile", "registers, spills", "issue / special / exchange"]
+    header += ["of the limit, at most"]
     print(table(header, rows))
 
 
