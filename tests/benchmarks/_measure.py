@@ -79,6 +79,11 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
+def number(value: float) -> str:
+    """Three digits, written out: `85,300` rather than `8.53e+04`."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Rows as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

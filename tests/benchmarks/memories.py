@@ -20,7 +20,7 @@ from hydra_zen import instantiate
 from tensordict import TensorDict
 from torchrl.modules import set_recurrent_mode
 
-from tests.benchmarks._measure import milliseconds, table, wait_until_idle
+from tests.benchmarks._measure import milliseconds, number, table, wait_until_idle
 from tests.modules._helpers import run_steps
 from torchrl_shm.configs import MEMORIES, SIZES
 from torchrl_shm.training import measure_memory
@@ -100,8 +100,8 @@ def main() -> None:
     lines = [
         [
             f"{row['batch']} x {row['steps']}", f"`{row['memory']}`", f"{row['state']:,}",
-            f"{row['train_ms']:.3g}", f"{row['ratio']:.3g}",
-            f"{row['gain']:.3g}" if "gain" in row else "",
+            number(row["train_ms"]), number(row["ratio"]),
+            number(row["gain"]) if "gain" in row else "",
         ]
         for row in rows
     ]  # fmt: skip

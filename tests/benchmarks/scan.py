@@ -23,7 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.benchmarks._measure import milliseconds, peak_megabytes, table, wait_until_idle
+from tests.benchmarks._measure import (
+    milliseconds,
+    number,
+    peak_megabytes,
+    table,
+    wait_until_idle,
+)
 from torchrl_shm.ops import shm_scan, shm_step
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
@@ -183,7 +189,7 @@ def measure_shape(scans: dict[str, Scan], shape: str, device: str) -> list[dict[
         else:
             row["peak_mb"] = peak_of_a_fresh_process(name, shape)
         rows.append(row)
-        print(f"  {name}: {row['train_ms']:.3g} ms", flush=True)
+        print(f"  {name}: {number(row['train_ms'])} ms", flush=True)
     if (run := gru(batch, steps, size, device)) is not None:
         rows.append({"shape": shape, "name": "GRUModule", "train_ms": milliseconds(run, device)})
     base = rows[0]["train_ms"]
@@ -279,7 +285,7 @@ def report(result: dict[str, Any], keys: list[str]) -> str:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
