@@ -16,7 +16,6 @@ from torchrl_shm.ops import (
     Backend,
     _dispatch,
     _operator,
-    numba_kernels,
     numba_scan,
     shm_scan,
     shm_step,
@@ -529,6 +528,9 @@ def test_hint_once_where_numba_is_missing(
 
 
 def test_gate_of_numba_is_tanh() -> None:
+    # not above: the tests of the GPU, which collect this file, run without numba
+    from torchrl_shm.ops import numba_kernels
+
     z = torch.linspace(-12, 12, 100_001)
     values = [numba_kernels._gate.py_func(x) for x in z.numpy()[::50]]
     expected = 1 + torch.tanh(z[::50].double())
