@@ -23,12 +23,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     output: Path = arguments.output or Path(arguments.folders[0]) / "comparison"
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         runs = load_runs(arguments.folders)
         table = comparison_table(runs)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    output.parent.mkdir(parents=True, exist_ok=True)
     # the name may have dots
     plot_comparison(runs, output.with_name(f"{output.name}.png"))
     output.with_name(f"{output.name}.md").write_text(table + "\n")

@@ -8,6 +8,7 @@ python recipes/memories.py size=state algo.embedding_size=32
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from hydra import compose, initialize
@@ -40,4 +41,6 @@ def main(overrides: list[str]) -> dict[str, MemorySize]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", help="options of ppo_shm.py, such as size=params")
+    main(parser.parse_args().overrides)

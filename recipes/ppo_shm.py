@@ -200,10 +200,11 @@ def main(
         # all of it is safe before the last part begins
         guard.save()
 
-        # evaluate: every test task once, with the mean action and the task's own reward
-        result = evaluate(policy, test_env)
         label = f"{names['env']}, {names['memory']}, seed {seed}"
         plot_learning_curve(run.metrics, run.path / "learning_curve.png", title=label)
+
+        # evaluate: every test task once, with the mean action and the task's own reward
+        result = evaluate(policy, test_env)
         summary = {
             "env": names["env"],
             "memory": names["memory"],

@@ -738,6 +738,16 @@ def test_data_on_another_device(recurrent: bool) -> None:
         make_memory()(data)
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_data_of_another_dtype(dtype: torch.dtype, recurrent: bool) -> None:
+    data = make_sequence((2, 4)) if recurrent else make_sequence((2, 4))[:, 0]
+    data["observation"] = data["observation"].to(dtype)
+    message = rf"'observation' is {dtype} but the module torch\.float64: append .*DoubleToFloat"
+    with set_recurrent_mode(recurrent), pytest.raises(TypeError, match=message):
+        make_memory()(data)
+
+
 def test_stored_without_memories() -> None:
     with pytest.raises(KeyError, match=r"state='stored' needs the memory of every step .*'memory'"):
         run(make_memory(state="stored"), make_sequence())

@@ -29,6 +29,19 @@ def test_two_commands_compare_memories(tmp_path: Path) -> None:
     check_picture(other.with_suffix(".png"))
 
 
+def test_a_mistyped_folder_is_not_made(tmp_path: Path) -> None:
+    result = process("compare.py", "typo", cwd=tmp_path)
+    assert result.code == 2
+    assert "typo" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_the_table_of_sizes() -> None:
+    result = command("memories.py", "--help")
+    assert result.code == 0
+    assert "such as size=params" in result.stdout
+
+
 def test_table_of_sizes() -> None:
     result = command("memories.py", "size=params", "algo.embedding_size=16")
     header, _, *lines = result.stdout.splitlines()

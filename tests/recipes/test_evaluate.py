@@ -161,6 +161,14 @@ class TestMistakes:
         assert result.stderr.count("\n") == 1
         assert "run=outputs/ppo_shm/" in result.stderr
 
+    @pytest.mark.parametrize("recipe", ["evaluate.py", "export.py"])
+    def test_missing_folder_from_the_command_line(self, tmp_path: Path, recipe: str) -> None:
+        result = command(recipe, f"run={tmp_path / 'no_run'}")
+        assert (result.code, result.stdout) == (2, "")
+        # one line, without a traceback
+        assert result.stderr.count("\n") == 1
+        assert "config.yaml does not exist; this must be the folder of a run" in result.stderr
+
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; this must be"):
             evaluate.main(str(tmp_path / "no_run"), **OPTIONS)

@@ -116,6 +116,16 @@ class TestRotation:
             f"checkpoint-{step:012d}" for step in (2, 4, 5)
         ]
 
+    def test_the_best_in_a_relative_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        checkpoints = Checkpoints("run/checkpoints")
+        for step, metric in enumerate([3.0, 0.5]):
+            checkpoints.save(state_of(step), step=step, metric=metric)
+        check_state(checkpoints.load("best"), 0)
+        check_state(checkpoints.load("latest"), 1)
+
     def test_the_best_of_unknown_ones_is_the_newest(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(tmp_path)
         for step in (1, 2):

@@ -45,6 +45,18 @@ class _Recipe(Zen[..., Any]):
         return super().__call__(config)
 
 
+class _OnRun(Zen[..., Any]):
+    """A recipe's `main` that reads a run."""
+
+    def __call__(self, cfg: Any, /) -> Any:
+        try:
+            return super().__call__(cfg)
+        except FileNotFoundError as error:
+            # a mistake of the command line, which no traceback explains
+            print(error, file=sys.stderr)
+            raise SystemExit(2) from None
+
+
 def run_on_run(main: Callable[..., Any], *, name: str, help: str, **options: Any) -> None:
     """Run a recipe that reads the folder of a run, from the command line.
 
@@ -55,7 +67,7 @@ def run_on_run(main: Callable[..., Any], *, name: str, help: str, **options: Any
         **options: defaults by name.
 
     Raises:
-        SystemExit: the command does not say which run.
+        SystemExit: the command does not say which run, or a file of the run is missing.
     """
 
     def require_run(config: DictConfig) -> None:
@@ -80,7 +92,7 @@ def run_on_run(main: Callable[..., Any], *, name: str, help: str, **options: Any
     store(config, name=name)
     store(hydra, group="hydra", name="config")
     store.add_to_hydra_store(overwrite_ok=True)
-    task = zen(main, pre_call=require_run)
+    task = zen(main, pre_call=require_run, ZenWrapper=_OnRun)
     task.hydra_main(config_name=name, config_path=None, version_base="1.3")
 
 

@@ -225,6 +225,8 @@ class MemoryModule(TensorDictModuleBase):
         Raises:
             KeyError: input, reset flags or memory are missing.
             ValueError: the data do not fit the mode, the memory or the device.
+            TypeError: the input has another dtype than the parameters, outside of autocast, or the
+                reset flags are not bool.
             IndexError: a `theta_index` lies outside of the table.
         """
         if self.recurrent_mode:
@@ -368,6 +370,17 @@ class MemoryModule(TensorDictModuleBase):
             raise ValueError(
                 f"{self.in_key!r} is on {x.device} but the module on {parameter.device}: move "
                 f"the data with .to({str(parameter.device)!r})"
+            )
+        if (
+            parameter is not None
+            and parameter.is_floating_point()
+            and parameter.dtype != x.dtype
+            and not torch.is_autocast_enabled(x.device.type)
+        ):
+            raise TypeError(
+                f"{self.in_key!r} is {x.dtype} but the module {parameter.dtype}: append "
+                "torchrl.envs.DoubleToFloat() to the environment, convert the data with "
+                f".to({parameter.dtype}), or make the module with dtype={x.dtype}"
             )
         is_init = tensordict.get(self.is_init_key, None)
         if is_init is None:

@@ -140,7 +140,8 @@ class Checkpoints:
             )
         if which == "best":
             best = self._rotation().best()
-            paths.sort(key=lambda path: path != best)
+            # by name: it is an absolute path, and the folder may be a relative one
+            paths.sort(key=lambda path: best is None or path.name != Path(best).name)
         damaged: list[str] = []
         for path in paths:
             damage = _damage(path)

@@ -215,7 +215,7 @@ class FiniteSteps(Transform):
         if all(value.device.type == "cpu" for value in next_tensordict.values(True, True)):
             # what the policy wrote for the next step is what it carries
             if (carried := tensordict.get("next", None)) is not None:
-                advice = "bound it with memory.clamp=100, or learn slower"
+                advice = "bound it in a new run, with memory.clamp=100, or learn slower"
                 self._look("memory", carried.items(True, True), advice)
             if self._observations is None:
                 parent: Any = self.parent
