@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.benchmarks import gpu_memory
-from tests.benchmarks.scan import loop, train
 from tests.ops._helpers import NAMES, distance_to_clamp, double, error, make, run
 from torchrl_shm.ops import _tiles, shm_scan, shm_step, triton_scan, tune_scan, tuning
 from torchrl_shm.ops._tiles import Tile
@@ -96,8 +95,8 @@ def test_a_span_has_a_stored_state_at_least() -> None:
 @pytest.mark.parametrize("shape", gpu_memory.SHAPES, ids=str)
 def test_takes_a_thirtieth_of_the_memory_of_the_loop(shape: tuple[int, int, int]) -> None:
     """Counted from the sizes of tensors; nothing is computed."""
-    theirs = gpu_memory.count_bytes(lambda inputs: train(loop, inputs), shape)
-    assert 0 < 30 * gpu_memory.count_bytes(gpu_memory.ours, shape) <= theirs
+    theirs, ours = gpu_memory.compare(shape)
+    assert 0 < 30 * ours <= theirs
 
 
 @pytest.mark.parametrize("segments", [2, 3, 7])

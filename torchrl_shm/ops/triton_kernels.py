@@ -74,6 +74,12 @@ def _tile(H: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _vector(ptrs, lines, limit):
+    """The elements of a vector that a tile needs, and zeros from `limit` on."""
+    return tl.load(ptrs + lines, mask=lines < limit, other=0.0)
+
+
+@triton.jit
 def _state(b, i, j, H: tl.constexpr):
     """Offsets of rows and columns in a state `[B, H, H]`, and their mask."""
     return (b * H + i[:, None]) * H + j[None, :], (i < H)[:, None] & (j < H)[None, :]
@@ -99,11 +105,11 @@ def scan_forward_kernel(
     row = b * T
     for t in tl.range(first, last, num_stages=STAGES):
         at = (row + t) * H
-        theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
-        v = tl.load(v_ptr + at + i, mask=i < H, other=0.0)
-        vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
-        k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
-        q = tl.load(q_ptr + at + j, mask=j < H, other=0.0)
+        theta = _vector(theta_ptr + at, i, H)
+        v = _vector(v_ptr + at, i, H)
+        vc = _vector(vc_ptr + at, j, H)
+        k = _vector(k_ptr + at, j, H)
+        q = _vector(q_ptr + at, j, H)
         if SAVE:
             if t % STORE == 0:
                 tl.store(checkpoints_ptr + t // STORE * state_size + offsets, memory, mask=mask)
@@ -150,10 +156,10 @@ def scan_backward_kernel(
         if STORE > CHUNK:
             for t in tl.range(stored * STORE, start, num_stages=STAGES):
                 at = (row + t) * H
-                theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
-                v = tl.load(v_ptr + at + i, mask=i < H, other=0.0)
-                vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
-                k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
+                theta = _vector(theta_ptr + at, i, H)
+                v = _vector(v_ptr + at, i, H)
+                vc = _vector(vc_ptr + at, j, H)
+                k = _vector(k_ptr + at, j, H)
                 if RESETS:
                     memory = tl.where(tl.load(is_init_ptr + row + t) != 0, 0.0, memory)
                 memory = _write(memory, theta, vc, v, k, clamp, CLAMP, GATE)
@@ -163,10 +169,10 @@ def scan_backward_kernel(
             at = (row + t) * H
             # one comparison does for the step and the lane
             limit = tl.where(t < last, H, 0)
-            theta = tl.load(theta_ptr + at + i, mask=i < limit, other=0.0)
-            v = tl.load(v_ptr + at + i, mask=i < limit, other=0.0)
-            vc = tl.load(vc_ptr + at + j, mask=j < limit, other=0.0)
-            k = tl.load(k_ptr + at + j, mask=j < limit, other=0.0)
+            theta = _vector(theta_ptr + at, i, limit)
+            v = _vector(v_ptr + at, i, limit)
+            vc = _vector(vc_ptr + at, j, limit)
+            k = _vector(k_ptr + at, j, limit)
             if RESETS:
                 reset = tl.load(is_init_ptr + row + t, mask=t < last, other=0) != 0
                 memory = tl.where(reset, 0.0, memory)
@@ -179,12 +185,12 @@ def scan_backward_kernel(
             t = start + CHUNK - 1 - r
             at = (row + t) * H
             limit = tl.where(t < last, H, 0)
-            theta = tl.load(theta_ptr + at + i, mask=i < limit, other=0.0)
-            v = tl.load(v_ptr + at + i, mask=i < limit, other=0.0)
-            dy = tl.load(dy_ptr + at + i, mask=i < limit, other=0.0)
-            vc = tl.load(vc_ptr + at + j, mask=j < limit, other=0.0)
-            k = tl.load(k_ptr + at + j, mask=j < limit, other=0.0)
-            q = tl.load(q_ptr + at + j, mask=j < limit, other=0.0)
+            theta = _vector(theta_ptr + at, i, limit)
+            v = _vector(v_ptr + at, i, limit)
+            dy = _vector(dy_ptr + at, i, limit)
+            vc = _vector(vc_ptr + at, j, limit)
+            k = _vector(k_ptr + at, j, limit)
+            q = _vector(q_ptr + at, j, limit)
             product = products[CHUNK - 1 - r]
             memory = product + v[:, None] * k[None, :]
             adjoint += dy[:, None] * q[None, :]
@@ -237,10 +243,10 @@ def segment_kernel(
     resets = 0
     for t in tl.range(first, last, num_stages=STAGES):
         at = (row + t) * H
-        theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
-        rows = tl.load(rows_ptr + at + i, mask=i < H, other=0.0)
-        vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
-        columns = tl.load(columns_ptr + at + j, mask=j < H, other=0.0)
+        theta = _vector(theta_ptr + at, i, H)
+        rows = _vector(rows_ptr + at, i, H)
+        vc = _vector(vc_ptr + at, j, H)
+        columns = _vector(columns_ptr + at, j, H)
         if RESETS:
             reset = tl.load(is_init_ptr + row + t).to(tl.int32)
             resets += reset
@@ -300,11 +306,11 @@ def step_kernel(
     offsets, mask = _state(b, i, j, H)
     at = b * H
     memory = tl.load(memory_ptr + offsets, mask=mask, other=0.0)
-    theta = tl.load(theta_ptr + at + i, mask=i < H, other=0.0)
-    v = tl.load(v_ptr + at + i, mask=i < H, other=0.0)
-    vc = tl.load(vc_ptr + at + j, mask=j < H, other=0.0)
-    k = tl.load(k_ptr + at + j, mask=j < H, other=0.0)
-    q = tl.load(q_ptr + at + j, mask=j < H, other=0.0)
+    theta = _vector(theta_ptr + at, i, H)
+    v = _vector(v_ptr + at, i, H)
+    vc = _vector(vc_ptr + at, j, H)
+    k = _vector(k_ptr + at, j, H)
+    q = _vector(q_ptr + at, j, H)
     memory = _write(memory, theta, vc, v, k, clamp, CLAMP, GATE)
     tl.store(out_ptr + offsets, memory, mask=mask)
     tl.store(y_ptr + at + i, tl.sum(memory * q[None, :], axis=1), mask=i < H)

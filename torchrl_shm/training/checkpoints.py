@@ -60,7 +60,8 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
-        self.directory = Path(directory)
+        # as the rotation names its paths
+        self.directory = Path(directory).absolute()
         self.keep = keep
 
     def save(self, state: Mapping[str, Any], *, step: int, metric: float | None = None) -> Path:
@@ -140,8 +141,7 @@ class Checkpoints:
             )
         if which == "best":
             best = self._rotation().best()
-            # by name: it is an absolute path, and the folder may be a relative one
-            paths.sort(key=lambda path: best is None or path.name != Path(best).name)
+            paths.sort(key=lambda path: path != best)
         damaged: list[str] = []
         for path in paths:
             damage = _damage(path)
