@@ -31,17 +31,15 @@ from torchrl.record.loggers import Logger
 from tqdm import tqdm
 
 from torchrl_shm.configs import PPO, run_recipe, save_config
+from torchrl_shm.figures import plot_learning_curve
+from torchrl_shm.networks import MemoryFactory, get_behaviour, make_actor_critic
 from torchrl_shm.training import (
     FiniteCheck,
-    MemoryFactory,
-    RowCollector,
+    RolloutCollector,
     RunFolder,
     RunGuard,
     evaluate,
-    get_behaviour,
-    make_actor_critic,
     make_test_env,
-    plot_learning_curve,
 )
 
 # entries that the loss computes again
@@ -55,7 +53,7 @@ def main(
     env: Callable[..., EnvBase],
     memory: MemoryFactory,
     algo: PPO,
-    collector: Callable[..., RowCollector],
+    collector: Callable[..., RolloutCollector],
     logger: Callable[..., Logger | None],
     seed: int,
     device: str,
@@ -94,7 +92,7 @@ def main(
         env,
         behaviour,
         num_envs=algo.num_envs,
-        row_length=algo.row_length,
+        rollout_length=algo.rollout_length,
         total_frames=algo.total_frames,
         seed=seed,
         device=device,
@@ -118,7 +116,7 @@ def main(
     )
     optimizer = torch.optim.Adam(loss.parameters(), lr=algo.learning_rate, eps=1e-5)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda update: 1 - update / rows.num_batches if algo.anneal else 1.0
+        optimizer, lambda update: 1 - update / rows.num_batches if algo.anneal_lr else 1.0
     )
     check = FiniteCheck(behaviour, loss, algo.on_nonfinite)
 
@@ -164,7 +162,7 @@ def main(
             terms: list[TensorDictBase] = []
             for _ in range(algo.epochs):
                 order = torch.randperm(len(batch), device=batch.device)
-                for index in order.split(algo.rows_per_minibatch):
+                for index in order.split(algo.sequences_per_minibatch):
                     term = loss(batch[index])
                     total = sum(term[key] for key in term.keys() if key.startswith("loss_"))
                     if not check.loss_is_finite(total, batch[index]):

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from torchrl_shm.envs import KeyToDoorEnv, PointRobotEnv, VisualMatchEnv
-from torchrl_shm.training import plot_trajectories
+from torchrl_shm.figures import plot_trajectories
 
 HERE = Path(__file__).parent
 

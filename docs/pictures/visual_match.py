@@ -21,7 +21,8 @@ from torchrl.modules.utils import get_env_transforms_from_module
 
 from torchrl_shm import SHM
 from torchrl_shm.configs import instantiate_saved
-from torchrl_shm.training import RunFolder, make_actor_critic, make_test_env
+from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.training import RunFolder, make_test_env
 
 HERE = Path(__file__).parent
 # the step whose picture is shown, and what the agent is doing then

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.benchmarks._measure import table
 from tests.benchmarks.scan import loop, train
-from torchrl_shm.ops import triton_scan
+from torchrl_shm.ops.shm import triton_scan
 
 SHAPES = [(64, 1024, 128), (512, 1024, 64)]
 # where vectors weigh more than states

@@ -17,7 +17,7 @@ import subprocess
 import sys
 
 from tests.benchmarks._measure import table
-from torchrl_shm.ops._tiles import STORE
+from torchrl_shm.ops.shm.tiles import STORE
 
 # warp instructions per clock and multiprocessor
 _ISSUE, _SPECIAL, _EXCHANGE = 4.0, 0.5, 1.0
@@ -30,7 +30,7 @@ def main() -> None:
     kernels: list[str] = []
     for group in ("default", "fast"):
         done = subprocess.run(
-            [sys.executable, "-m", "tests.ops._compile_kernels", "90", group],
+            [sys.executable, "-m", "tests.ops.shm._compile_kernels", "90", group],
             capture_output=True, text=True, check=True,
             env={**os.environ, "TRITON_INTERPRET": "0"},
         )  # fmt: skip

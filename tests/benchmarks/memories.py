@@ -23,7 +23,7 @@ from torchrl.modules import set_recurrent_mode
 from tests.benchmarks._measure import milliseconds, number, table, wait_until_idle
 from tests.modules._helpers import run_steps
 from torchrl_shm.configs import MEMORIES, SIZES
-from torchrl_shm.training import measure_memory
+from torchrl_shm.modules import measure_memory
 
 # no memory, and presets that differ in one option
 NAMES = [name for name in MEMORIES if name != "mlp" and not name.startswith("shm_")]

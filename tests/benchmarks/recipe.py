@@ -25,18 +25,19 @@ from torchrl.objectives.value import GAE
 from tests.benchmarks._measure import table, wait_until_idle
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
-from torchrl_shm.training import RowCollector, make_actor_critic
+from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.training import RolloutCollector
 
 
 def build(algo: PPO) -> tuple[ActorValueOperator, TensorDictBase]:
     """A fresh network, and a batch that it collected."""
     torch.manual_seed(0)
     operator = make_actor_critic(WindEnv(), SHMModule, **algo.network())
-    rows = RowCollector(
+    rows = RolloutCollector(
         partial(WindEnv, shaping_radii=(0.001, 10.0), mirror=True),
         operator.get_policy_operator(),
         num_envs=algo.num_envs,
-        row_length=algo.row_length,
+        rollout_length=algo.rollout_length,
         total_frames=1,
     )
     batch = next(iter(rows))
@@ -60,7 +61,7 @@ def train(operator: ActorValueOperator, batch: TensorDictBase, algo: PPO) -> lis
         batch = advantage(batch)
     losses: list[float] = []
     for _ in range(algo.epochs):
-        for index in torch.randperm(len(batch)).split(algo.rows_per_minibatch):
+        for index in torch.randperm(len(batch)).split(algo.sequences_per_minibatch):
             term = loss(batch[index])
             total = term["loss_objective"] + algo.critic_coeff * term["loss_critic"]
             optimizer.zero_grad()

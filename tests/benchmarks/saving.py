@@ -55,7 +55,7 @@ def main(*overrides: str) -> int:
     with tempfile.TemporaryDirectory() as folder, initialize(version_base="1.3", config_path=None):
         names = ["names.env=wind", "names.memory=shm", f"run_dir={folder}"]
         config = compose("saving", [*names, *overrides])
-        frames = UPDATES * config.algo.num_envs * config.algo.row_length
+        frames = UPDATES * config.algo.num_envs * config.algo.rollout_length
         config.algo.total_frames = frames
         with contextlib.redirect_stdout(io.StringIO()):
             zen(ppo_shm.main, instantiation_wrapper=pydantic_parser)(config)

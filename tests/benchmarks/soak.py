@@ -32,7 +32,7 @@ from recipes import ppo_shm
 from torchrl_shm.configs import register
 
 SMALL = (
-    "algo.num_envs=32", "algo.row_length=50", "algo.rows_per_minibatch=8",
+    "algo.num_envs=32", "algo.rollout_length=50", "algo.sequences_per_minibatch=8",
     "algo.total_frames=96000", "algo.checkpoint_interval=5", "algo.num_test_episodes=32",
 )  # fmt: skip
 PAGE = os.sysconf("SC_PAGE_SIZE")

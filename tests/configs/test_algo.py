@@ -8,7 +8,8 @@ from torchrl_shm.configs import PPO
 @pytest.mark.parametrize(
     "name",
     [
-        "total_frames", "num_envs", "row_length", "epochs", "rows_per_minibatch", "learning_rate",
+        "total_frames", "num_envs", "rollout_length", "epochs", "sequences_per_minibatch",
+        "learning_rate",
         "clip_epsilon", "max_grad_norm", "embedding_size", "init_scale", "checkpoint_interval",
     ],
 )  # fmt: skip
@@ -31,6 +32,6 @@ def test_bounds_of_shares_are_allowed(value: int) -> None:
 
 
 def test_minibatches_are_not_larger_than_batches() -> None:
-    with pytest.raises(ValueError, match=r"algo\.rows_per_minibatch=9 .* algo\.num_envs=8"):
-        PPO(num_envs=8, rows_per_minibatch=9)
-    assert PPO(num_envs=8, rows_per_minibatch=8).num_envs == 8
+    with pytest.raises(ValueError, match=r"algo\.sequences_per_minibatch=9 .* algo\.num_envs=8"):
+        PPO(num_envs=8, sequences_per_minibatch=9)
+    assert PPO(num_envs=8, sequences_per_minibatch=8).num_envs == 8

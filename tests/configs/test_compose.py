@@ -38,7 +38,7 @@ class TestLiterals:
         runtime: dict[str, Any] = {
             "memory": {"input_size": 5, "output_size": 3, "in_key": "x", "out_key": "y"},
             "collector": {
-                "make_env": None, "policy": None, "num_envs": 1, "row_length": 1, "total_frames": 1,
+                "make_env": None, "policy": None, "num_envs": 1, "rollout_length": 1, "total_frames": 1,
             },
             "logger": {"run_dir": "run"},
         }[group]  # fmt: skip

@@ -23,7 +23,7 @@ from torchrl_shm import MemoryModule, SHMModule
 from torchrl_shm.configs import MEMORIES, PPO
 from torchrl_shm.configs.groups import groups
 from torchrl_shm.modules import make_memory
-from torchrl_shm.training import RowCollector, make_logger
+from torchrl_shm.training import RolloutCollector, make_logger
 
 
 def _member(entry: Any) -> tuple[str, str]:
@@ -52,7 +52,7 @@ RUNTIME = {
                "out_keys", "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode",
                "device", "dtype"},
     "algo": set(),
-    "collector": {"make_env", "policy", "num_envs", "row_length", "total_frames", "seed", "device"},
+    "collector": {"make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed", "device"},
     "logger": {"run_dir"},
 }  # fmt: skip
 
@@ -232,7 +232,7 @@ def test_memory_options_arrive() -> None:
 
 def test_collectors_and_loggers() -> None:
     for name in of("collector"):
-        assert build("collector", name).func is RowCollector
+        assert build("collector", name).func is RolloutCollector
     for name in of("logger"):
         assert build("logger", name).func is make_logger
     assert build("logger", "csv")(run_dir="run") is None

@@ -38,11 +38,11 @@ class TestSavedConfig:
         assert saved["algo"].epochs == 3
 
     def test_every_value_is_resolved(self, tmp_path: Path) -> None:
-        config = compose_recipe("algo.row_length=${env.max_steps}", "env.max_steps=60")
+        config = compose_recipe("algo.rollout_length=${env.max_steps}", "env.max_steps=60")
         save_config(config, tmp_path)
         text = (tmp_path / "config.yaml").read_text()
         assert "${" not in text
-        assert instantiate_saved(tmp_path)["algo"].row_length == 60
+        assert instantiate_saved(tmp_path)["algo"].rollout_length == 60
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; this must"):
@@ -90,7 +90,7 @@ class TestForeignTargets:
             "torchrl_shm.training.collection._EnvFactory",
             # what of ours writes files
             "torchrl_shm.training.run_folder.write_atomically",
-            "torchrl_shm.training.plots.plot_learning_curve",
+            "torchrl_shm.figures.plots.plot_learning_curve",
             "torchrl_shm.configs.saved.save_config",
         ],
     )

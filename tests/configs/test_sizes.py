@@ -12,7 +12,7 @@ from torch import nn
 from tests.configs._helpers import compose_recipe
 from torchrl_shm.configs import MEMORIES, SIZES
 from torchrl_shm.configs.sizes import GOALS
-from torchrl_shm.training import MemorySize, measure_memory
+from torchrl_shm.modules import MemorySize, measure_memory
 
 # of a fixed size: that of the authors' code
 RELEASED = ("shm_popgym", "shm_pomdp")

@@ -21,8 +21,8 @@ def test_it_trains_and_is_evaluated(tmp_path: Path) -> None:
     run(
         tmp_path,
         ["train.py", "env=memory_length", "memory=traces", "memory.memory_size=7",
-         "env.length=3", "algo.total_frames=200", "algo.num_envs=8", "algo.row_length=12",
-         "algo.rows_per_minibatch=4", "algo.num_test_episodes=4", "hydra.run.dir=run"],
+         "env.length=3", "algo.total_frames=200", "algo.num_envs=8", "algo.rollout_length=12",
+         "algo.sequences_per_minibatch=4", "algo.num_test_episodes=4", "hydra.run.dir=run"],
     )  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 3

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.envs import EnvBase, check_env_specs
 
-from torchrl_shm.envs._base import BatchedEnv
+from torchrl_shm.envs.base import BatchedEnv
 
 RESET = torch.tensor([True, False, True, False, False])
 

@@ -14,7 +14,8 @@ from torchrl.envs import check_env_specs
 
 from torchrl_shm import SHMModule
 from torchrl_shm.envs import make_gym_env, make_popgym_env, popgym
-from torchrl_shm.training import RowCollector, make_actor_critic
+from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.training import RolloutCollector
 
 pytest.importorskip("popgym", reason="the original environments come with the extra popgym")
 gymnasium: Any = pytest.importorskip("gymnasium")
@@ -179,7 +180,7 @@ def test_spaces_of_observations(odd: Any, space: Any, shape: Any, dtype: torch.d
 )
 def test_a_memory_learns_from_it(make: Any) -> None:
     policy = make_actor_critic(make(2), SHMModule).get_policy_operator()
-    rows = RowCollector(make, policy, num_envs=2, row_length=5, total_frames=10)
+    rows = RolloutCollector(make, policy, num_envs=2, rollout_length=5, total_frames=10)
     (batch,) = rows
     rows.close()
     assert batch["logits"].shape == (2, 5, make(1).action_spec.n)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.envs._contract import inject, random_action, step
 from torchrl_shm import envs
 from torchrl_shm.envs import popgym
-from torchrl_shm.envs._base import BatchedEnv
+from torchrl_shm.envs.base import BatchedEnv
 
 GRIDS = ("KeyToDoor", "VisualMatch")
 OTHERS = ("MemoryLength", "PointRobot", "TMaze", "Wind", *GRIDS)

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from recipes import ppo_shm
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
-from torchrl_shm.training import RowCollector, RunFolder, make_logger
+from torchrl_shm.training import RolloutCollector, RunFolder, make_logger
 
 ROOT = Path(__file__).parents[2]
 MEMORIES = ("shm", "gru", "lstm", "mlp")
@@ -32,7 +32,7 @@ TIME_COLUMNS = ("seconds", "frames_per_second")
 # rows are shorter than episodes, so most of them start in mid-episode; the goal is large enough
 # for an untrained agent to earn something, so that results can be told apart
 TINY = (
-    "algo.total_frames=500", "algo.num_envs=8", "algo.row_length=20", "algo.rows_per_minibatch=4",
+    "algo.total_frames=500", "algo.num_envs=8", "algo.rollout_length=20", "algo.sequences_per_minibatch=4",
     "algo.epochs=2", "env.max_steps=30", "env.goal_radius=0.9", "env.num_tasks=20",
     "env.num_train_tasks=8", "env.num_test_tasks=12",
 )  # fmt: skip
@@ -93,13 +93,13 @@ def process(script: str, *arguments: str, cwd: Path) -> Result:
 def train(run_dir: Path, **replace: Any) -> dict[str, Any]:
     """Call the recipe with parts that are already built; `algo` updates the tiny one."""
     algo: dict[str, Any] = {
-        "total_frames": 640, "num_envs": 8, "row_length": 20, "rows_per_minibatch": 4, "epochs": 2,
+        "total_frames": 640, "num_envs": 8, "rollout_length": 20, "sequences_per_minibatch": 4, "epochs": 2,
         "learning_rate": 3e-3, "checkpoint_interval": 1,
     }  # fmt: skip
     parts: dict[str, Any] = {
         "env": partial(WindEnv, max_steps=30, shaping_radii=(0.001, 10.0)),
         "memory": SHMModule,
-        "collector": RowCollector,
+        "collector": RolloutCollector,
         "logger": make_logger,
         "seed": 0,
         "device": "cpu",

@@ -33,7 +33,7 @@ def announce(file: Path) -> None:
 
     import torchrl_shm.training
     from recipes import ppo_shm
-    from torchrl_shm.training import RowCollector
+    from torchrl_shm.training import RolloutCollector
 
     descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
@@ -50,9 +50,9 @@ def announce(file: Path) -> None:
 
         return wrapper
 
-    iterate = RowCollector.__iter__
+    iterate = RolloutCollector.__iter__
 
-    def batches(self: RowCollector) -> Iterator[Any]:
+    def batches(self: RolloutCollector) -> Iterator[Any]:
         iterator = iterate(self)
         while True:
             say("collection")
@@ -63,7 +63,7 @@ def announce(file: Path) -> None:
             say("update")
             yield batch
 
-    RowCollector.__iter__ = batches
+    RolloutCollector.__iter__ = batches
     for module in (ppo_shm, torchrl_shm.training):
         module.evaluate = within("evaluation", module.evaluate)  # pyright: ignore
     Dispatcher.compile = within("compilation", Dispatcher.compile)

@@ -31,7 +31,7 @@ from tests.recipes._helpers import (
 )
 from tests.training._helpers import time_limit
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.training import Checkpoints, RowCollector, RunFolder
+from torchrl_shm.training import Checkpoints, RolloutCollector, RunFolder
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -198,8 +198,8 @@ class TestTraining:
     def test_nothing_else_is_ever_saved(self, tmp_path: Path) -> None:
         """Parameters that no check has seen, by hand."""
 
-        def collector(*args: Any, **options: Any) -> RowCollector:
-            rows = RowCollector(*args, **options)
+        def collector(*args: Any, **options: Any) -> RolloutCollector:
+            rows = RolloutCollector(*args, **options)
             policy = args[1]
             update, count = rows.update_policy, iter(range(9))
 
@@ -323,7 +323,7 @@ def test_worker_dies(tmp_path: Path, capsys: Any) -> None:
             if step == 2 * FRAMES_PER_UPDATE and name == "update":
                 kill_a_worker()
 
-    collector = partial(RowCollector, backend="multi_sync", num_workers=1)
+    collector = partial(RolloutCollector, backend="multi_sync", num_workers=1)
     with time_limit(120), pytest.raises((RuntimeError, EOFError, ConnectionError)) as caught:
         train(folder, collector=collector, logger=lambda run_dir: Logger())
     assert "stopped after update 2, frame 320, which is saved" in capsys.readouterr().err
@@ -335,7 +335,7 @@ def test_worker_dies(tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.slow
 def test_killed_worker_and_resumed(tmp_path: Path) -> None:
     """What a resumed run of workers does is what one that nothing stopped does."""
-    collector = partial(RowCollector, backend="multi_sync")
+    collector = partial(RolloutCollector, backend="multi_sync")
 
     class Logger:
         def log_scalar(self, name: str, value: float, step: int) -> None:

@@ -29,7 +29,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 
 # what runs in no time, and is as small as a run can be; drawn values come on top
 SMALL: dict[str, Any] = {
-    "algo.total_frames": 24, "algo.num_envs": 4, "algo.row_length": 6, "algo.rows_per_minibatch": 2,
+    "algo.total_frames": 24, "algo.num_envs": 4, "algo.rollout_length": 6, "algo.sequences_per_minibatch": 2,
     "algo.epochs": 1, "algo.embedding_size": 5, "algo.hidden_sizes": [4],
     "algo.num_test_episodes": 2,
 }  # fmt: skip

@@ -167,7 +167,7 @@ def test_an_agent_with_memory_learns(tmp_path: Path) -> None:
     for frames in (1, 150_000):
         result = command(
             "ppo_shm.py", "env.goal_radius=0.1", "env.max_steps=50", "algo.num_envs=64",
-            "algo.row_length=50", f"algo.total_frames={frames}",
+            "algo.rollout_length=50", f"algo.total_frames={frames}",
             f"hydra.run.dir={tmp_path / str(frames)}",
         )  # fmt: skip
         results[frames] = result.summary["eval_return"]
@@ -216,7 +216,10 @@ class TestMistakes:
             ("memory.memory_size=big", ["'big'", "memory.memory_size"]),
             ("memory.size=3", ["'memory.size'", "not in"]),
             ("algo.gamma=1.5", ["algo.gamma=1.5 must be between 0 and 1"]),
-            ("algo.rows_per_minibatch=9", ["algo.rows_per_minibatch=9", "algo.num_envs=8"]),
+            (
+                "algo.sequences_per_minibatch=9",
+                ["algo.sequences_per_minibatch=9", "algo.num_envs=8"],
+            ),
             ("algo.policy_keys=[place]", ["place", "observation", "previous_action"]),
             ("algo.hidden_sizes=[wide]", ["hidden_sizes", "'wide'", "integer"]),
             ("env.num_train_tasks=0", ["num_train_tasks=0"]),

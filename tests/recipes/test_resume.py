@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 # six updates; rows end in mid-episode, and checkpoints in mid-run
 SMALL = (
-    "algo.total_frames=720", "algo.num_envs=6", "algo.row_length=20", "algo.rows_per_minibatch=3",
+    "algo.total_frames=720", "algo.num_envs=6", "algo.rollout_length=20", "algo.sequences_per_minibatch=3",
     "algo.epochs=2", "algo.checkpoint_interval=2", "algo.num_test_episodes=6",
 )  # fmt: skip
 FRAMES_PER_UPDATE = 120

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 # phases of tens of milliseconds and more
 SMALL = (
-    "algo.total_frames=3600", "algo.num_envs=24", "algo.row_length=50",
-    "algo.rows_per_minibatch=6", "algo.checkpoint_interval=100",
+    "algo.total_frames=3600", "algo.num_envs=24", "algo.rollout_length=50",
+    "algo.sequences_per_minibatch=6", "algo.checkpoint_interval=100",
 )  # fmt: skip
 FRAMES_PER_UPDATE = 1200
 STOPS = (signal.SIGINT, signal.SIGTERM)

@@ -15,7 +15,7 @@ from torchrl.modules import ActorValueOperator
 
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.modules import make_gru, make_lstm, make_mlp
-from torchrl_shm.training import make_actor_critic
+from torchrl_shm.networks import make_actor_critic
 
 MEMORIES: dict[str, Any] = {
     "shm": SHMModule,

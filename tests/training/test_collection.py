@@ -17,7 +17,8 @@ from torchrl.envs import EnvBase
 from tests._processes import Child
 from tests.training._helpers import MEMORIES, make_operator, time_limit
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.training import RowCollector, make_actor_critic
+from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.training import RolloutCollector
 
 
 class Failing(WindEnv):
@@ -64,8 +65,10 @@ def collect(
 ) -> list[TensorDict]:
     torch.manual_seed(1)
     policy = make_operator(memory).get_policy_operator()
-    options = {"num_envs": 4, "row_length": 10, "total_frames": 120} | options
-    rows = RowCollector(make_env or partial(WindEnv, max_steps=15), policy, seed=seed, **options)
+    options = {"num_envs": 4, "rollout_length": 10, "total_frames": 120} | options
+    rows = RolloutCollector(
+        make_env or partial(WindEnv, max_steps=15), policy, seed=seed, **options
+    )
     try:
         return list(rows)
     finally:
@@ -97,7 +100,9 @@ def test_rows(memory: str) -> None:
 )
 def test_total_is_rounded_up_to_whole_batches(total_frames: int, batches: int) -> None:
     policy = make_operator().get_policy_operator()
-    rows = RowCollector(WindEnv, policy, num_envs=4, row_length=10, total_frames=total_frames)
+    rows = RolloutCollector(
+        WindEnv, policy, num_envs=4, rollout_length=10, total_frames=total_frames
+    )
     assert (rows.num_batches, rows.frames_per_batch) == (batches, 40)
     assert sum(1 for _ in rows) == batches
     rows.close()
@@ -145,8 +150,8 @@ def test_workers(capfd: pytest.CaptureFixture[str]) -> None:
     operator = make_operator()
     policy = operator.get_policy_operator()
     with time_limit(120):
-        rows = RowCollector(
-            partial(Failing, max_steps=15, fail_at=25), policy, num_envs=4, row_length=10,
+        rows = RolloutCollector(
+            partial(Failing, max_steps=15, fail_at=25), policy, num_envs=4, rollout_length=10,
             total_frames=200, backend="multi_sync", device="cpu",
         )  # fmt: skip
         try:
@@ -198,7 +203,7 @@ def test_seed_decides_the_first_episodes() -> None:
 
         operator = make_actor_critic(WindEnv(4), SHMModule, policy_keys=["observation"])
         policy = operator.get_policy_operator()
-        RowCollector(make_env, policy, num_envs=4, row_length=5, total_frames=20, seed=seed)
+        RolloutCollector(make_env, policy, num_envs=4, rollout_length=5, total_frames=20, seed=seed)
         return envs[0].wind
 
     assert torch.equal(first_winds(0, 1), first_winds(0, 2))
@@ -208,11 +213,13 @@ def test_seed_decides_the_first_episodes() -> None:
 class TestState:
     """Collection that goes on from a saved state is collection that never stopped."""
 
-    def rows(self, make_env: Any = None, memory: Any = SHMModule, **options: Any) -> RowCollector:
+    def rows(
+        self, make_env: Any = None, memory: Any = SHMModule, **options: Any
+    ) -> RolloutCollector:
         torch.manual_seed(1)
         policy = make_operator(memory).get_policy_operator()
-        options = {"num_envs": 4, "row_length": 10, "total_frames": 240, "seed": 3} | options
-        return RowCollector(make_env or partial(WindEnv, max_steps=15), policy, **options)
+        options = {"num_envs": 4, "rollout_length": 10, "total_frames": 240, "seed": 3} | options
+        return RolloutCollector(make_env or partial(WindEnv, max_steps=15), policy, **options)
 
     def check(self, batches: list[TensorDict], others: list[TensorDict]) -> None:
         assert len(batches) == len(others)

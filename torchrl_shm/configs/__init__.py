@@ -4,7 +4,6 @@ from torchrl_shm.configs.algo import PPO
 from torchrl_shm.configs.compose import add_memory, register, run_on_run, run_recipe
 from torchrl_shm.configs.memories import MEMORIES, memory_config
 from torchrl_shm.configs.saved import instantiate_saved, load_config, save_config
-from torchrl_shm.configs.sharing import export_policy, load_policy
 from torchrl_shm.configs.sizes import SIZES
 
 __all__ = [
@@ -12,10 +11,8 @@ __all__ = [
     "PPO",
     "SIZES",
     "add_memory",
-    "export_policy",
     "instantiate_saved",
     "load_config",
-    "load_policy",
     "memory_config",
     "register",
     "run_on_run",

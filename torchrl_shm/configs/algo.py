@@ -16,11 +16,11 @@ class PPO:
     Attributes:
         total_frames: environment steps, rounded up to whole batches.
         num_envs: environments that step together, over all workers.
-        row_length: steps per environment and batch; the length of back-propagation through time.
+        rollout_length: steps per environment and batch; the length of back-propagation through time.
         epochs: passes over each batch.
-        rows_per_minibatch: rows (environments) per gradient step.
+        sequences_per_minibatch: rows (environments) per gradient step.
         learning_rate: of Adam at the start.
-        anneal: let the learning rate fall linearly to zero over the run.
+        anneal_lr: let the learning rate fall linearly to zero over the run.
         gamma: discount factor.
         lmbda: the lambda of generalised advantage estimation.
         clip_epsilon: clipping range of the probability ratio.
@@ -51,11 +51,11 @@ class PPO:
 
     total_frames: int = 3_200_000
     num_envs: int = 256
-    row_length: int = 100
+    rollout_length: int = 100
     epochs: int = 4
-    rows_per_minibatch: int = 32
+    sequences_per_minibatch: int = 32
     learning_rate: float = 1.5e-3
-    anneal: bool = True
+    anneal_lr: bool = True
     gamma: float = 0.9
     lmbda: float = 0.95
     clip_epsilon: float = 0.2
@@ -74,7 +74,7 @@ class PPO:
     on_nonfinite: OnNonfinite = "stop"
 
     def network(self) -> dict[str, Any]:
-        """Options of `torchrl_shm.training.make_actor_critic`.
+        """Options of `torchrl_shm.networks.make_actor_critic`.
 
         Training and evaluation build the same network from them.
 
@@ -86,7 +86,7 @@ class PPO:
 
     def __post_init__(self) -> None:
         positive = (
-            "total_frames", "num_envs", "row_length", "epochs", "rows_per_minibatch",
+            "total_frames", "num_envs", "rollout_length", "epochs", "sequences_per_minibatch",
             "learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm",
             "embedding_size", "init_scale", "num_test_episodes", "checkpoint_interval",
             "keep_checkpoints",
@@ -101,8 +101,8 @@ class PPO:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"algo.{name}={value} must be between 0 and 1")
-        if self.rows_per_minibatch > self.num_envs:
+        if self.sequences_per_minibatch > self.num_envs:
             raise ValueError(
-                f"algo.rows_per_minibatch={self.rows_per_minibatch} is more than "
+                f"algo.sequences_per_minibatch={self.sequences_per_minibatch} is more than "
                 f"algo.num_envs={self.num_envs}, the rows of a batch"
             )

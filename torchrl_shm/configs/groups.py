@@ -23,14 +23,14 @@ from torchrl_shm.envs import (
     make_popgym_env,
     popgym,
 )
-from torchrl_shm.training import RowCollector, make_logger
+from torchrl_shm.training import RolloutCollector, make_logger
 
 # factories: the recipe calls them with what only it knows, which stays out of the config
 _partial = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
 
 _ENV_RUNTIME = ("num_envs", "split", "seed", "device")
 _COLLECTOR_RUNTIME = (
-    "make_env", "policy", "num_envs", "row_length", "total_frames", "seed", "device",
+    "make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed", "device",
 )  # fmt: skip
 
 groups = ZenStore(name="torchrl_shm", deferred_hydra_store=True)
@@ -88,9 +88,9 @@ _DISCRETE: dict[str, Any] = {
     "learning_rate": 1e-3,
     "total_frames": 2_000_000,
 }
-_task("t_maze_passive", TMazeEnv, {**_DISCRETE, "row_length": 51}, length=50)
-_task("t_maze_active", TMazeEnv, {**_DISCRETE, "row_length": 53}, length=50, passive=False)
-_task("memory_length", MemoryLengthEnv, {**_DISCRETE, "row_length": 51})
+_task("t_maze_passive", TMazeEnv, {**_DISCRETE, "rollout_length": 51}, length=50)
+_task("t_maze_active", TMazeEnv, {**_DISCRETE, "rollout_length": 53}, length=50, passive=False)
+_task("memory_length", MemoryLengthEnv, {**_DISCRETE, "rollout_length": 51})
 
 # the field is chosen within a few steps: what is far away is noise of the apples, and the colour of
 # the first room is learned through the memory, not through the discount
@@ -98,16 +98,16 @@ _MATCH: dict[str, Any] = {**_DISCRETE, "gamma": 0.9, "entropy_coeff": 0.02}
 # the key is paid for a hundred steps or more after it was taken
 _KEY: dict[str, Any] = {**_DISCRETE, "gamma": 0.998, "lmbda": 0.97, "entropy_coeff": 0.02}
 for _frames in (100, 250, 500):
-    _match = {**_MATCH, "row_length": _frames + 25}
+    _match = {**_MATCH, "rollout_length": _frames + 25}
     _rooms: dict[str, Any] = {"frames": (15, _frames, 10)}
     _task(f"visual_match_{_frames}", VisualMatchEnv, _match, **_rooms)
     _task(f"visual_match_active_{_frames}", VisualMatchEnv, _match, passive=False, **_rooms)
-    _key = {**_KEY, "row_length": _frames + 13, "total_frames": 3_000_000}
+    _key = {**_KEY, "rollout_length": _frames + 13, "total_frames": 3_000_000}
     _task(f"key_to_door_{_frames}", KeyToDoorEnv, _key, frames=(10, _frames, 3))
 _task(
     "key_to_door_original",
     KeyToDoorEnv,
-    {**_KEY, "row_length": 85, "total_frames": 3_000_000},
+    {**_KEY, "rollout_length": 85, "total_frames": 3_000_000},
     frames=(15, 60, 10),
     final_reward=5.0,
 )
@@ -131,7 +131,7 @@ _POPGYM: dict[str, Any] = {
 # environments in python are stepped one after the other, so a step of all takes as long as they are
 _PYTHON: dict[str, Any] = {
     "num_envs": 32,
-    "rows_per_minibatch": 8,
+    "sequences_per_minibatch": 8,
     "total_frames": 500_000,
     "num_test_episodes": 64,
 }
@@ -166,9 +166,12 @@ algo = groups(group="algo")
 algo(builds(PPO, populate_full_signature=True), name="ppo")
 
 collector = groups(group="collector")
-collector(_partial(RowCollector, zen_exclude=(*_COLLECTOR_RUNTIME, "num_workers")), name="single")
 collector(
-    _partial(RowCollector, zen_exclude=_COLLECTOR_RUNTIME, backend="multi_sync"), name="multi_sync"
+    _partial(RolloutCollector, zen_exclude=(*_COLLECTOR_RUNTIME, "num_workers")), name="single"
+)
+collector(
+    _partial(RolloutCollector, zen_exclude=_COLLECTOR_RUNTIME, backend="multi_sync"),
+    name="multi_sync",
 )
 
 logger = groups(group="logger")

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
 
 import torch
 from torch import Tensor
-
-
-def check_count(name: str, value: float, smallest: int = 1) -> None:
-    """Raise ValueError unless an argument is a whole number and large enough."""
-    if not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if value < smallest:
-        raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 
 def exact(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec, Unbounded
 
-from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
 from torchrl_shm.envs._situations import (
     ACTIONS,
     APPLE,
@@ -27,6 +26,7 @@ from torchrl_shm.envs._situations import (
     Tables,
     colors,
 )
+from torchrl_shm.envs.base import BatchedEnv, Entry, State, Transition
 
 Dtype = Literal["uint8", "float32"]
 

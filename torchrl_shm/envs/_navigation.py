@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data import Binary, Bounded, TensorSpec, Unbounded
 
-from torchrl_shm.envs._base import BatchedEnv, State
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
+from torchrl_shm.envs.base import BatchedEnv, State
 
 Split = Literal["train", "test"]
 

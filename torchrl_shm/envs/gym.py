@@ -14,7 +14,7 @@ from torchrl.data import Categorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, SerialEnv, Transform, TransformedEnv
 from torchrl.envs.libs.gym import GymWrapper
 
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
 
 
 def make_gym_env(

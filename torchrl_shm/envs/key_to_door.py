@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchrl_shm.envs import _grid, _situations
-from torchrl_shm.envs._base import Entry, State
 from torchrl_shm.envs._grid import Dtype, GridEnv
 from torchrl_shm.envs._situations import Cell, Situation, Tables
+from torchrl_shm.envs.base import Entry, State
 
 _KEY_ROOM = (
     "..#######..",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec
 
-from torchrl_shm.envs._base import BatchedEnv, Entry, State, Transition
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
+from torchrl_shm.envs.base import BatchedEnv, Entry, State, Transition
 
 
 class MemoryLengthEnv(BatchedEnv):

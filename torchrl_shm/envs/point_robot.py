@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrl_shm.envs._base import Entry, State, Transition
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
 from torchrl_shm.envs._navigation import NavigationEnv, Split
+from torchrl_shm.envs.base import Entry, State, Transition
 
 # the rectangle that episodes start in: a corner and the way to the opposite one
 _CORNER = (-1.5, -0.5)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs._base import Entry, State, Transition
 from torchrl_shm.envs._navigation import NavigationEnv, Split
+from torchrl_shm.envs.base import Entry, State, Transition
 
 
 class WindEnv(NavigationEnv):

@@ -10,12 +10,12 @@ from torchrl_shm.modules.fast_weights import FastWeights
 from torchrl_shm.modules.ffm import FFM
 from torchrl_shm.modules.frame_stack import FrameStack
 from torchrl_shm.modules.gpt2 import GPT2
+from torchrl_shm.modules.lean import MemoryPrimer, State
 from torchrl_shm.modules.linear_attention import LinearAttention
 from torchrl_shm.modules.lru import LRU
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
 from torchrl_shm.modules.mlstm import MLSTM
 from torchrl_shm.modules.ntm import NTM
-from torchrl_shm.modules.row_start import MemoryPrimer, State
 from torchrl_shm.modules.s6 import S6
 from torchrl_shm.modules.shm import SHM, Calibration
 from torchrl_shm.modules.shm_module import SHMModule

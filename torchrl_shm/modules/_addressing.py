@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules.base_cell import BaseCell
-from torchrl_shm.ops._checks import check_option
 
 Controller = Literal["lstm", "linear"]
 """Network that steers the heads of an external memory; see `DNC`."""

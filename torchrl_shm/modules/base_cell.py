@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrl_shm.ops._checks import check_is_init
 from torchrl_shm.ops._chunks import full_precision
+from torchrl_shm.ops.checks import check_is_init
 
 
 class BaseCell(nn.Module):

@@ -9,7 +9,7 @@ from tensordict import NestedKey, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.modules import MLP, GRUModule, LSTMModule
 
-from torchrl_shm.modules.row_start import suffixed
+from torchrl_shm.modules.lean import suffixed
 
 
 def make_gru(

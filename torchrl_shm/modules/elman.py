@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules._slices import Pieces, cut_at_resets
 from torchrl_shm.modules.base_cell import BaseCell
-from torchrl_shm.ops._checks import check_option
 
 Nonlinearity = Literal["tanh", "relu"]
 """The function of the hidden state; see `Elman`."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from tensordict import NestedKey
 
+from torchrl_shm.modules.lean import State
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
-from torchrl_shm.modules.row_start import State
 
 
 def make_memory(

@@ -7,11 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules._features import elu_plus_one
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import delta_scan, gated_scan
-from torchrl_shm.ops._checks import check_option
-from torchrl_shm.ops.fla_scan import MatrixBackend, check_backend
 
 Rule = Literal["delta", "additive"]
 """How a fast weight matrix is written; see `FastWeights`."""
@@ -46,14 +45,11 @@ class FastWeights(BaseCell):
         output_size: number of output features.
         memory_size: side `H` of the memory.
         rule: `"delta"` or `"additive"`, see above. Only the delta rule has a `beta`.
-        backend: what runs sequences: `"torch"`, or `"fla"` on CUDA, see
-            `torchrl_shm.ops.delta_scan`. Steps always run in torch.
         device: device of the parameters.
         dtype: dtype of the parameters and of the memory.
 
     Raises:
-        ValueError: a size is not positive, or `rule` or `backend` is unknown.
-        RuntimeError: the package of `backend` is not installed.
+        ValueError: a size is not positive, or `rule` is unknown.
 
     Examples:
         >>> import torch
@@ -71,17 +67,14 @@ class FastWeights(BaseCell):
         memory_size: int = 32,
         *,
         rule: Rule = "delta",
-        backend: MatrixBackend = "torch",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         shape = (memory_size, memory_size)
         super().__init__(input_size, output_size, shape, memory_size=memory_size)
         check_option("rule", rule, Rule)
-        check_backend(backend)
         self.memory_size = memory_size
         self.rule: Rule = rule
-        self.backend: MatrixBackend = backend
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = nn.LayerNorm(input_size, **factory)
         self.key = nn.Linear(input_size, memory_size, bias=False, **factory)
@@ -105,17 +98,15 @@ class FastWeights(BaseCell):
         """Run over a whole sequence; see `BaseCell.run_sequence`."""
         normed, q, k, v = self._project(x)
         if self.beta is None:
-            read, _, memory = gated_scan(
-                q, k, v, memory=memory, is_init=is_init, backend=self.backend
-            )
+            read, _, memory = gated_scan(q, k, v, memory=memory, is_init=is_init)
         else:
             beta = torch.sigmoid(self.beta(normed)).squeeze(-1)
-            read, memory = delta_scan(q, k, v, beta, memory, is_init, backend=self.backend)
+            read, memory = delta_scan(q, k, v, beta, memory, is_init)
         return self._read_out(read, normed), memory
 
     def extra_repr(self) -> str:
         """Options that no submodule shows."""
-        return f"memory_size={self.memory_size}, rule={self.rule!r}, backend={self.backend!r}"
+        return f"memory_size={self.memory_size}, rule={self.rule!r}"
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed = self.norm(x)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules.base_cell import BaseCell
-from torchrl_shm.ops._checks import check_option
 
 Positions = Literal["sine", "relative"]
 """How attention knows which step was when; see `GPT2`."""

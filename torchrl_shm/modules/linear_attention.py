@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torchrl_shm.modules._features import elu_plus_one
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
-from torchrl_shm.ops.fla_scan import MatrixBackend, check_backend
 
 
 class LinearAttention(BaseCell):
@@ -42,14 +41,11 @@ class LinearAttention(BaseCell):
         memory_size: side `H` of the memory, the number of features of keys, queries and values.
         normalised: divide by `z_t · q_t`. Without, `y_t = M_t q_t`, there is no `z`, and readings
             grow with the length of the episode: the plain additive memory.
-        backend: what runs sequences: `"torch"`, or `"fla"` on CUDA, see
-            `torchrl_shm.ops.gated_scan`. Steps always run in torch.
         device: device of the parameters.
         dtype: dtype of the parameters and of the memory.
 
     Raises:
-        ValueError: a size is not positive, or `backend` is unknown.
-        RuntimeError: the package of `backend` is not installed.
+        ValueError: a size is not positive.
 
     Examples:
         >>> import torch
@@ -67,16 +63,13 @@ class LinearAttention(BaseCell):
         memory_size: int = 32,
         *,
         normalised: bool = True,
-        backend: MatrixBackend = "torch",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         shape = (memory_size + normalised, memory_size)
         super().__init__(input_size, output_size, shape, memory_size=memory_size)
-        check_backend(backend)
         self.memory_size = memory_size
         self.normalised = normalised
-        self.backend: MatrixBackend = backend
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = nn.LayerNorm(input_size, **factory)
         self.key = nn.Linear(input_size, memory_size, bias=False, **factory)
@@ -97,15 +90,12 @@ class LinearAttention(BaseCell):
     ) -> tuple[Tensor, Tensor]:
         """Run over a whole sequence; see `BaseCell.run_sequence`."""
         normed, q, k, v = self._project(x)
-        read, _, memory = gated_scan(q, k, v, memory=memory, is_init=is_init, backend=self.backend)
+        read, _, memory = gated_scan(q, k, v, memory=memory, is_init=is_init)
         return self._read_out(read, normed), memory
 
     def extra_repr(self) -> str:
         """Options that no submodule shows."""
-        return (
-            f"memory_size={self.memory_size}, normalised={self.normalised}, "
-            f"backend={self.backend!r}"
-        )
+        return f"memory_size={self.memory_size}, normalised={self.normalised}, "
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed = self.norm(x)

@@ -13,15 +13,15 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
 from torchrl.objectives import add_random_module
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules._slices import cut_at_resets
-from torchrl_shm.modules.row_start import (
+from torchrl_shm.modules.lean import (
     MemoryPrimer,
     State,
     checkable,
     rebuild_row_start,
     suffixed,
 )
-from torchrl_shm.ops._checks import check_option
 
 
 @runtime_checkable

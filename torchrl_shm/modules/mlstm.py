@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
-from torchrl_shm.ops._checks import check_option
 
 ForgetGate = Literal["sigmoid", "exp"]
 """The activation of the forget gate; see `MLSTM`."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.ops import Backend, shm_scan, shm_step
-from torchrl_shm.ops._checks import check_option
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
 """How the calibration C of the memory is made; see `SHM`."""

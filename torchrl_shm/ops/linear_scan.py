@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_shm.ops._checks import check_is_init
 from torchrl_shm.ops._chunks import cut
+from torchrl_shm.ops.checks import check_is_init
 
 # up to so many steps, pieces have more operations than steps
 _SHORT = 8

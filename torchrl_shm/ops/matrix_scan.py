@@ -13,10 +13,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from torchrl_shm.ops import fla_scan
-from torchrl_shm.ops._checks import check_is_init
 from torchrl_shm.ops._chunks import Chunks, finite, full_precision
-from torchrl_shm.ops.fla_scan import MatrixBackend, check_backend
+from torchrl_shm.ops.checks import check_is_init
 from torchrl_shm.ops.linear_scan import linear_scan
 
 
@@ -29,8 +27,6 @@ def gated_scan(
     memory: Tensor | None = None,
     stabilizer: Tensor | None = None,
     is_init: Tensor | None = None,
-    *,
-    backend: MatrixBackend = "torch",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write and read a matrix memory whose gates are one number per step.
 
@@ -56,9 +52,6 @@ def gated_scan(
         stabilizer: initial `m` of shape `[B]`; `None` starts from zeros.
         is_init: bool of shape `[B, T]`. Where true, memory and stabilizer that enter the step are
             zero, by selection: a NaN before a reset stays there.
-        backend: `"torch"`, or `"fla"`: the kernel of the package `flash-linear-attention`, on CUDA,
-            in float32, without gates, for first derivatives. There the host waits for the device
-            once per call, and a NaN or inf spoils the rows of the memory that it reaches.
 
     Returns:
         The readings `[B, T, V]`, the stabilizers of all steps `[B, T]`, through which no gradient
@@ -67,10 +60,9 @@ def gated_scan(
         inf all readings of the episode are NaN.
 
     Raises:
-        ValueError: a shape does not fit, one gate is given without the other, or `backend` is
-            unknown or has no gates.
+        ValueError: a shape does not fit, or one gate is given without the other.
         TypeError: `is_init` is not bool.
-        RuntimeError: `is_init` is on another device, or `backend` cannot run here.
+        RuntimeError: `is_init` is on another device.
 
     Examples:
         >>> import torch
@@ -82,11 +74,6 @@ def gated_scan(
     """
     if (log_decay is None) != (log_input is None):
         raise ValueError("pass log_decay and log_input together, or neither")
-    check_backend(backend)
-    if backend == "fla" and log_decay is not None:
-        raise ValueError(
-            "backend='fla' has no gates; leave out log_decay and log_input, or use 'torch'"
-        )
     gates = {"log_decay": log_decay, "log_input": log_input}
     q, k, v, memory = _check(q, k, v, gates, memory, is_init)
     batch, steps = q.shape[:2]
@@ -103,9 +90,6 @@ def gated_scan(
     # without its scale a memory is unknown
     memory = memory.masked_fill(~stabilizer.isfinite()[:, None, None], math.nan)
     stabilizer = finite(stabilizer)
-    if backend == "fla":
-        y, final = fla_scan.scan(q, k, v, None, memory, is_init)
-        return y, _keep(stabilizer, steps, is_init), final
     # behind the end nothing decays and nothing is written
     closable = [
         (x.to(q.dtype).clamp_min(closed), behind)
@@ -169,8 +153,6 @@ def delta_scan(
     beta: Tensor,
     memory: Tensor | None = None,
     is_init: Tensor | None = None,
-    *,
-    backend: MatrixBackend = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Write a matrix memory by the delta rule, which replaces what stands under a key, and read it.
 
@@ -194,9 +176,6 @@ def delta_scan(
         memory: initial memory of shape `[B, V, K]`; `None` starts from zeros.
         is_init: bool of shape `[B, T]`. Where true, the memory that enters the step is zero, by
             selection: a NaN before a reset stays there.
-        backend: `"torch"`, or `"fla"`: the kernel of the package `flash-linear-attention`, on CUDA,
-            in float32, for first derivatives. There the host waits for the device once per call,
-            and a NaN or inf spoils the rows of the memory that it reaches.
 
     Returns:
         The readings `[B, T, V]` and the final memory `[B, V, K]`, in the widest dtype of the
@@ -204,9 +183,9 @@ def delta_scan(
         episode are NaN.
 
     Raises:
-        ValueError: a shape does not fit, or `backend` is unknown.
+        ValueError: a shape does not fit.
         TypeError: `is_init` is not bool.
-        RuntimeError: `is_init` is on another device, or `backend` cannot run here.
+        RuntimeError: `is_init` is on another device.
 
     Examples:
         >>> import torch
@@ -217,12 +196,9 @@ def delta_scan(
         >>> memory.tolist()  # the second write replaces the first
         [[[3.0, 0.0]]]
     """
-    check_backend(backend)
     q, k, v, start = _check(q, k, v, {"beta": beta}, memory, is_init)
     if not q.shape[1]:
         return v.clone(), start.clone()
-    if backend == "fla":
-        return fla_scan.scan(q, k, v, beta.to(q.dtype), start, is_init)
     chunks = Chunks(q, k, v, [(beta.to(q.dtype), 0.0)], is_init)
     q, k, v, beta = chunks.q, chunks.k, chunks.v, chunks.gates[0].unsqueeze(-1)
     with full_precision(q.device):

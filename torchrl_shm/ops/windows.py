@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchrl_shm.ops._checks import check_is_init
+from torchrl_shm.ops.checks import check_is_init
 
 
 def causal_windows(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
 
-from torchrl_shm.ops._checks import check_option
+from torchrl_shm.checks import check_option
 
 Which = Literal["latest", "best"]
 """The newest checkpoint, or the one with the highest metric among those that were written."""

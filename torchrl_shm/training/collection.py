@@ -12,8 +12,8 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, Transform, TransformedEnv
 
-from torchrl_shm.envs._base import BatchedEnv
-from torchrl_shm.ops._checks import check_option
+from torchrl_shm.checks import check_option
+from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.training.finite import FiniteSteps
 
 CollectorBackend = Literal["single", "multi_sync"]
@@ -110,14 +110,14 @@ class _Carried(Transform):
         return collector
 
 
-class RowCollector:
-    """Yields batches of rows `[num_envs, row_length]`, whichever backend collects them.
+class RolloutCollector:
+    """Yields batches of rows `[num_envs, rollout_length]`, whichever backend collects them.
 
     Args:
         make_env: makes a batched environment from `num_envs` and, if it is given, `device`.
         policy: the policy; its memory's transforms are added to the environments.
         num_envs: environments over all workers.
-        row_length: steps per environment and batch.
+        rollout_length: steps per environment and batch.
         total_frames: frames after which iteration ends, rounded up to whole batches.
         seed: seed of the environments, and of torch's generator in worker processes.
         backend: see `CollectorBackend`.
@@ -129,10 +129,11 @@ class RowCollector:
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
-        >>> from torchrl_shm.training import RowCollector, make_actor_critic
+        >>> from torchrl_shm.training import RolloutCollector
+        >>> from torchrl_shm.networks import make_actor_critic
         >>> operator = make_actor_critic(WindEnv(4), SHMModule, policy_keys=["observation"])
         >>> policy = operator.get_policy_operator()
-        >>> collector = RowCollector(WindEnv, policy, num_envs=4, row_length=10, total_frames=80)
+        >>> collector = RolloutCollector(WindEnv, policy, num_envs=4, rollout_length=10, total_frames=80)
         >>> [tuple(batch.shape) for batch in collector]
         [(4, 10), (4, 10)]
         >>> collector.close()
@@ -144,7 +145,7 @@ class RowCollector:
         policy: TensorDictModuleBase,
         *,
         num_envs: int,
-        row_length: int,
+        rollout_length: int,
         total_frames: int,
         seed: int = 0,
         backend: CollectorBackend = "single",
@@ -152,7 +153,7 @@ class RowCollector:
         device: torch.device | str | None = None,
     ) -> None:
         check_option("backend", backend, CollectorBackend)
-        self.frames_per_batch = num_envs * row_length
+        self.frames_per_batch = num_envs * rollout_length
         # whole batches: TorchRL would warn about, and collect, a partial one
         self.num_batches = -(-total_frames // self.frames_per_batch)
         options: dict[str, Any] = {

@@ -101,7 +101,8 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
-        >>> from torchrl_shm.training import evaluate, make_actor_critic
+        >>> from torchrl_shm.training import evaluate
+        >>> from torchrl_shm.networks import make_actor_critic
         >>> env = WindEnv(split="test", max_steps=5)
         >>> operator = make_actor_critic(env, SHMModule, policy_keys=["observation"])
         >>> evaluate(operator.get_policy_operator(), env).returns.shape

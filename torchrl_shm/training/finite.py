@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrl.envs import ExplorationType, Transform, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 
-from torchrl_shm.ops._checks import check_option
+from torchrl_shm.checks import check_option
 
 OnNonfinite = Literal["stop", "skip"]
 """`"stop"`: end the run. `"skip"`: leave out the rows and minibatches, and say so."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torchrl.record.loggers import Logger, get_logger
 
-from torchrl_shm.ops._checks import check_option
+from torchrl_shm.checks import check_option
 
 LoggerKind = Literal["csv", "tensorboard", "wandb"]
 """`"csv"` is what every run writes; the others come on top of it."""

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 import torchrl_shm.envs.popgym as families
 from tests.envs._contract import random_action
 from tests.envs.popgym._originals import FAMILIES
-from torchrl_shm.envs._base import BatchedEnv
+from torchrl_shm.envs.base import BatchedEnv
 
 Reset = Callable[[BatchedEnv, TensorDictBase], TensorDictBase]
 OURS: Reset = lambda env, data: env.maybe_reset(data)  # noqa: E731

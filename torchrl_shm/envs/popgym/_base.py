@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 
-from torchrl_shm.envs._base import BatchedEnv, State, Transition
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
+from torchrl_shm.envs.base import BatchedEnv, State, Transition
 
 Level = Literal["easy", "medium", "hard"]
 """The three difficulties that POPGym defines for every task."""
 
 
 class Outcome(NamedTuple):
-    """What a move leads to; see `torchrl_shm.envs._base.Transition`."""
+    """What a move leads to; see `torchrl_shm.envs.base.Transition`."""
 
     state: State
     reward: Tensor

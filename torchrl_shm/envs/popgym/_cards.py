@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs._base import Entry, State
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
+from torchrl_shm.envs.base import Entry, State
 from torchrl_shm.envs.popgym._base import POPGymEnv
 
 Field = Literal["colors", "suits", "ranks"]

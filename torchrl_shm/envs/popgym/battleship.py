@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs._base import Entry, State
-from torchrl_shm.envs._checks import check_count
+from torchrl_shm.checks import check_count
+from torchrl_shm.envs.base import Entry, State
 from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_count
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs._base import State
+from torchrl_shm.envs.base import State
 from torchrl_shm.envs.popgym._base import Level, Outcome
 from torchrl_shm.envs.popgym._control import ControlEnv
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs._base import Entry, State
+from torchrl_shm.envs.base import Entry, State
 from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_count
 
 

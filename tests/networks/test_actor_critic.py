@@ -1,0 +1,202 @@
+"""One memory between embedding and two heads."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import log
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torchrl.data import Bounded, Categorical, MultiCategorical, OneHot, Unbounded
+from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
+from torchrl.modules import set_recurrent_mode
+from torchrl.modules.utils import get_env_transforms_from_module
+from torchrl.objectives import ClipPPOLoss
+
+from tests.training._helpers import KEYS, MEMORIES, Countdown, make_operator
+from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.networks.actor_critic import _Embedding
+from torchrl_shm.training import RolloutCollector
+
+
+def collect(operator: Any) -> Any:
+    rows = RolloutCollector(
+        partial(WindEnv, max_steps=7), operator.get_policy_operator(), num_envs=3, rollout_length=10,
+        total_frames=60,
+    )  # fmt: skip
+    *_, batch = rows
+    rows.close()
+    return batch
+
+
+def count_calls(operator: Any, memory: str) -> list[int]:
+    """Calls of the memory from now on, by the number of its inputs."""
+    calls: list[int] = []
+    kinds: dict[str, Any] = {"shm": SHMModule, "gru": nn.GRU, "lstm": nn.LSTM}
+    (module,) = (m for m in operator.modules() if isinstance(m, kinds[memory]))
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_entries_and_sizes(memory: str) -> None:
+    env = WindEnv(3)
+    operator = make_actor_critic(
+        env, MEMORIES[memory], policy_keys=["observation"], embedding_size=6, hidden_sizes=(5,)
+    )
+    batch = collect(operator)
+    with torch.no_grad(), set_recurrent_mode(True):
+        batch = operator.get_value_operator()(batch)
+    shapes = {"embedding": 6, "features": 6, "loc": 2, "scale": 2, "action": 2, "state_value": 1}
+    assert {key: batch[key].shape[-1] for key in shapes} == shapes
+    assert batch["action_log_prob"].shape == batch.shape
+    embedding = next(module for module in operator.modules() if isinstance(module, nn.Linear))
+    assert embedding.in_features == 2
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_initial_actions(scale: float) -> None:
+    """Near zero, with the scale asked for: small steps in every direction."""
+    env = WindEnv(64)
+    operator = make_actor_critic(env, SHMModule, policy_keys=KEYS, init_scale=scale)
+    batch = collect(operator)
+    torch.testing.assert_close(batch["scale"], torch.full_like(batch["scale"], scale))
+    assert batch["loc"].abs().max() < 0.05
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (2,), (2, 2), (16, 2), (64, 64)])
+def test_heads(hidden_sizes: tuple[int, ...]) -> None:
+    """Hidden layers may be as wide as the output without being taken for it."""
+    operator = make_actor_critic(
+        WindEnv(2), SHMModule, policy_keys=KEYS, embedding_size=4, hidden_sizes=hidden_sizes
+    )
+    for head, gain, size in (
+        (operator.get_policy_head(), 0.01, 2),
+        (operator.get_value_head(), 1.0, 1),
+    ):
+        layers = next(m for m in head.modules() if isinstance(m, nn.Sequential))
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        assert [layer.out_features for layer in linear] == [*hidden_sizes, size]
+        assert len(layers) == 2 * len(linear) - 1
+        assert all(isinstance(layer, nn.Tanh) for layer in layers[1::2])
+        for layer in linear:
+            expected = gain if layer is linear[-1] else 2**0.5
+            weight = layer.weight.detach()
+            rows = weight if len(weight) <= weight.shape[1] else weight.T
+            gram = rows @ rows.T
+            torch.testing.assert_close(gram, expected**2 * torch.eye(len(rows)))
+            assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("memory", ["shm", "gru", "lstm"])
+def test_the_loss_runs_the_memory_once_and_trains_all(memory: str) -> None:
+    operator = make_operator(MEMORIES[memory])
+    batch = collect(operator).exclude("embedding", "features", "loc", "scale")
+    batch["advantage"] = torch.randn(*batch.shape, 1)
+    batch["value_target"] = torch.randn(*batch.shape, 1)
+    loss = ClipPPOLoss(
+        operator.get_policy_operator(), operator.get_value_head(), entropy_coeff=0.01
+    )
+    calls = count_calls(operator, memory)
+    term = loss(batch)
+    assert len(calls) == 1
+    assert float(term["max_ratio"]) == pytest.approx(1, abs=1e-4)
+    sum(value for key, value in term.items() if key.startswith("loss_")).backward()
+    parameters = dict(operator.named_parameters())
+    assert len(list(loss.parameters())) == len(parameters)
+    silent = {name for name, value in parameters.items() if value.grad is None}
+    assert silent == set()
+
+
+def test_both_heads_see_memory_and_embedding() -> None:
+    operator = make_operator()
+    batch = collect(operator)
+    for head, out_key in (
+        (operator.get_policy_head(), "loc"),
+        (operator.get_value_head(), "state_value"),
+    ):
+        before = head(batch.clone())[out_key]
+        for key in ("features", "embedding"):
+            changed = batch.clone()
+            changed[key] = changed[key] + 1
+            assert not torch.equal(head(changed)[out_key], before)
+
+
+@pytest.mark.parametrize(
+    ("spec", "logits", "action"),
+    [
+        (Categorical(3, shape=torch.Size((4,))), 3, ()),
+        (MultiCategorical([5, 5], shape=torch.Size((4, 2))), 10, (2,)),
+    ],
+    ids=["index", "indices"],
+)
+def test_discrete_actions(spec: Any, logits: int, action: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    env = Countdown(4, action_spec=spec)
+    operator = make_operator(env=env)
+    policy = operator.get_policy_operator()
+    transformed = TransformedEnv(env, get_env_transforms_from_module(policy))
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        rollout = transformed.rollout(6, policy, break_when_any_done=False)
+    # it starts with an episode, so nothing but the empty memory is needed
+    batch = rollout.exclude("memory", ("next", "memory")).contiguous()
+    assert batch["logits"].shape == (*batch.shape, logits)
+    assert batch["action"].shape == (*batch.shape, *action)
+    # a fresh policy is close to uniform
+    expected = -log(3) if not action else -2 * log(5)
+    assert_close(batch["action_log_prob"], torch.full(batch.shape, expected), atol=0.05, rtol=0)
+    assert len(batch["action"].unique()) == (5 if action else 3)
+    loss = ClipPPOLoss(policy, operator.get_value_head(), entropy_coeff=0.01)
+    batch["advantage"] = torch.ones(*batch.shape, 1)
+    batch["value_target"] = torch.ones(*batch.shape, 1)
+    with set_recurrent_mode(True):
+        term = loss(batch)
+    assert_close(term["max_ratio"].item(), 1.0, atol=1e-4, rtol=0)
+    assert term["entropy"] > -expected - 0.05
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        first = transformed.rollout(1, policy)
+    blocks = first["logits"].unflatten(-1, (*action, -1))
+    assert torch.equal(first["action"].flatten(), blocks.argmax(-1).flatten())
+
+
+def test_bytes_and_images_are_flattened_and_scaled() -> None:
+    shapes = [torch.Size((3, 5, 5)), torch.Size((2,))]
+    embedding = _Embedding(shapes, 8, None)
+    assert embedding.linear.in_features == 77
+    image, vector = torch.randint(256, (4, 6, 3, 5, 5), dtype=torch.uint8), torch.randn(4, 6, 2)
+    scaled = torch.cat([image.flatten(-3) / 255, vector], -1)
+    assert_close(embedding(image, vector), torch.tanh(embedding.linear(scaled)))
+
+
+def test_keys_are_the_choice_of_the_environment() -> None:
+    operator = make_actor_critic(WindEnv(2), SHMModule)
+    assert operator.module[0].module[0].in_keys == ["observation", "previous_action"]
+    # one that has no choice
+    operator = make_actor_critic(Countdown(2), SHMModule)
+    assert operator.module[0].module[0].in_keys == ["observation"]
+
+
+class TestMistakes:
+    def test_unknown_key_lists_the_others(self) -> None:
+        with pytest.raises(KeyError, match=r"\['place'\].*observation.*previous_action") as error:
+            make_actor_critic(WindEnv(2), SHMModule, policy_keys=["observation", "place"])
+        assert "shaping" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            MultiCategorical([3, 4], shape=(2, 2)),
+            OneHot(3, shape=(2, 3)),
+            Bounded(0, 3, shape=(2, 1), dtype=torch.int64),
+            Unbounded(shape=(2, 1), dtype=torch.int64),
+        ],
+        ids=lambda spec: type(spec).__name__,
+    )
+    def test_actions_of_other_kinds(self, spec: Any) -> None:
+        env = Countdown(2, action_spec=spec)
+        with pytest.raises(TypeError, match=r"(?s)are not supported.*continuous action, an index"):
+            make_actor_critic(env, SHMModule, policy_keys=KEYS)

@@ -1,0 +1,355 @@
+"""What all environments share: state in tensors, partial resets, layouts that can be given."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple, Self
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, TensorSpec
+from torchrl.envs import EnvBase
+
+from torchrl_shm.checks import check_count
+from torchrl_shm.envs._checks import check_finite, check_indices, exact
+
+State = dict[str, Tensor]
+"""What an episode is made of: tensors `[B, ...]`, replaced as a whole, never written to."""
+
+
+class Entry(NamedTuple):
+    """Shape of one environment's part of a layout, and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Transition(NamedTuple):
+    """What a step leads to.
+
+    Attributes:
+        state: the state after the step.
+        reward: float32 of shape `[B, 1]`.
+        terminated: bool of shape `[B, 1]`; `None` where an episode never ends by itself.
+        truncated: bool of shape `[B, 1]`; `None` where nothing cuts it.
+    """
+
+    state: State
+    reward: Tensor
+    terminated: Tensor | None
+    truncated: Tensor | None
+
+
+class BatchedEnv(EnvBase):
+    """A batch of environments whose whole state is tensors on one device.
+
+    A layout is what is drawn when an episode starts (a wind, a deck, a maze). A subclass says what
+    a layout holds (`_layout`), how layouts are drawn (`_draw`), how an episode starts from them
+    (`_start`), what a step does (`_advance`) and what is seen (`_observe`); all of these are pure
+    functions of tensors and wait for no device. It calls `_set_up` at the end of its constructor.
+
+    Args:
+        num_envs: number of environments B.
+        device: device of all tensors, state and generator included.
+
+    Raises:
+        ValueError: `num_envs` is not a whole number, or not positive.
+    """
+
+    policy_keys: tuple[str, ...] = ("observation", "previous_action")
+    """Observation entries that a policy is meant to read."""
+
+    _supports_set_state = True
+    # attributes that `to` moves besides the state
+    _tensors: tuple[str, ...] = ()
+    # where values may be looked at, draw and start only the rows that start
+    _draws_rows = False
+
+    def __init__(self, num_envs: int, device: torch.device | str | int) -> None:
+        check_count("num_envs", num_envs)
+        super().__init__(device=torch.device(device), batch_size=(num_envs,))
+        self._state: State | None = None
+        # whether values may be looked at: on other devices the host would have to wait
+        self._looks = self.device.type == "cpu"
+
+    def _set_up(
+        self,
+        observation: dict[str, TensorSpec],
+        action: TensorSpec,
+        reward: tuple[float, float],
+        seed: int | None,
+    ) -> None:
+        """Declare the specs and seed the generator.
+
+        Args:
+            observation: specs of shape `[B, ...]` by name.
+            action: spec of shape `[B]` or `[B, A]`.
+            reward: smallest and largest reward of a step.
+            seed: seed of the environment's generator; `None` draws one from torch's default one.
+        """
+        batch, device = self.batch_size, self.device
+        flag = torch.Size((*batch, 1))
+        self.action_spec = action
+        # several indices are a subclass with bounds of their own
+        self._num_actions = int(action.n) if type(action) is Categorical else None
+        self._action_shape = action.shape
+        self._action_dtype = action.dtype
+        self._emitted = {*observation, "done", "terminated", "truncated"}
+        self.observation_spec = Composite(observation, shape=batch, device=device)
+        self.reward_spec = Bounded(*reward, shape=flag, dtype=torch.float32, device=device)
+        self.full_done_spec = Composite(
+            {
+                name: Categorical(2, shape=flag, dtype=torch.bool, device=device)
+                for name in ("done", "terminated", "truncated")
+            },
+            shape=batch,
+            device=device,
+        )
+        self._set_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+
+    @abstractmethod
+    def _layout(self) -> dict[str, Entry]:
+        """What a layout holds, by name; also the entries that `set_state=True` needs."""
+
+    @abstractmethod
+    def _draw(self, count: int) -> State:
+        """Draw layouts `[count, ...]` from the environment's generator."""
+
+    @abstractmethod
+    def _start(self, layout: State) -> State:
+        """Make the state at the start of episodes with the given layouts."""
+
+    @abstractmethod
+    def _advance(self, state: State, action: Tensor) -> Transition:
+        """Make one step."""
+
+    @abstractmethod
+    def _observe(self, state: State) -> State:
+        """Emit the observation entries; none may be a tensor of the state that is written to."""
+
+    def _check_layout(self, layout: State) -> None:
+        """Raise ValueError where a given layout cannot be played."""
+
+    @property
+    def num_envs(self) -> int:
+        """Number of environments B."""
+        return self.batch_size[0]
+
+    def to(self, device: torch.device | str | int) -> Self:
+        """Move everything to another device; the generator starts anew there, from its seed."""
+        before = self.device
+        super().to(device)
+        self._looks = self.device.type == "cpu"
+        if self.device != before:
+            for name in self._tensors:
+                setattr(self, name, getattr(self, name).to(self.device))
+            if self._state is not None:
+                self._state = {name: x.to(self.device) for name, x in self._state.items()}
+            # the state of a generator means nothing to a generator of another device
+            self._set_seed(self._generator.initial_seed())
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Running episodes and generator, so that `state_dict` is all it takes to go on."""
+        return {**(self._state or {}), "generator": self._generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_extra_state` returned, for the same number of environments."""
+        entries = dict(state)
+        generator = entries.pop("generator")
+        found = {len(entry) for entry in entries.values()}
+        if found - {self.num_envs}:
+            raise ValueError(
+                f"the saved state is of {max(found)} environments, this is {self.num_envs}; "
+                f"build it with num_envs={max(found)}"
+            )
+        self._generator.set_state(generator.cpu())
+        moved = {name: entry.to(self.device) for name, entry in entries.items()}
+        self._state = moved or None
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._generator = torch.Generator(self.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def _keep(self, state: State) -> None:
+        # what a module does when an attribute is set costs as much as several operations
+        vars(self)["_state"] = state
+
+    def _running(self) -> State:
+        if self._state is None:
+            raise RuntimeError("no episode is running; call reset() first")
+        return self._state
+
+    def _assert_tensordict_shape(self, tensordict: TensorDictBase) -> None:
+        # TensorDict({"wind": wind}), without a batch size, means that of the environment
+        if not tensordict.batch_size and self._layout().keys() & set(tensordict.keys()):
+            self._given(tensordict)
+            tensordict.batch_size = self.batch_size  # pyright: ignore[reportAttributeAccessIssue]
+        super()._assert_tensordict_shape(tensordict)
+
+    def _given(self, tensordict: TensorDictBase | None) -> State:
+        """Take the layout that `set_state=True` comes with."""
+        entries = self._layout()
+        layout: State = {}
+        for name, entry in entries.items():
+            value = None if tensordict is None else tensordict.get(name, None)
+            shape = (*self.batch_size, *entry.shape)
+            if value is None or value.shape != shape:
+                example = ", ".join(f'"{key}": {key}' for key in entries)
+                raise ValueError(
+                    f'set_state=True needs an entry "{name}" of shape {shape}, got '
+                    f"{'none' if value is None else tuple(value.shape)}; reset with "
+                    f"TensorDict({{{example}}}, batch_size={list(self.batch_size)}), below "
+                    "transforms, which drop the entries, with env.base_env.reset after env.reset"
+                )
+            layout[name] = exact(name, value, entry.dtype).to(self.device)
+        self._check_layout(layout)
+        return layout
+
+    def _reset(
+        self, tensordict: TensorDictBase | None, *, set_state: bool = False, **kwargs: Any
+    ) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if self._state is None or mask is None:
+            layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
+            self._keep(self._begin_episodes(layout))
+        elif self._draws_rows and self._looks and not set_state:
+            rows = mask.nonzero()[:, 0]
+            if rows.shape[0]:
+                self._restart(rows, ~mask.reshape(-1, 1))
+        else:
+            layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
+            started = self._begin_episodes(layout)
+            self._keep(_where(mask.reshape(self.batch_size), started, self._state))
+        return self._emit(self._running())
+
+    def _restart(self, rows: Tensor, going_on: Tensor) -> State:
+        """Draw and start episodes in some rows only.
+
+        Args:
+            rows: numbers of these rows, `[R]`, at least one.
+            going_on: bool of shape `[B, 1]`, false in these rows.
+
+        Returns:
+            How they start: the state without flags, of tensors `[R, ...]`.
+        """
+        old, started = self._running(), self._start(self._draw(rows.shape[0]))
+        new = {name: old[name].index_copy(0, rows, value) for name, value in started.items()}
+        new["terminated"] = old["terminated"] & going_on
+        new["truncated"] = old["truncated"] & going_on
+        self._keep(new)
+        return started
+
+    def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Start new episodes where `done` is true, as TorchRL does.
+
+        Where rows are drawn one by one, only they are written. TorchRL's own way passes, checks
+        and copies the whole batch several times, which costs more than a step.
+        """
+        entries: dict[str, Any] = dict(tensordict.items())
+        entries.pop("_reset", None)
+        if not (
+            self._draws_rows
+            and self._looks
+            and self._emitted <= entries.keys()
+            and all(isinstance(entry, Tensor) for entry in entries.values())
+        ):
+            return super().maybe_reset(tensordict)
+        rows = entries["done"].nonzero()[:, 0]
+        if not rows.shape[0]:
+            return tensordict
+        old, going_on = self._running(), ~entries["done"]
+        seen = self._observe(self._restart(rows, going_on))
+        new, partial = self._running(), rows.shape[0] < self.num_envs
+        for name, entry in entries.items():
+            if entry is old.get(name):
+                # the state's own tensor, which has been written to already
+                entries[name] = new[name]
+            elif name in seen:
+                entries[name] = entry.index_copy(0, rows, seen[name])
+            elif name in self._emitted:
+                entries[name] = entry & going_on
+            # what is not the environment's own, TorchRL pads with zeros unless all rows start
+            elif partial:
+                entries[name] = entry.index_fill(0, rows, 0)
+        return self._pack(entries)
+
+    def _begin_episodes(self, layout: State) -> State:
+        state = self._start(layout)
+        count = next(iter(state.values())).shape[0]
+        never = torch.zeros((count, 1), dtype=torch.bool, device=self.device)
+        return {**state, "terminated": never, "truncated": never}
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        old = self._running()
+        # no gradient: it would tie all steps that follow to the policy
+        action = tensordict.get("action").detach()
+        self._check_action(action)
+        state, reward, terminated, truncated = self._advance(old, action)
+        new = {
+            **state,
+            "terminated": torch.zeros_like(old["terminated"]) if terminated is None else terminated,
+            "truncated": torch.zeros_like(old["truncated"]) if truncated is None else truncated,
+        }
+        # torchrl's way to let some environments wait
+        if (mask := tensordict.get("_step", None)) is not None:
+            mask = mask.reshape(self.batch_size)
+            new = _where(mask, new, old)
+            reward = reward * mask.unsqueeze(-1)
+        self._keep(new)
+        return self._emit(new, reward)
+
+    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
+        # `_emit` makes all entries in their shapes, which TorchRL would make sure of at every step
+        if self.run_type_checks:
+            return super()._step_proc_data(next_tensordict_out)
+        return next_tensordict_out
+
+    def _check_action(self, action: Tensor) -> None:
+        """Raise ValueError for what is no action; numbers beyond their bounds are clipped."""
+        kind = self._action_dtype
+        fits = action.is_floating_point() if kind.is_floating_point else action.dtype == kind
+        if not fits or action.shape != self._action_shape:
+            raise ValueError(
+                f"actions of {type(self).__name__} are {kind} of shape "
+                f"{tuple(self._action_shape)}, got {action.dtype} of shape {tuple(action.shape)}"
+            )
+        if self._looks and not torch.compiler.is_compiling():
+            self._check_values(action)
+
+    def _check_values(self, action: Tensor) -> None:
+        """Raise ValueError for an index that does not exist and for numbers that are none."""
+        name = f"actions of {type(self).__name__}"
+        if self._num_actions is None:
+            check_finite(name, action)
+        else:
+            check_indices(name, action, self._num_actions)
+
+    def _emit(self, state: State, reward: Tensor | None = None) -> TensorDictBase:
+        terminated, truncated = state["terminated"], state["truncated"]
+        entries = self._observe(state)
+        # tensors of their own: what others do to them must not reach the state
+        entries["done"] = terminated | truncated
+        entries["terminated"] = terminated.clone()
+        entries["truncated"] = truncated.clone()
+        if reward is not None:
+            entries["reward"] = reward
+        return self._pack(entries)
+
+    def _pack(self, entries: State) -> TensorDictBase:
+        # as torchrl's own envs do: checking what is known would cost as much as six operations
+        return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
+            entries, batch_size=self.batch_size, device=self.device
+        )
+
+
+def _where(mask: Tensor, new: State, old: State) -> State:
+    """Take the rows of `new` where `mask` of shape `[B]` is true."""
+    return {
+        name: torch.where(mask.view(-1, *(1,) * (x.ndim - 1)), new[name], x)
+        for name, x in old.items()
+    }

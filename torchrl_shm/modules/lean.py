@@ -1,0 +1,297 @@
+"""Lean rollouts: one memory per collected row instead of one per step.
+
+A collector stacks whatever a step leaves in its TensorDict. A matrix memory would be stacked
+twice, `2 * B * T * H * H` floats, although training needs it only where a row starts. So the
+primer of this file takes the memory out of what is stacked (the policy still carries it) and
+spreads the memory at the start of each row over the row's `T` steps:
+
+| key | shape | holds |
+|---|---|---|
+| `<memory>_stripe` | `[B, T, ceil(H * H / T)]` | stripe `t` of the memory that entered step 0 |
+| `<memory>_row` | `[B, T, 4]`, int64 | clock, offset in the row, episode start, floats of memory |
+
+Both travel with the row through buffers, in any order; `rebuild_row_start` puts the memory
+together again and refuses data from which that is impossible.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, Literal
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor
+from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.envs import TensorDictPrimer
+
+from torchrl_shm.ops.shm.dispatch import is_transformed
+
+State = Literal["row", "stored", "zero"]
+"""Where a sequence takes its first memory from; see `MemoryModule`."""
+
+# a lane is one environment of a batch; its clock counts steps, starting well apart from others'
+_LANE = 1 << 40
+# columns of `<memory>_row`
+_CLOCK, _OFFSET, _IS_INIT, _SIZE = range(4)
+
+
+def suffixed(key: NestedKey, suffix: str) -> NestedKey:
+    """Append to the last part of a key, so that `("agent", "memory")` keeps its branch."""
+    *branch, leaf = (key,) if isinstance(key, str) else key
+    return unravel_key((*branch, f"{leaf}{suffix}"))
+
+
+class MemoryPrimer(TensorDictPrimer):
+    """Starts a memory at zero on every reset and keeps it out of the stacked data.
+
+    Made by `MemoryModule.make_tensordict_primer`; collectors with
+    `auto_register_policy_transforms=True` append it by themselves.
+
+    Args:
+        memory_key: key of the memory.
+        memory_shape: shape of one agent's memory.
+        memory_dtype: dtype of the memory.
+        theta_index_key: key of the drawn rows, or `None` where the memory draws nothing.
+        num_theta: number of rows to draw from.
+        is_init_key: key of the reset flags.
+        state: `"row"` stacks the memory at the start of each row, `"zero"` none, `"stored"` that of
+            every step; see `MemoryModule`.
+    """
+
+    def __init__(
+        self,
+        memory_key: NestedKey,
+        memory_shape: tuple[int, ...],
+        memory_dtype: torch.dtype = torch.float32,
+        *,
+        theta_index_key: NestedKey | None = None,
+        num_theta: int | None = None,
+        is_init_key: NestedKey = "is_init",
+        state: State = "row",
+    ) -> None:
+        primers: dict[NestedKey, Any] = {
+            memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
+        }
+        if theta_index_key is not None and num_theta is not None:
+            # primed, so that estimators that read ("next", theta_index) find one
+            primers[theta_index_key] = Categorical(
+                num_theta, shape=torch.Size(()), dtype=torch.int64
+            )
+        super().__init__(Composite(primers), expand_specs=True)
+        self.memory_key = memory_key
+        self._memory_shape = memory_shape
+        self._memory_dtype = memory_dtype
+        self.is_init_key = is_init_key
+        self.state: State = state
+        self._registered: weakref.ref[Any] | None = None
+        self._forget_collector()
+
+    def _forget_collector(self) -> None:
+        self._seen: weakref.ref[Any] | None = None
+        self._steps = 0
+        self._stripes: Tensor | None = None
+        self._lanes: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, in a worker for example, serves another collector."""
+        state = super().__getstate__() | {"_registered": None}
+        return state | {"_seen": None, "_steps": 0, "_stripes": None, "_lanes": None}
+
+    def clone(self) -> MemoryPrimer:
+        """Copy the transform, for another environment of the same collector perhaps.
+
+        A collector with `max_frames_per_traj` wraps its environment, and copies of the transforms,
+        only after it has registered itself there.
+        """
+        other: MemoryPrimer = super().clone()
+        collector = self.collector
+        other._registered = None if collector is None else weakref.ref(collector)
+        return other
+
+    @property
+    def collector(self) -> Any:
+        """The collector that steps this environment, or `None`."""
+        env: Any = self.container
+        if env is None:
+            return None
+        collector: Any = env.collector
+        if collector is None and self._registered is not None:
+            collector = self._registered()
+        # a copy of the environment is not the collector's
+        return collector if getattr(collector, "env", env) is env else None
+
+    def transform_input_spec(self, input_spec: Composite) -> Composite:
+        """Declare the stripes, whose width follows from the collector's row length.
+
+        The open dimension also tells collectors not to preallocate buffers, which would bring the
+        per-step memories back.
+        """
+        spec: Any = super().transform_input_spec(input_spec)
+        if self.state != "stored":
+            state_spec = spec["full_state_spec"]
+            shape = torch.Size((*state_spec.shape, -1))
+            stripe = Unbounded(shape, dtype=self._memory_dtype, device=spec.device)
+            state_spec[suffixed(self.memory_key, "_stripe")] = stripe
+        return spec
+
+    def transform_fake_tensordict(self, fake_tensordict: TensorDictBase) -> TensorDictBase:
+        """Drop from the fake data what `_post_step_mdp_hooks` drops from the real one."""
+        if self.state != "stored":
+            self._drop_memory(fake_tensordict)
+        return fake_tensordict
+
+    def _post_step_mdp_hooks(
+        self, tensordict: TensorDictBase, tensordict_: TensorDictBase
+    ) -> tuple[TensorDictBase, TensorDictBase]:
+        # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
+        # the policy reads next
+        if self.state == "stored":
+            return tensordict, tensordict_
+        memory = self._drop_memory(tensordict)
+        collector = self.collector
+        if memory is None or collector is None:
+            # outside of collectors rows start with a reset and need no memory
+            return tensordict, tensordict_
+        if self._seen is None or self._seen() is not collector:
+            self._check_collector(collector)
+            self._forget_collector()
+            self._seen = weakref.ref(collector)
+        # the collector stacks its carrier, which is another object than `tensordict` where it
+        # copies between the devices of policy and environment
+        stacked: TensorDictBase = collector._carrier
+        stacked.pop(self.memory_key, None)
+        if self.state == "zero":
+            return tensordict, tensordict_
+        offset = self._steps % collector.frames_per_batch
+        if offset == 0:
+            self._start_row(memory, collector.frames_per_batch)
+        assert self._stripes is not None
+        assert self._lanes is not None
+        clock = self._lanes + self._steps
+        is_init = tensordict.get(self.is_init_key).reshape(clock.shape).to(torch.int64)
+        size = math.prod(self._memory_shape)
+        columns = [clock, torch.full_like(clock, offset), is_init, torch.full_like(clock, size)]
+        row = torch.stack(columns, -1)
+        stacked.set(suffixed(self.memory_key, "_row"), row)
+        stacked.set(suffixed(self.memory_key, "_stripe"), self._stripes[..., offset, :])
+        self._steps += 1
+        return tensordict, tensordict_
+
+    def _check_collector(self, collector: Any) -> None:
+        if not isinstance(getattr(collector, "_carrier", None), TensorDictBase):
+            raise RuntimeError(
+                f"{type(collector).__name__} does not step its environment row by row, so it "
+                "cannot keep one memory per row; use torchrl.collectors.Collector, or pass "
+                "state='stored' to the memory module"
+            )
+        if collector._use_buffers:
+            raise RuntimeError(
+                "the collector preallocates buffers (use_buffers=True), which would hold the "
+                f"memory {self.memory_key!r} of every step; pass use_buffers=False to the "
+                "collector, or state='stored' to the memory module"
+            )
+
+    def _start_row(self, memory: Tensor, rollout_length: int) -> None:
+        parent: Any = self.parent
+        batch: torch.Size = parent.batch_size
+        size = math.prod(self._memory_shape)
+        width = math.ceil(size / rollout_length)
+        flat = memory.reshape(*batch, size)
+        padded = torch.nn.functional.pad(flat, (0, rollout_length * width - size))
+        self._stripes = padded.view(*batch, rollout_length, width)
+        if self._lanes is None or self._lanes.shape != batch:
+            lanes = torch.arange(batch.numel(), device=memory.device)
+            self._lanes = 1 + _LANE * lanes.view(batch)
+
+    def _drop_memory(self, tensordict: TensorDictBase) -> Tensor | None:
+        tensordict.get("next").pop(self.memory_key, None)
+        return tensordict.pop(self.memory_key, None)
+
+    def _check_batched_worker_compat(self) -> None:
+        if self.state != "stored":
+            raise RuntimeError(
+                "a lean memory primer cannot live in the workers of a SerialEnv or ParallelEnv, "
+                "which bypass its step hook: transform the batched environment instead, "
+                "TransformedEnv(ParallelEnv(...), primer), or pass state='stored' to the memory "
+                "module"
+            )
+
+
+def rebuild_row_start(
+    stripe: Tensor, row: Tensor, is_init: Tensor, memory_shape: tuple[int, ...]
+) -> Tensor:
+    """Put together the memory that entered the first step of each row.
+
+    Args:
+        stripe: entry `<memory>_stripe` of shape `[B, T, W]`.
+        row: entry `<memory>_row` of shape `[B, T, 4]`.
+        is_init: bool of shape `[B, T]`, the flags as the data gives them now.
+        memory_shape: shape of one agent's memory.
+
+    Returns:
+        The memory `[B, *memory_shape]`; zero for rows that start with a reset.
+
+    Raises:
+        ValueError: the data are slices, or rows that were cut, shuffled or joined, or are of
+            another memory, so that the memory cannot be known. Where nothing can be raised, under
+            `torch.compile` and `vmap`, such rows start from NaN: nothing else is ever taken for
+            a memory.
+    """
+    clock, offset = row[..., _CLOCK], row[..., _OFFSET]
+    # what value estimators pad or insert has clock 0, or repeats the step before it
+    real = clock > 0
+    size = math.prod(memory_shape)
+    num_stripes = math.ceil(size / stripe.shape[-1])
+    row_id = clock - offset
+    useful = real & (row_id == row_id[:, :1]) & (offset < num_stripes)
+    slot = torch.where(useful, offset, num_stripes)
+    index = slot.unsqueeze(-1).expand_as(stripe)
+    flat = stripe.new_zeros(stripe.shape[0], num_stripes + 1, stripe.shape[-1])
+    flat = flat.scatter(1, index, stripe)[:, :num_stripes].flatten(1)[:, :size]
+    memory = flat.reshape(-1, *memory_shape)
+    fresh = is_init[:, 0].reshape(-1, *(1 for _ in memory_shape))
+    known = _known_rows(row, is_init, real, slot, num_stripes, size).view_as(fresh)
+    # only compiled or mapped code, which cannot raise, gets to see the NaN
+    return torch.where(known, torch.where(fresh, 0.0, memory), torch.nan)
+
+
+def checkable(x: Tensor) -> bool:
+    """Whether a check may look at values: not while compiling or under vmap."""
+    return not torch.compiler.is_compiling() and not is_transformed(x)
+
+
+def _known_rows(
+    row: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_stripes: int, size: int
+) -> Tensor:
+    """Which rows `[B]` hold the memory at their start; raise if not all do, where possible."""
+    clock, offset = row[..., _CLOCK], row[..., _OFFSET]
+    episode_start = row[..., _IS_INIT].bool()
+    ours = ((row[..., _SIZE] == size) | ~real).all(1)
+    step = clock[:, 1:] - clock[:, :-1]
+    follows = (step == 0) | (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
+    unbroken = follows.all(1) & ~(is_init & ~episode_start & real).any(1)
+    seen = torch.zeros_like(slot[:, :1]).expand(-1, num_stripes + 1)
+    seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_stripes].bool().all(1)
+    whole = is_init[:, 0] | ((offset[:, 0] == 0) & seen)
+    if not checkable(row):
+        return ours & unbroken & whole
+    advice = (
+        "state='row' serves whole rows as the collector made them, in any order. For slices "
+        "(SliceSampler) build the memory with state='stored' (exact, keeps every step's memory) "
+        "or state='zero' (starts empty, see burn_in)"
+    )
+    if not bool(ours.all()):
+        raise ValueError(
+            f"the rows carry a memory of {int(row[~ours][0, 0, _SIZE])} floats, this module's has "
+            f"{size}: they were collected with another memory_size"
+        )
+    if not bool(unbroken.all()):
+        raise ValueError(f"the data are slices or joined rows, not rows: {advice}")
+    if not bool(whole.all()):
+        raise ValueError(
+            f"{int((~whole).sum())} of {len(whole)} rows start in mid-episode, but their first "
+            f"steps or their ends were cut off, and the memory at their start with them: {advice}"
+        )
+    return whole

@@ -1,0 +1,120 @@
+"""The scan on CPU, compiled by numba: one pass over the matrix per step, which stays in the cache.
+
+Each sequence is worked on by one thread, of torch's number. The columns are padded to whole vector
+registers. Compiled at the first call, in seconds, and cached on disk for later processes.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_CHUNK = 8
+# elements times steps for which one more thread is worth starting
+_PER_THREAD = 1 << 20
+
+
+@cache
+def _import() -> ModuleType | str:
+    """The compiled kernels, or why there are none."""
+    try:
+        from torchrl_shm.ops.shm import numba_kernels
+    except ImportError as error:
+        return f"cannot import numba ({error}); install it with `pip install 'torchrl_shm[cpu]'`"
+    return numba_kernels
+
+
+def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
+    """Say why it cannot scan such tensors here and what to do, or `None` if it can."""
+    del size
+    if device.type != "cpu":
+        return f"runs on the CPU, but the tensors are on {device}; use 'auto'"
+    if dtype == torch.float64:
+        return "computes in float32, the inputs are float64; use 'chunked' or 'reference'"
+    kernels = _import()
+    return kernels if isinstance(kernels, str) else None
+
+
+def num_checkpoints(steps: int) -> int:
+    """Count the states that `forward` saves."""
+    return -(-steps // _CHUNK)
+
+
+def forward(
+    theta: Tensor,
+    vc: Tensor,
+    v: Tensor,
+    k: Tensor,
+    q: Tensor,
+    memory: Tensor,
+    is_init: Tensor | None,
+    clamp: float | None,
+    fast_gate: bool,
+    segments: int | None,
+    checkpoints: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    final = memory.clone(memory_format=torch.contiguous_format)
+    _run("forward", (theta, vc, v, k, q), is_init, clamp, (y, final, checkpoints))
+    return y, final
+
+
+def backward(
+    dy: Tensor,
+    dmemory: Tensor,
+    theta: Tensor,
+    vc: Tensor,
+    v: Tensor,
+    k: Tensor,
+    q: Tensor,
+    is_init: Tensor | None,
+    clamp: float | None,
+    fast_gate: bool,
+    segments: int | None,
+    checkpoints: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the adjoint of the recurrence; return the gradients of theta, vc, v, k, q and memory."""
+    adjoint = dmemory.clone(memory_format=torch.contiguous_format)
+    dtheta, dvc, dv, dk, dq = grads = [
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (theta, vc, v, k, q)
+    ]
+    outputs = (checkpoints, *grads, adjoint)
+    _run("backward", (theta, vc, v, k, q, dy), is_init, clamp, outputs)
+    return dtheta, dvc, dv, dk, dq, adjoint
+
+
+def _run(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    is_init: Tensor | None,
+    clamp: float | None,
+    outputs: tuple[Tensor, ...],
+) -> None:
+    """Call a kernel once per thread, each with its own sequences."""
+    kernel = getattr(_import(), name)
+    batch, steps, size = inputs[0].shape
+    if is_init is None:
+        is_init = torch.zeros(batch, steps, dtype=torch.bool)
+    arrays = [x.detach().contiguous().numpy() for x in (*inputs, is_init, *outputs)]
+    bound = -1.0 if clamp is None else clamp
+    work = batch * steps * size * size // _PER_THREAD
+    threads = min(torch.get_num_threads(), batch, 1 + work)
+    if threads <= 1:
+        kernel(0, batch, _CHUNK, bound, *arrays)
+        return
+    # the kernels release the GIL; numba's own threads would neither bear a fork of the process nor
+    # calls from several threads, and do not follow torch.set_num_threads
+    edges = [batch * n // threads for n in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [
+            pool.submit(kernel, start, stop, _CHUNK, bound, *arrays)
+            for start, stop in pairwise(edges)
+        ]
+    for future in futures:
+        future.result()

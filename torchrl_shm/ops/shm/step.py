@@ -1,0 +1,85 @@
+"""One step, for acting: a few operations of torch, or one kernel on CUDA."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchrl_shm.ops.shm import operator
+from torchrl_shm.ops.shm.checks import check
+from torchrl_shm.ops.shm.dispatch import StepBackend, fuses_step
+
+
+def shm_step(
+    theta: Tensor,
+    vc: Tensor,
+    v: Tensor,
+    k: Tensor,
+    q: Tensor,
+    memory: Tensor | None = None,
+    *,
+    clamp: float | None = None,
+    backend: StepBackend = "auto",
+    fast_gate: bool = False,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Write and read a Hadamard memory once: one step of `shm_scan`.
+
+    Args:
+        theta: calibration row of shape `[..., H]`, float32, bfloat16 or float64.
+        vc: calibration column of shape `[..., H]`, same dtype.
+        v: value, already scaled by the write strength, of shape `[..., H]`, same dtype.
+        k: key of shape `[..., H]`, same dtype.
+        q: query of shape `[..., H]`, same dtype.
+        memory: memory of shape `[..., H, H]`, or `None` for zeros.
+        clamp: bound on `|M|` after the write; `None` for no bound.
+        backend: `"reference"`, plain operations of torch; `"triton"`, one kernel, without
+            gradients; or `"auto"`, the kernel on CUDA where no gradient is recorded.
+        fast_gate: as in `shm_scan`.
+        inplace: write the new memory over `memory` and return that, for one that is not needed any
+            more. No shape, stride or address changes, so a CUDA graph can replay the call.
+
+    Returns:
+        The output `[..., H]` and the new memory `[..., H, H]`; dtypes as in `shm_scan`.
+
+    Raises:
+        ValueError: a shape does not fit, `clamp` is not positive, or `inplace` without a memory.
+        TypeError: a dtype is not supported.
+        RuntimeError: tensors are on different devices, the kernel cannot run here, or it or
+            `inplace` is asked for while gradients are recorded.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm.ops import shm_step
+        >>> theta, vc, v, k, q = torch.randn(5, 2, 4).unbind(0)
+        >>> y, memory = shm_step(theta, vc, v, k, q, torch.zeros(2, 4, 4))
+        >>> y.shape, memory.shape
+        (torch.Size([2, 4]), torch.Size([2, 4, 4]))
+    """
+    if inplace and memory is None:
+        raise ValueError("inplace=True needs a memory to write to, got None")
+    memory = check(theta, vc, v, k, q, memory, clamp, ndim=None)
+    inputs = (theta, vc, v, k, q, memory)
+    records = operator.needs_gradient(*inputs)
+    if inplace and records:
+        raise RuntimeError("inplace=True while gradients are recorded; use torch.no_grad()")
+    dtype = theta.dtype
+    theta, vc, v, k, q = (x.to(memory.dtype) for x in inputs[:5])
+    if fuses_step(backend, inputs, records):
+        batch, size = theta.shape[:-1], theta.shape[-1]
+        flat = [x.reshape(-1, size) for x in (theta, vc, v, k, q)]
+        bound = None if clamp is None else float(clamp)
+        if inplace and memory.is_contiguous():
+            y = operator.step_(*flat, memory.view(-1, size, size), bound, fast_gate)
+            return y.view(*batch, size).to(dtype), memory
+        y, new = operator.step(*flat, memory.reshape(-1, size, size), bound, fast_gate)
+        y, new = y.view(*batch, size), new.view(*batch, size, size)
+    else:
+        # 1 + tanh(z) = 2 * sigmoid(2 z): several times faster on CPU and more accurate near 0.
+        # Batched products instead of broadcasting would be two operations less, and slower
+        gate = ((2 * theta).unsqueeze(-1) * vc.unsqueeze(-2)).sigmoid_()
+        new = torch.addcmul(v.unsqueeze(-1) * k.unsqueeze(-2), memory, gate, value=2)
+        if clamp is not None:
+            new = new.clamp(-clamp, clamp)
+        y = (new * q.unsqueeze(-2)).sum(-1)
+    return y.to(dtype), memory.copy_(new) if inplace else new

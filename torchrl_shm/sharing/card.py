@@ -1,0 +1,156 @@
+"""The model card of a shared policy: what it is, how good, how to use it."""
+
+from __future__ import annotations
+
+import json
+
+from torchrl_shm.sharing.policy_file import (
+    CategoricalAction,
+    ContinuousAction,
+    MultiCategoricalAction,
+    PolicyFile,
+)
+
+
+def model_card(config: PolicyFile) -> str:
+    """Write the card, in the format of the Hugging Face hub: front matter in YAML, then Markdown.
+
+    Args:
+        config: all that the card says follows from it.
+
+    Returns:
+        The text of `README.md`; its Python block runs in the folder of the policy.
+    """
+    tags = ["reinforcement-learning", "torchrl", "partial-observability", "memory",
+            config.memory_name, config.task]  # fmt: skip
+    # JSON is YAML, whatever the names are made of
+    front = f"""\
+---
+library_name: torchrl_shm
+pipeline_tag: reinforcement-learning
+tags: {json.dumps(tags)}
+# license: say here under which licence you share it, apache-2.0 for example
+---
+"""
+    return f"""\
+{front}
+# {config.task} with the memory {config.memory_name}
+
+A policy for the task `{config.task}` with the memory `{config.memory_name}` of `torchrl_shm`,
+trained by reinforcement learning: {config.frames:,} steps, seed {config.seed}.
+
+| | |
+|---|---|
+| reads | {_reads(config)} |
+| does | {_does(config)} |
+| parameters | {config.parameters:,} |
+| memory | {config.memory_floats:,} floats per agent |
+| written with | {", ".join(f"{name} {version}" for name, version in config.versions.items())} |
+
+## Results
+
+{_results(config)}
+
+## Use
+
+With `torchrl_shm` installed, in this folder:
+
+```python
+{_example(config)}
+```
+
+The memory that comes out of a step goes into the next one. Where episodes start, pass `is_init`,
+bool of shape `[B]`. `deterministic=False` draws actions, as in training. `policy.module` is the
+policy as a module of TorchRL. Loading runs no code of these files: the weights are safetensors, and
+`config.json` may name nothing but memories of `torchrl_shm`.
+
+## Limits
+
+{_limits(config)}
+"""
+
+
+def _reads(config: PolicyFile) -> str:
+    return ", ".join(
+        f"`{entry.key}` {entry.dtype} `{_shape(entry.shape)}`" for entry in config.observations
+    )
+
+
+def _does(config: PolicyFile) -> str:
+    match config.action:
+        case ContinuousAction(size=size):
+            return f"continuous actions `{_shape([size])}`"
+        case CategoricalAction(choices=choices):
+            return f"one of {choices} actions, an index `[B]`"
+        case MultiCategoricalAction(choices=choices):
+            return f"{len(choices)} indices of {choices[0]} choices each `{_shape([len(choices)])}`"
+
+
+def _shape(shape: list[int]) -> str:
+    return f"[{', '.join(map(str, ('B', *shape)))}]"
+
+
+def _results(config: PolicyFile) -> str:
+    made = (
+        "The values with which it was trained are in `config.json`."
+        if config.command is None
+        else f"Trained and evaluated by\n\n```bash\n{config.command}\n```"
+    )
+    if config.evaluation is None:
+        return f"The run has no evaluation of this checkpoint.\n\n{made}"
+    rows = [f"| mean return | {config.evaluation.mean_return:g} |"]
+    if config.evaluation.success_rate is not None:
+        rows.append(f"| success rate | {config.evaluation.success_rate:.1%} |")
+    return "\n".join(
+        [
+            "On the test tasks, with the mean or the most likely action:",
+            "",
+            "| | |",
+            "|---|---|",
+            *rows,
+            "",
+            made,
+        ]
+    )
+
+
+def _example(config: PolicyFile) -> str:
+    """Loads the policy and takes steps, with zeros for observations."""
+    tensors = {
+        entry.key: f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
+        for entry in config.observations
+    }
+    if len(tensors) == 1:
+        observation = next(iter(tensors.values()))
+    else:
+        lines = [f"    {json.dumps(key)}: {tensor}," for key, tensor in tensors.items()]
+        observation = "\n".join(["{", *lines, "}"])
+    return f"""\
+import torch
+from torchrl_shm.sharing import load_policy
+
+policy = load_policy(".")
+memory = policy.initial_memory(batch_size=1)
+# what the environment shows, here nothing
+observation = {observation}
+for step in range(3):
+    action, memory = policy(observation, memory)
+print(action)"""
+
+
+def _limits(config: PolicyFile) -> str:
+    limits = [
+        "It knows its task alone, and observations in the scales of that task.",
+        "Its memory is right only if it starts empty and is handed on at every step.",
+    ]
+    if isinstance(config.action, ContinuousAction):
+        limits.append(
+            "Its actions are not clipped; `policy.specs.action_spec_unbatched` has the bounds of "
+            "the task."
+        )
+    if config.random_memory:
+        limits.append(
+            "Its memory draws from torch's generator, with the mean action, too; "
+            "`torch.manual_seed` repeats it."
+        )
+    return "\n".join(f"- {limit}" for limit in limits)

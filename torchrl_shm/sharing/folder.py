@@ -1,0 +1,215 @@
+"""A policy as a folder to be shared: safetensors, `config.json`, a model card; no code in it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra_zen import instantiate
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from torchrl_shm.checks import check_option
+from torchrl_shm.configs.algo import PPO
+from torchrl_shm.configs.saved import build_parts, check_targets, load_config
+from torchrl_shm.networks import EnvSpecs, make_actor_critic
+from torchrl_shm.sharing import PlainPolicy
+from torchrl_shm.sharing.card import model_card
+from torchrl_shm.sharing.command import training_command
+from torchrl_shm.sharing.policy_file import (
+    PolicyFile,
+    Result,
+    action_entry,
+    observation_entries,
+    read_policy_file,
+)
+from torchrl_shm.training import RunFolder, Which
+from torchrl_shm.training.run_folder import write_atomically
+
+_WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
+_MEMORIES = "torchrl_shm.modules."
+
+
+def export_policy(
+    run: str | Path, to: str | Path | None = None, *, checkpoint: Which = "latest"
+) -> Path:
+    """Write the policy of a run into a folder that `load_policy` reads, and that can be uploaded.
+
+    The files are `model.safetensors`, with all that acting takes and without the value head, which
+    serves training alone; `config.json`; and `README.md`, a model card without a licence, which
+    is yours to choose.
+
+    Args:
+        run: folder of a run of `recipes/ppo_shm.py`.
+        to: folder to write to, new, empty, or one of these that nobody has edited since. Default:
+            `export` in the folder of the run.
+        checkpoint: which of the run's, see `RunFolder.load_checkpoint`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: `run` is not the folder of a run, or has no checkpoint yet.
+        FileExistsError: `to` holds something else.
+        ValueError: the configuration of the run names something to build that is not ours, or
+            `checkpoint` is unknown.
+        RuntimeError: every checkpoint of the run is damaged.
+    """
+    check_option("checkpoint", checkpoint, Which)
+    run = Path(run)
+    saved = load_config(run)
+    parts = build_parts(saved)
+    run_folder = RunFolder(run)
+    state = run_folder.load_checkpoint(checkpoint)
+    folder = run / "export" if to is None else Path(to)
+    _check_free(folder)
+
+    env = parts["env"](num_envs=1, seed=0)
+    network = parts["algo"].network()
+    specs = EnvSpecs.of(env, network.pop("policy_keys"))
+    if not env.is_closed:
+        env.close()
+    operator = make_actor_critic(specs, parts["memory"], **network)
+    operator.load_state_dict(state["operator"])
+    policy = PlainPolicy(operator.get_policy_operator(), specs)
+
+    plain: Any = OmegaConf.to_container(saved, resolve=True)
+    options: Any = OmegaConf.to_container(OmegaConf.create(network))
+    config = PolicyFile(
+        observations=observation_entries(specs),
+        action=action_entry(specs.action_spec_unbatched),
+        network=options,
+        memory=plain["memory"],
+        task=parts["names"]["env"],
+        memory_name=parts["names"]["memory"],
+        seed=parts["seed"],
+        frames=state["frames"],
+        evaluation=_evaluation(run_folder, state["frames"]),
+        parameters=sum(parameter.numel() for parameter in policy.parameters()),
+        memory_floats=sum(x.numel() for x in policy.initial_memory(1).values()),
+        random_memory=_draws(policy),
+        versions={name: version(name) for name in ("torchrl_shm", "torch", "torchrl")},
+        command=training_command(saved),
+        training={group: plain[group] for group in ("env", "algo", "collector")},
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: x.contiguous() for name, x in policy.module.state_dict().items()}
+    # the configuration goes first and comes last: without it a folder is not loaded
+    (folder / _CONFIG).unlink(missing_ok=True)
+    for name, content in {
+        _WEIGHTS: save(weights, {"format": "pt"}),
+        _CARD: model_card(config).encode(),
+        _CONFIG: (config.model_dump_json(indent=2) + "\n").encode(),
+    }.items():
+        write_atomically(folder / name, lambda file, content=content: file.write(content))
+    return folder
+
+
+def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> PlainPolicy:
+    """Rebuild a policy that `export_policy` wrote; its environment need not be installed.
+
+    Nothing in the files is run: weights are read as safetensors, and `config.json` may build
+    nothing but memories of `torchrl_shm` and those that `add_memory` was given in this process.
+
+    Args:
+        folder: the folder.
+        device: device of the parameters.
+
+    Returns:
+        The policy, for one step at a time; `policy.module` is that for TorchRL.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: a file is damaged, is of a newer version, names something to build that is not
+            ours, or does not fit the other file.
+    """
+    folder = Path(folder)
+    path = folder / _CONFIG
+    config = read_policy_file(path)
+    memory = _build_memory(config, path)
+    options: dict[str, Any] = config.network
+    if unknown := options.keys() - PPO().network().keys():
+        raise ValueError(f"{path} has options of the network that are unknown: {sorted(unknown)}")
+    try:
+        specs = config.specs()
+        operator = make_actor_critic(specs, memory, **options)
+    # values of the right types can still be wrong for what they are passed to
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path} does not build a policy: {error}") from error
+    policy = PlainPolicy(operator.get_policy_operator(), specs)
+    _load_weights(policy.module, folder / _WEIGHTS)
+    return policy.to(device)
+
+
+def _build_memory(config: PolicyFile, path: Path) -> Any:
+    """The factory of the memory."""
+    memory = OmegaConf.create(config.memory)
+    # runs may also build environments and loggers, which write files; a policy may not
+    check_targets(memory, path, only=_MEMORIES, what="memories")
+    try:
+        factory = instantiate(memory)
+    except InstantiationException as error:
+        raise ValueError(f"{path} does not describe a memory: {error}") from error
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ValueError(f"{path} does not describe a memory: _target_ and _partial_ are missing")
+    return factory
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    """Load a file that has the tensors of the module, all of them and no others."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; copy the whole folder of the policy")
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged, copy it again: {error}") from error
+    expected = module.state_dict()
+    for name in sorted(expected.keys() | found.keys()):
+        here, there = (_describe(tensors.get(name)) for tensors in (expected, found))
+        if here != there:
+            raise ValueError(
+                f"{path} does not fit {_CONFIG}: {name} is {there}, expected {here}; the files "
+                "are of two policies, or of versions of torchrl_shm that differ"
+            )
+    module.load_state_dict(found)
+
+
+def _describe(tensor: torch.Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to overwrite what is not an export, or was edited after it."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    if not folder.exists() or (folder.is_dir() and not names):
+        return
+    if names == {_WEIGHTS, _CONFIG, _CARD}:
+        try:
+            card = model_card(read_policy_file(folder / _CONFIG))
+            if (folder / _CARD).read_text(encoding="utf-8") == card:
+                return
+        except ValueError:
+            pass
+    raise FileExistsError(
+        f"{folder} holds something else, or a model card that was edited, which would be "
+        "overwritten; choose another to=..., or move it away"
+    )
+
+
+def _evaluation(run: RunFolder, frames: int) -> Result | None:
+    """The evaluation with which the run ended, if it was that of this checkpoint."""
+    summary = run.summary
+    if summary is None or summary["frames"] != frames:
+        return None
+    return Result(mean_return=summary["eval_return"], success_rate=summary["eval_success"])
+
+
+def _draws(policy: PlainPolicy) -> bool:
+    """Whether the memory chooses at random."""
+    return any(getattr(part, "num_theta", None) is not None for part in policy.modules())

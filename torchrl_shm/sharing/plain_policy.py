@@ -1,0 +1,185 @@
+"""A policy on plain tensors, one step at a time, for loops that know nothing of TorchRL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, unravel_key
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import set_recurrent_mode
+from torchrl.modules.utils import get_primers_from_module
+
+from torchrl_shm.networks.actor_critic import EnvSpecs
+
+
+class PlainPolicy(nn.Module):
+    """Takes observations and a memory, gives actions and the next memory.
+
+    It does step by step what the policy does in an environment of TorchRL. Memories that draw, as
+    `shm` does, draw from torch's default generator: seed it to repeat what was done. Gradients are
+    not kept; train `module`.
+
+    Args:
+        module: the policy on TensorDicts; it remains usable as `policy.module`, for example with
+            `torchrl_shm.training.evaluate`.
+        specs: what the policy reads and does. `policy.specs.action_spec_unbatched` has the bounds
+            of continuous actions, which are not clipped.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.networks import EnvSpecs, make_actor_critic
+        >>> from torchrl_shm.sharing import PlainPolicy
+        >>> specs = EnvSpecs.of(WindEnv(4), ["observation"])
+        >>> operator = make_actor_critic(specs, SHMModule)
+        >>> policy = PlainPolicy(operator.get_policy_operator(), specs)
+        >>> memory = policy.initial_memory(batch_size=3)
+        >>> for step in range(5):
+        ...     action, memory = policy(torch.zeros(3, 2), memory)
+        >>> action.shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, module: TensorDictModuleBase, specs: EnvSpecs) -> None:
+        super().__init__()
+        self.module = module
+        self.specs = specs
+        self._memory_specs = _memory_specs(module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and where observations have to be."""
+        return next(self.parameters()).device
+
+    def initial_memory(self, batch_size: int) -> dict[str, Tensor]:
+        """Make the memory with which episodes start.
+
+        Args:
+            batch_size: number of agents, B.
+
+        Returns:
+            Tensors `[B, ...]`, to be handed back to the policy as they are; none for a policy
+            without a memory.
+
+        Raises:
+            ValueError: `batch_size` is not positive.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        return {
+            key: torch.zeros(batch_size, *spec.shape, dtype=spec.dtype, device=self.device)
+            for key, spec in self._memory_specs.items()
+        }
+
+    @torch.no_grad()
+    def forward(
+        self,
+        observation: Tensor | Mapping[str, Tensor],
+        memory: Mapping[str, Tensor],
+        is_init: Tensor | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Take one step.
+
+        Args:
+            observation: `[B, ...]` by key, in the shapes and dtypes of the specs; further entries
+                are ignored. A tensor alone will do where the policy reads a single entry.
+            memory: that of `initial_memory` or of the step before.
+            is_init: bool of shape `[B]`; where true, an episode starts, with an empty memory.
+            deterministic: take the mean, or the most likely action; else draw it.
+
+        Returns:
+            The action, `[B, A]` where it is continuous or several indices, and `[B]` where it is
+            one, and the next memory.
+
+        Raises:
+            KeyError: an entry of the observation or of the memory is missing.
+            TypeError: the policy reads several entries, or a dtype differs.
+            ValueError: a shape or a device differs.
+        """
+        inputs = self._read(observation)
+        batch_size = len(inputs[self.specs.policy_keys[0]])
+        if is_init is None:
+            is_init = torch.zeros(batch_size, dtype=torch.bool, device=self.device)
+        self._check("is_init", is_init, (), torch.bool, batch_size)
+        for key, spec in self._memory_specs.items():
+            if key not in memory:
+                raise KeyError(
+                    f"memory has no {key!r}, only {sorted(memory)}; start with "
+                    "policy.initial_memory(batch_size) and hand back what the last step gave"
+                )
+            self._check(f"memory[{key!r}]", memory[key], spec.shape, spec.dtype, batch_size)
+        data = TensorDict(
+            {**inputs, **{key: memory[key] for key in self._memory_specs}}, [batch_size]
+        )
+        data["is_init"] = is_init.unsqueeze(-1)
+        mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+        # whatever mode the caller is in, this is a step
+        with set_exploration_type(mode), set_recurrent_mode(False):
+            data = self.module(data)
+        return data["action"], {key: data["next", key] for key in self._memory_specs}
+
+    def _read(self, observation: Tensor | Mapping[str, Tensor]) -> dict[Any, Tensor]:
+        """The entries of the specs, checked."""
+        keys = list(self.specs.policy_keys)
+        entries: Any = observation
+        if isinstance(observation, Tensor) and len(keys) == 1:
+            entries = {keys[0]: observation}
+        if not isinstance(entries, Mapping):
+            raise TypeError(
+                f"the policy reads {keys}: pass a dictionary of tensors, not a "
+                f"{type(observation).__name__}"
+            )
+        missing = [key for key in keys if key not in entries]
+        if missing:
+            raise KeyError(f"{missing} are missing: the policy reads {keys}, got {list(entries)}")
+        batch_size: int | None = None
+        for key in keys:
+            spec = self.specs.observation_spec_unbatched[key]
+            self._check(f"observation {key!r}", entries[key], spec.shape, spec.dtype, batch_size)
+            # all others have as many rows as the first
+            batch_size = len(entries[key])
+        return {key: entries[key] for key in keys}
+
+    def _check(
+        self,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        batch_size: int | None,
+    ) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; make a tensor of it, torch.tensor(x)")
+        if x.dtype != dtype:
+            raise TypeError(f"{name} is {x.dtype}, expected {dtype}; convert it with .to({dtype})")
+        rows = "B" if batch_size is None else batch_size
+        if x.ndim != len(shape) + 1 or x.shape[1:] != shape or rows not in ("B", len(x)):
+            raise ValueError(
+                f"{name} is {list(x.shape)}, expected [{', '.join(map(str, (rows, *shape)))}], "
+                "the rows of a batch first; x.unsqueeze(0) makes a batch of one agent"
+            )
+        if x.device != self.device:
+            raise ValueError(
+                f"{name} is on {x.device} but the policy on {self.device}: move it with "
+                f".to({str(self.device)!r})"
+            )
+
+
+def _memory_specs(module: TensorDictModuleBase) -> dict[str, TensorSpec]:
+    """Specs of what a policy carries from step to step."""
+    primers: Any = get_primers_from_module(module, warn=False)
+    found = [] if primers is None else primers if hasattr(primers, "__iter__") else [primers]
+    return {
+        key: spec
+        for primer in found
+        for key, spec in primer.primers.items(True, True)
+        # what was drawn in a step is in the data, too, but not read again
+        if unravel_key(("next", key)) in module.out_keys
+    }

@@ -1,0 +1,176 @@
+"""`config.json` of a shared policy: what it holds, and how it becomes specs again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+
+from torchrl_shm.networks import EnvSpecs
+
+FORMAT_VERSION = 1
+
+FloatDtype = Literal["float16", "bfloat16", "float32", "float64"]
+Dtype = FloatDtype | Literal["bool", "uint8", "int8", "int16", "int32", "int64"]
+
+
+class _Entry(BaseModel):
+    # JSON has no infinite numbers
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class ObservationEntry(_Entry):
+    """An entry that the policy reads; entries are a list, because their order counts."""
+
+    key: str
+    shape: list[NonNegativeInt]
+    dtype: Dtype
+
+
+class ContinuousAction(_Entry):
+    """Shape `[size]`; `low` and `high` are null where there are no bounds at all."""
+
+    kind: Literal["continuous"] = "continuous"
+    size: PositiveInt
+    dtype: FloatDtype
+    low: list[float] | None
+    high: list[float] | None
+
+
+class CategoricalAction(_Entry):
+    """One index below `choices`."""
+
+    kind: Literal["categorical"] = "categorical"
+    choices: PositiveInt
+
+
+class MultiCategoricalAction(_Entry):
+    """Several indices, each below its number of choices."""
+
+    kind: Literal["multi_categorical"] = "multi_categorical"
+    choices: list[PositiveInt]
+
+
+Action = Annotated[
+    ContinuousAction | CategoricalAction | MultiCategoricalAction, Field(discriminator="kind")
+]
+
+
+class Result(_Entry):
+    """The evaluation with which the run ended."""
+
+    mean_return: float
+    success_rate: float | None
+
+
+class PolicyFile(_Entry):
+    """All of `config.json`; what rebuilds the policy is `observations` to `memory`."""
+
+    format_version: int = FORMAT_VERSION
+    observations: list[ObservationEntry] = Field(min_length=1)
+    action: Action
+    network: dict[str, JsonValue]
+    memory: dict[str, JsonValue]
+    # from here on for people
+    task: str
+    memory_name: str
+    seed: int
+    frames: int
+    evaluation: Result | None
+    parameters: int
+    memory_floats: int
+    random_memory: bool
+    versions: dict[str, str]
+    command: str | None
+    training: dict[str, JsonValue]
+
+    def specs(self) -> EnvSpecs:
+        """What the policy reads and does."""
+        entries: Any = {
+            entry.key: Unbounded(torch.Size(entry.shape), dtype=getattr(torch, entry.dtype))
+            for entry in self.observations
+        }
+        return EnvSpecs(Composite(entries), action_spec(self.action), list(entries))
+
+
+def read_policy_file(path: Path) -> PolicyFile:
+    """Read and check `config.json`."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; pass a folder that recipes/export.py has written"
+        )
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        # first of all: other versions may have other entries
+        version = data["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a shared policy: {error!r}") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version={version!r}, this version of torchrl_shm reads "
+            f"{FORMAT_VERSION}; install the one that wrote it, or a newer one"
+        )
+    try:
+        return PolicyFile.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"{path} is not the configuration of a shared policy: {error}") from None
+
+
+def observation_entries(specs: EnvSpecs) -> list[ObservationEntry]:
+    """The entries of the specs, in the order of the policy.
+
+    Raises:
+        ValueError: a key is nested.
+    """
+    entries: list[ObservationEntry] = []
+    for key in specs.policy_keys:
+        if not isinstance(key, str):
+            raise ValueError(f"policy_keys: {key!r} is nested; shared policies read flat keys")
+        spec = specs.observation_spec_unbatched[key]
+        entries.append(ObservationEntry(key=key, shape=list(spec.shape), dtype=_name(spec.dtype)))
+    return entries
+
+
+def action_entry(spec: TensorSpec) -> Action:
+    """The entry for the spec of an action that `make_actor_critic` takes."""
+    # a MultiCategorical is a Categorical, too
+    if isinstance(spec, MultiCategorical):
+        return MultiCategoricalAction(choices=spec.nvec.tolist())
+    if isinstance(spec, Categorical):
+        return CategoricalAction(choices=spec.n)
+    low, high = None, None
+    if isinstance(spec, Bounded):
+        box: Any = spec.space
+        low, high = box.low.tolist(), box.high.tolist()
+    return ContinuousAction(size=spec.shape[-1], dtype=_name(spec.dtype), low=low, high=high)
+
+
+def action_spec(action: Action) -> TensorSpec:
+    """The spec of which `action_entry` made an entry."""
+    if isinstance(action, CategoricalAction):
+        return Categorical(action.choices)
+    if isinstance(action, MultiCategoricalAction):
+        return MultiCategorical(action.choices)
+    shape, dtype = torch.Size((action.size,)), getattr(torch, action.dtype)
+    if action.low is None or action.high is None:
+        return Unbounded(shape, dtype=dtype)
+    bounds = (torch.tensor(bound, dtype=dtype) for bound in (action.low, action.high))
+    # where their number is wrong, this raises
+    low, high = (bound.reshape(shape) for bound in bounds)
+    return Bounded(low=low, high=high, shape=shape, dtype=dtype)
+
+
+def _name(dtype: torch.dtype | None) -> Any:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""The commands of `torchrl-shm`: what people do with runs, one file each."""
