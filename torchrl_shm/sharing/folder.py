@@ -18,9 +18,9 @@ from torchrl_shm.checks import check_option
 from torchrl_shm.configs.algo import PPO
 from torchrl_shm.configs.saved import build_parts, check_targets, load_config
 from torchrl_shm.networks import EnvSpecs, make_actor_critic
-from torchrl_shm.sharing import PlainPolicy
 from torchrl_shm.sharing.card import model_card
 from torchrl_shm.sharing.command import training_command
+from torchrl_shm.sharing.plain_policy import PlainPolicy
 from torchrl_shm.sharing.policy_file import (
     PolicyFile,
     Result,
