@@ -1,4 +1,4 @@
-"""Checks of what environments are given: numbers of things, layouts, actions."""
+"""Checks of arguments, layouts and actions; each message names what was given."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 
+def check_size(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise ValueError unless an argument is finite and positive, or zero where that is allowed."""
+    if not (value >= 0 if zero else value > 0) or math.isinf(value):
+        kind = "not negative" if zero else "positive"
+        raise ValueError(f"{name} must be finite and {kind}, got {value}")
+
+
 def exact(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert an entry of a layout, refusing what would become something else."""
+    """Convert an entry of a layout; raise ValueError if that would change a value."""
     converted = value.to(dtype)
     if dtype.is_floating_point:
         wrong, kind = ~value.isfinite(), "finite"
@@ -23,21 +30,32 @@ def exact(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_indices(name: str, values: Tensor, count: int) -> None:
-    """Raise ValueError unless all are in 0 to `count - 1`."""
+    """Raise ValueError unless all values are in 0 to `count - 1`."""
     low, high = (int(x) for x in torch.aminmax(values))
     if low < 0 or high >= count:
         raise ValueError(f"{name} are 0 to {count - 1}, got {low} to {high}")
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Raise ValueError unless all are numbers, and finite."""
-    # the sum is quick, but may be infinite where no number is
+    """Raise ValueError unless all values are finite."""
+    # the sum is quick, but may be infinite although all values are finite
     if not math.isfinite(float(values.sum())) and not bool(values.isfinite().all()):
         raise ValueError(f"{name} must be finite, got {values[~values.isfinite()][0]}")
 
 
-def check_size(name: str, values: Tensor, bound: float) -> None:
-    """Raise ValueError unless all are between `-bound` and `bound`."""
-    largest = float(values.abs().max())
-    if largest > bound:
-        raise ValueError(f"{name} must be between {-bound} and {bound}, got {largest} in size")
+def check_range(name: str, values: Tensor, low: float, high: float) -> None:
+    """Raise ValueError unless all values of a layout entry are between two bounds."""
+    if (wrong := values[~((values >= low) & (values <= high))]).numel():
+        raise ValueError(f'"{name}" must be between {low} and {high}, got {wrong[0]}')
+
+
+def check_cells(name: str, given: Tensor, cells: Tensor) -> None:
+    """Raise ValueError unless all given cells `[B, 2]` are among `cells` `[C, 2]`."""
+    wrong = ~(given.unsqueeze(1) == cells).all(-1).any(-1)
+    if wrong.any():
+        environment = int(wrong.int().argmax())
+        allowed = ", ".join(str(tuple(cell)) for cell in cells.tolist())
+        raise ValueError(
+            f'"{name}" of environment {environment} is {tuple(given[environment].tolist())}; '
+            f"it must be one of {allowed}"
+        )

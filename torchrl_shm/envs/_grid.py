@@ -1,18 +1,18 @@
-"""What Key-to-Door and Visual Match share: three rooms, apples in the middle one, a 5 by 5 view."""
+"""Common parts of Key-to-Door and Visual Match: three rooms, apples, a view of 5 by 5 cells."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import abstractmethod
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec, Unbounded
 
-from torchrl_shm.checks import check_count
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.envs._checks import check_size
 from torchrl_shm.envs._situations import (
     ACTIONS,
     APPLE,
@@ -26,7 +26,8 @@ from torchrl_shm.envs._situations import (
     Tables,
     colors,
 )
-from torchrl_shm.envs.base import BatchedEnv, Entry, State, Transition
+from torchrl_shm.envs.base import BatchedEnv
+from torchrl_shm.envs.contract import Entry, State, Transition
 
 Dtype = Literal["uint8", "float32"]
 
@@ -34,10 +35,10 @@ _NEVER = 2**62
 
 
 class GridEnv(BatchedEnv):
-    """Three rooms of fixed durations, one after the other; a subclass says what is in them.
+    """Three rooms of fixed durations, one after the other; a subclass defines their contents.
 
     Args:
-        tables: all situations; those in which episodes start come first.
+        tables: all situations; those that episodes start in come first.
         num_envs: number of environments B; `None` is 64.
         frames: number of steps in each of the three rooms.
         final_reward: reward of the last room.
@@ -73,20 +74,17 @@ class GridEnv(BatchedEnv):
                 f"frames must be {PHASES} whole numbers of steps, each at least 1, got "
                 f"{tuple(frames)}"
             )
-        if not 0 < final_reward < math.inf:
-            raise ValueError(f"final_reward must be finite and positive, got {final_reward}")
+        check_size("final_reward", final_reward)
         check_count("num_apples", num_apples, 0)
         if num_apples > len(APPLE_CELLS):
             raise ValueError(
                 f"num_apples must be 0 to {len(APPLE_CELLS)}, the number of places for apples, "
                 f"got {num_apples}"
             )
-        if not 0 <= apple_reward < math.inf:
-            raise ValueError(f"apple_reward must be finite and not negative, got {apple_reward}")
+        check_size("apple_reward", apple_reward, zero=True)
         # 0: apples never come back
         check_count("respawn_every", respawn_every, 0)
-        if dtype not in get_args(Dtype):
-            raise ValueError(f"dtype must be one of {get_args(Dtype)}, got {dtype!r}")
+        check_option("dtype", dtype, Dtype)
 
         super().__init__(64 if num_envs is None else num_envs, device)
         self.frames = (frames[0], frames[1], frames[2])
@@ -124,7 +122,7 @@ class GridEnv(BatchedEnv):
 
     @abstractmethod
     def _start_number(self, layout: State) -> Tensor:
-        """Number of the situation in which episodes start, int64 of shape `[B]`."""
+        """Number of the situation in which each episode starts, int64 of shape `[B]`."""
 
     @property
     def phase(self) -> Tensor:
@@ -144,7 +142,7 @@ class GridEnv(BatchedEnv):
         return self._apple_board(ripe & (self.phase == 1).unsqueeze(-1))
 
     def render(self, index: int = 0, scale: int = 16) -> Tensor:
-        """Draw the whole board of one environment; what the agent does not see is darker.
+        """Draw the whole board of one environment; cells out of the agent's sight are darker.
 
         Args:
             index: which of the environments.
@@ -201,7 +199,7 @@ class GridEnv(BatchedEnv):
     def _start(self, layout: State) -> State:
         apples = layout["apples"].flatten(1)[:, self._apple_cells]
         absent = torch.zeros_like(apples[:, :1])
-        # by the clock of the episode; the last column stands for no place at all
+        # steps of the episode at which apples can be eaten; the last column is no place
         present = torch.cat([apples, absent], -1)
         ripe_at = torch.full_like(present, _NEVER, dtype=torch.int64)
         reward = torch.zeros_like(absent, dtype=torch.float32)
@@ -250,18 +248,6 @@ class GridEnv(BatchedEnv):
         }
 
 
-def check_cells(name: str, given: Tensor, cells: Tensor) -> None:
-    """Raise ValueError where one of the given cells `[B, 2]` is none of `cells` `[C, 2]`."""
-    wrong = ~(given.unsqueeze(1) == cells).all(-1).any(-1)
-    if wrong.any():
-        environment = int(wrong.int().argmax())
-        allowed = ", ".join(str(tuple(cell)) for cell in cells.tolist())
-        raise ValueError(
-            f'"{name}" of environment {environment} is {tuple(given[environment].tolist())}; '
-            f"it must be one of {allowed}"
-        )
-
-
 def cell_numbers(given: Tensor, cells: Tensor) -> Tensor:
-    """Which of `cells` `[C, 2]` each given one is, int64 of shape `[B]`; 0 if it is none."""
+    """Index of each given cell in `cells` `[C, 2]`, int64 of shape `[B]`; 0 if it is missing."""
     return (given.unsqueeze(1) == cells).all(-1).to(torch.uint8).argmax(-1)

@@ -1,10 +1,10 @@
-"""What points in the plane share: lists of tasks, moves, and the way to a small goal."""
+"""Common parts of tasks in the plane: lists of tasks, moves, and the distance from a goal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data import Binary, Bounded, TensorSpec, Unbounded
 
-from torchrl_shm.checks import check_count
-from torchrl_shm.envs.base import BatchedEnv, State
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.envs._checks import check_size
+from torchrl_shm.envs.base import BatchedEnv
+from torchrl_shm.envs.contract import Split, State
 
-Split = Literal["train", "test"]
-
-# one list of tasks for all: seeds of runs choose among its tasks, never other tasks
+# one list of tasks for all runs, whose seeds only choose among its tasks
 _TASK_SEED = 1337
-# what an action of 1 moves
+# displacement by an action of 1
 _STEP_SIZE = 0.1
 
 
@@ -37,7 +37,7 @@ class NavigationEnv(BatchedEnv):
         num_tasks: number of tasks that are drawn.
         num_train_tasks: how many of them are for training.
         num_test_tasks: how many of them are for tests.
-        goal_radius: distance from the goal that is close enough.
+        goal_radius: largest distance from the goal that is rewarded.
         max_steps: number of steps, as the environment counts them.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
         seed: seed of the environment's generator.
@@ -66,8 +66,7 @@ class NavigationEnv(BatchedEnv):
         device: torch.device | str | int,
         observation: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+        check_option("split", split, Split)
         sizes = {
             "num_tasks": num_tasks,
             "num_train_tasks": num_train_tasks,
@@ -81,16 +80,15 @@ class NavigationEnv(BatchedEnv):
         if num_train_tasks + num_test_tasks > num_tasks:
             raise ValueError(
                 f"num_train_tasks + num_test_tasks = {num_train_tasks} + {num_test_tasks} is more "
-                f"than num_tasks = {num_tasks}, so that tests would meet tasks of training; lower "
-                "one of the two or raise num_tasks"
+                f"than num_tasks = {num_tasks}, so tests would use training tasks; lower one of "
+                "the two or raise num_tasks"
             )
         if split == "test" and num_envs != num_test_tasks:
             raise ValueError(
                 f'split="test" plays each of the {num_test_tasks} test tasks in its own '
                 f"environment, got num_envs={num_envs}; leave num_envs out, or set num_test_tasks"
             )
-        if not 0 < goal_radius < math.inf:
-            raise ValueError(f"goal_radius must be finite and positive, got {goal_radius}")
+        check_size("goal_radius", goal_radius)
         if shaping_radii is not None and not (
             len(shaping_radii) == 2 and 0 < shaping_radii[0] < shaping_radii[1] < math.inf
         ):
@@ -100,20 +98,20 @@ class NavigationEnv(BatchedEnv):
             )
 
         super().__init__(num_envs, device)
-        self.split: Split = split
+        self.split = split
         self.num_tasks = num_tasks
         self.num_train_tasks = num_train_tasks
         self.num_test_tasks = num_test_tasks
         self.goal_radius = goal_radius
         self.max_steps = max_steps
-        # tests are scored by the task's own reward alone
+        # tests are scored by the reward of the task alone
         self.shaping_radii = shaping_radii if split == "train" else None
 
         random = np.random.RandomState(_TASK_SEED)
         tasks = torch.from_numpy(draw_tasks(random))
         order = torch.from_numpy(random.permutation(num_tasks).astype(np.int64))
         train_ids, test_ids = order[:num_train_tasks], order[-num_test_tasks:]
-        # indexing copies, so nothing refers to the tensors above
+        # indexing copies, so the tensors above are not kept
         self.train_tasks = tasks[train_ids].to(self.device)
         self.test_tasks = tasks[test_ids].to(self.device)
         self.train_ids = train_ids.to(self.device)
@@ -144,7 +142,7 @@ class NavigationEnv(BatchedEnv):
         return self.train_tasks[torch.randint(self.num_train_tasks, (count,), **options)]
 
     def _move(self, action: Tensor) -> Tensor:
-        """What a clipped action moves, in the dtype of the action."""
+        """Displacement by a clipped action, in the dtype of the action."""
         # low + (a + 1) / 2 * (high - low), rounded as in the original: factors of two are exact,
         # and the result never leaves the bounds, so no second clip
         return (action + self._one) * self._step_size - self._step_size

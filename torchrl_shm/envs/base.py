@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,41 +13,32 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_count
 from torchrl_shm.envs._checks import check_finite, check_indices, exact
-
-State = dict[str, Tensor]
-"""What an episode is made of: tensors `[B, ...]`, replaced as a whole, never written to."""
-
-
-class Entry(NamedTuple):
-    """Shape of one environment's part of a layout, and its dtype."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Transition(NamedTuple):
-    """What a step leads to.
-
-    Attributes:
-        state: the state after the step.
-        reward: float32 of shape `[B, 1]`.
-        terminated: bool of shape `[B, 1]`; `None` where an episode never ends by itself.
-        truncated: bool of shape `[B, 1]`; `None` where nothing cuts it.
-    """
-
-    state: State
-    reward: Tensor
-    terminated: Tensor | None
-    truncated: Tensor | None
+from torchrl_shm.envs.contract import Entry, Plane, Split, State, Transition
 
 
 class BatchedEnv(EnvBase):
     """A batch of environments whose whole state is tensors on one device.
 
-    A layout is what is drawn when an episode starts (a wind, a deck, a maze). A subclass says what
-    a layout holds (`_layout`), how layouts are drawn (`_draw`), how an episode starts from them
-    (`_start`), what a step does (`_advance`) and what is seen (`_observe`); all of these are pure
-    functions of tensors and wait for no device. It calls `_set_up` at the end of its constructor.
+    ## What others ask of an environment
+
+    All of it is optional, and asked for with `ask_env`: any other environment may have it, too.
+
+    | Attribute or entry | Who asks, and why | Without it |
+    |---|---|---|
+    | `policy_keys` | `make_actor_critic`: the entries that a policy reads | `("observation",)` |
+    | `split` | `make_test_env`: whether there is a list of test tasks | episodes are drawn |
+    | observation entry `success` | `evaluate` and the logs: the task's goal was met | no rate |
+    | observation entry `shaping` | recipes: help in [0, 1] for training rewards | no help |
+    | `render(index)` | `record_episode`: a picture of one environment | numbers are drawn |
+    | `plane()` | `record_episode`, `plot_trajectories`: a path can be drawn | no path |
+
+    ## How to write one
+
+    A layout is what is drawn when an episode starts (a wind, a deck, a maze). A subclass defines
+    the entries of a layout (`_layout`), how layouts are drawn (`_draw`), how an episode starts from
+    them (`_start`), the result of a step (`_advance`) and the observation (`_observe`). All of
+    these are pure functions of tensors and never make the host wait for a device. The constructor
+    calls `_set_up` at its end.
 
     Args:
         num_envs: number of environments B.
@@ -55,22 +46,31 @@ class BatchedEnv(EnvBase):
 
     Raises:
         ValueError: `num_envs` is not a whole number, or not positive.
+
+    Examples:
+        >>> from torchrl_shm.envs import BatchedEnv, TMazeEnv
+        >>> env = TMazeEnv(2)
+        >>> isinstance(env, BatchedEnv), env.policy_keys, env.split
+        (True, ('observation', 'previous_action', 'previous_reward'), None)
     """
 
     policy_keys: tuple[str, ...] = ("observation", "previous_action")
     """Observation entries that a policy is meant to read."""
 
+    split: Split | None = None
+    """The list of tasks that is played; with `"test"`, environment i plays test task i."""
+
     _supports_set_state = True
     # attributes that `to` moves besides the state
     _tensors: tuple[str, ...] = ()
-    # where values may be looked at, draw and start only the rows that start
+    # on devices where reading a value is cheap, draw and start only the rows that start
     _draws_rows = False
 
     def __init__(self, num_envs: int, device: torch.device | str | int) -> None:
         check_count("num_envs", num_envs)
         super().__init__(device=torch.device(device), batch_size=(num_envs,))
         self._state: State | None = None
-        # whether values may be looked at: on other devices the host would have to wait
+        # whether values may be read: on other devices the host would have to wait
         self._looks = self.device.type == "cpu"
 
     def _set_up(
@@ -110,7 +110,7 @@ class BatchedEnv(EnvBase):
 
     @abstractmethod
     def _layout(self) -> dict[str, Entry]:
-        """What a layout holds, by name; also the entries that `set_state=True` needs."""
+        """Entries of a layout by name, which are also those that `set_state=True` needs."""
 
     @abstractmethod
     def _draw(self, count: int) -> State:
@@ -126,10 +126,18 @@ class BatchedEnv(EnvBase):
 
     @abstractmethod
     def _observe(self, state: State) -> State:
-        """Emit the observation entries; none may be a tensor of the state that is written to."""
+        """Emit the observation entries."""
 
     def _check_layout(self, layout: State) -> None:
-        """Raise ValueError where a given layout cannot be played."""
+        """Raise ValueError if a given layout cannot be played."""
+
+    def render(self, index: int = 0) -> Tensor | None:
+        """Draw one environment, uint8 `[H, W, 3]` on the CPU; `None` if there is no picture."""
+        return None
+
+    def plane(self) -> Plane | None:
+        """Tasks of the running episodes in the plane; `None` for all other environments."""
+        return None
 
     @property
     def num_envs(self) -> int:
@@ -151,11 +159,11 @@ class BatchedEnv(EnvBase):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Running episodes and generator, so that `state_dict` is all it takes to go on."""
+        """Running episodes and generator: `state_dict` is all that is needed to continue."""
         return {**(self._state or {}), "generator": self._generator.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_extra_state` returned, for the same number of environments."""
+        """Continue from the result of `get_extra_state` of as many environments."""
         entries = dict(state)
         generator = entries.pop("generator")
         found = {len(entry) for entry in entries.values()}
@@ -176,7 +184,7 @@ class BatchedEnv(EnvBase):
             self._generator.manual_seed(seed)
 
     def _keep(self, state: State) -> None:
-        # what a module does when an attribute is set costs as much as several operations
+        # setting an attribute of a module costs as much as several operations
         vars(self)["_state"] = state
 
     def _running(self) -> State:
@@ -192,7 +200,7 @@ class BatchedEnv(EnvBase):
         super()._assert_tensordict_shape(tensordict)
 
     def _given(self, tensordict: TensorDictBase | None) -> State:
-        """Take the layout that `set_state=True` comes with."""
+        """Check and convert the layout that is passed with `set_state=True`."""
         entries = self._layout()
         layout: State = {}
         for name, entry in entries.items():
@@ -228,14 +236,14 @@ class BatchedEnv(EnvBase):
         return self._emit(self._running())
 
     def _restart(self, rows: Tensor, going_on: Tensor) -> State:
-        """Draw and start episodes in some rows only.
+        """Draw and start episodes in some environments only.
 
         Args:
-            rows: numbers of these rows, `[R]`, at least one.
-            going_on: bool of shape `[B, 1]`, false in these rows.
+            rows: indices of these environments, `[R]`, at least one.
+            going_on: bool of shape `[B, 1]`, false in these environments.
 
         Returns:
-            How they start: the state without flags, of tensors `[R, ...]`.
+            Their new state without flags, tensors `[R, ...]`.
         """
         old, started = self._running(), self._start(self._draw(rows.shape[0]))
         new = {name: old[name].index_copy(0, rows, value) for name, value in started.items()}
@@ -247,8 +255,8 @@ class BatchedEnv(EnvBase):
     def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Start new episodes where `done` is true, as TorchRL does.
 
-        Where rows are drawn one by one, only they are written. TorchRL's own way passes, checks
-        and copies the whole batch several times, which costs more than a step.
+        Where only the rows that start are drawn, only these are written. TorchRL's own method
+        passes, checks and copies the whole batch several times, which costs more than a step.
         """
         entries: dict[str, Any] = dict(tensordict.items())
         entries.pop("_reset", None)
@@ -267,13 +275,13 @@ class BatchedEnv(EnvBase):
         new, partial = self._running(), rows.shape[0] < self.num_envs
         for name, entry in entries.items():
             if entry is old.get(name):
-                # the state's own tensor, which has been written to already
+                # a tensor of the state, whose replacement has the new rows already
                 entries[name] = new[name]
             elif name in seen:
                 entries[name] = entry.index_copy(0, rows, seen[name])
             elif name in self._emitted:
                 entries[name] = entry & going_on
-            # what is not the environment's own, TorchRL pads with zeros unless all rows start
+            # TorchRL fills entries of others with zeros, unless all rows start
             elif partial:
                 entries[name] = entry.index_fill(0, rows, 0)
         return self._pack(entries)
@@ -286,7 +294,7 @@ class BatchedEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         old = self._running()
-        # no gradient: it would tie all steps that follow to the policy
+        # no gradient: it would connect all later steps to the policy
         action = tensordict.get("action").detach()
         self._check_action(action)
         state, reward, terminated, truncated = self._advance(old, action)
@@ -295,7 +303,7 @@ class BatchedEnv(EnvBase):
             "terminated": torch.zeros_like(old["terminated"]) if terminated is None else terminated,
             "truncated": torch.zeros_like(old["truncated"]) if truncated is None else truncated,
         }
-        # torchrl's way to let some environments wait
+        # torchrl marks environments that wait with `_step`
         if (mask := tensordict.get("_step", None)) is not None:
             mask = mask.reshape(self.batch_size)
             new = _where(mask, new, old)
@@ -304,13 +312,13 @@ class BatchedEnv(EnvBase):
         return self._emit(new, reward)
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
-        # `_emit` makes all entries in their shapes, which TorchRL would make sure of at every step
+        # `_emit` gives all entries their shapes, which TorchRL would check at every step
         if self.run_type_checks:
             return super()._step_proc_data(next_tensordict_out)
         return next_tensordict_out
 
     def _check_action(self, action: Tensor) -> None:
-        """Raise ValueError for what is no action; numbers beyond their bounds are clipped."""
+        """Raise ValueError for anything but an action; numbers out of bounds are clipped later."""
         kind = self._action_dtype
         fits = action.is_floating_point() if kind.is_floating_point else action.dtype == kind
         if not fits or action.shape != self._action_shape:
@@ -322,7 +330,7 @@ class BatchedEnv(EnvBase):
             self._check_values(action)
 
     def _check_values(self, action: Tensor) -> None:
-        """Raise ValueError for an index that does not exist and for numbers that are none."""
+        """Raise ValueError for an index out of range and for numbers that are not finite."""
         name = f"actions of {type(self).__name__}"
         if self._num_actions is None:
             check_finite(name, action)
@@ -332,7 +340,7 @@ class BatchedEnv(EnvBase):
     def _emit(self, state: State, reward: Tensor | None = None) -> TensorDictBase:
         terminated, truncated = state["terminated"], state["truncated"]
         entries = self._observe(state)
-        # tensors of their own: what others do to them must not reach the state
+        # copies: a caller may write to them, and the state must not change
         entries["done"] = terminated | truncated
         entries["terminated"] = terminated.clone()
         entries["truncated"] = truncated.clone()
@@ -341,7 +349,7 @@ class BatchedEnv(EnvBase):
         return self._pack(entries)
 
     def _pack(self, entries: State) -> TensorDictBase:
-        # as torchrl's own envs do: checking what is known would cost as much as six operations
+        # as torchrl's own environments do: the checks would cost as much as six operations
         return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
             entries, batch_size=self.batch_size, device=self.device
         )

@@ -9,10 +9,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs import _grid, _situations
-from torchrl_shm.envs._grid import Dtype, GridEnv
+from torchrl_shm.envs import _situations
+from torchrl_shm.envs._checks import check_cells
+from torchrl_shm.envs._grid import Dtype, GridEnv, cell_numbers
 from torchrl_shm.envs._situations import Cell, Situation, Tables
-from torchrl_shm.envs.base import Entry, State
+from torchrl_shm.envs.contract import Entry, State
 
 _KEY_ROOM = (
     "..#######..",
@@ -255,9 +256,9 @@ class KeyToDoorEnv(GridEnv):
 
     def _check_layout(self, layout: State) -> None:
         super()._check_layout(layout)
-        _grid.check_cells("player", layout["player"], self._players)
-        _grid.check_cells("key", layout["key"], self._keys)
+        check_cells("player", layout["player"], self._players)
+        check_cells("key", layout["key"], self._keys)
 
     def _start_number(self, layout: State) -> Tensor:
-        key = _grid.cell_numbers(layout["key"], self._keys)
-        return key * len(_PLAYERS) + _grid.cell_numbers(layout["player"], self._players)
+        key = cell_numbers(layout["key"], self._keys)
+        return key * len(_PLAYERS) + cell_numbers(layout["player"], self._players)

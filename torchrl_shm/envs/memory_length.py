@@ -9,7 +9,10 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec
 
 from torchrl_shm.checks import check_count
-from torchrl_shm.envs.base import BatchedEnv, Entry, State, Transition
+from torchrl_shm.envs._checks import check_range
+from torchrl_shm.envs.base import BatchedEnv
+from torchrl_shm.envs.contract import Entry, State, Transition
+from torchrl_shm.envs.drawing import Canvas
 
 
 class MemoryLengthEnv(BatchedEnv):
@@ -150,14 +153,57 @@ class MemoryLengthEnv(BatchedEnv):
         """Number of the bit that will be asked for, int64 of shape `[B]`."""
         return self._running()["query"]
 
+    def render(self, index: int = 0) -> Tensor:
+        """Draw the bits, pale while the agent does not see them, the question and the time.
+
+        Args:
+            index: which of the environments.
+
+        Returns:
+            uint8 of shape `[240, 360, 3]`, on the CPU.
+        """
+        state = {name: value[index].cpu() for name, value in self._running().items()}
+        step, query = int(state["step_count"]), int(state["query"])
+        shown, asked, ended = step <= 1, step == self.length, step == self.max_steps
+        columns = min(self.num_bits, 10)
+        rows = -(-self.num_bits // columns)
+        side = min(40.0, 130 / rows)
+        left, top = 180 - columns * side / 2, 93 - rows * side / 2
+        canvas = Canvas(360, 240)
+        canvas.text((180, top - 10), "bits")
+        for i, bit in enumerate(state["bits"].tolist()):
+            x, y = left + i % columns * side, top + i // columns * side
+            color = ("#d6604d", "#4393c3")[bit] if shown else "#eeeeee"
+            canvas.box((x + 2, y + 2), (side - 4, side - 4), color)
+            if i == query and (asked or ended):
+                canvas.box((x + 2, y + 2), (side - 4, side - 4), color, outline="#ff7f0e", width=3)
+            canvas.text((x + side / 2, y + side / 2), str(bit), "white" if shown else "#999999")
+
+        marks = {"bits": 0, "question": self.length, "answer": self.max_steps}
+        place = lambda step: (30 + 300 * step / self.max_steps, 185)  # noqa: E731
+        canvas.line(place(0), place(self.max_steps), "#cccccc", width=3)
+        for name, mark in marks.items():
+            canvas.disc(place(mark), 4, "#cccccc")
+            x, y = place(mark)
+            # question and answer are one step apart
+            canvas.text((x, y + 15 if name == "answer" else y - 15), name)
+        canvas.disc(place(step), 6, "#e4946d", outline="#191919")
+
+        seen = [f"bit{'s' * (self.num_bits > 1)}"] if shown else []
+        seen += [f"question: bit {query}"] if asked else []
+        text = f"the agent sees: {', '.join([*seen, 'time'])}"
+        if ended:
+            answer = int(state["previous_action"].argmax())
+            text = f"answer {answer}: {'right' if bool(state['success']) else 'wrong'}"
+        canvas.text((180, 225), text)
+        return canvas.pixels()
+
     def _layout(self) -> dict[str, Entry]:
         return {"bits": Entry((self.num_bits,), torch.int64), "query": Entry((), torch.int64)}
 
     def _check_layout(self, layout: State) -> None:
-        for name, size in {"bits": 2, "query": self.num_bits}.items():
-            value = layout[name]
-            if (wrong := value[(value < 0) | (value >= size)]).numel():
-                raise ValueError(f'"{name}" must be in 0 to {size - 1}, got {wrong[0]}')
+        check_range("bits", layout["bits"], 0, 1)
+        check_range("query", layout["query"], 0, self.num_bits - 1)
 
     def _draw(self, count: int) -> State:
         options: dict[str, Any] = {"generator": self._generator, "device": self.device}

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchrl_shm.checks import check_count
-from torchrl_shm.envs._navigation import NavigationEnv, Split
-from torchrl_shm.envs.base import Entry, State, Transition
+from torchrl_shm.envs._navigation import NavigationEnv
+from torchrl_shm.envs.contract import Entry, Plane, Split, State, Transition
 
 # the rectangle that episodes start in: a corner and the way to the opposite one
 _CORNER = (-1.5, -0.5)
@@ -183,6 +183,10 @@ class PointRobotEnv(NavigationEnv):
     def start(self) -> Tensor:
         """Where their episodes start, float64 of shape `[B, num_episodes, 2]`."""
         return self._running()["start"]
+
+    def plane(self) -> Plane:
+        """The goals of the running tasks."""
+        return Plane(self.goal, self.goal_radius, self.max_steps)
 
     def _layout(self) -> dict[str, Entry]:
         return {

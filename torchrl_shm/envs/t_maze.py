@@ -10,11 +10,13 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec
 
 from torchrl_shm.checks import check_count
-from torchrl_shm.envs.base import BatchedEnv, Entry, State, Transition
+from torchrl_shm.envs.base import BatchedEnv
+from torchrl_shm.envs.contract import Entry, State, Transition
+from torchrl_shm.envs.drawing import Canvas
 
 # actions 0 to 3
 _MOVES = ((1, 0), (0, 1), (-1, 0), (0, -1))
-# what is known of the cue: not seen yet, seen right now, seen before
+# state of the cue: not seen yet, shown right now, seen before
 _UNSEEN, _SHOWN, _OVER = range(3)
 
 
@@ -154,8 +156,58 @@ class TMazeEnv(BatchedEnv):
         """The arm of the goal, 1 or -1, int64 of shape `[B]`; hidden from the agent."""
         return self._running()["goal"]
 
+    def render(self, index: int = 0) -> Tensor:
+        """Draw the maze, the agent, and what it sees; also the goal, which it does not see.
+
+        Args:
+            index: which of the environments.
+
+        Returns:
+            uint8 of shape `[240, 360, 3]`, on the CPU.
+        """
+        state = {name: value[index].cpu() for name, value in self._running().items()}
+        place, goal = int(state["automaton"]) // 6, int(state["goal"])
+        junction = self._oracle + self.length
+        width = min(40, 300 / (junction + 1))
+        # long corridors are thin, but not too thin for the agent
+        side = max(width, 16)
+        left, middle = 180 - width * junction / 2, 115
+        canvas = Canvas(360, 240)
+
+        def box(x: int, y: int, wide: float, color: str) -> None:
+            corner = (left + x * width - wide / 2, middle - y * side - side / 2)
+            # cells that are very narrow are drawn as a whole
+            canvas.box(corner, (wide, side), color, outline="#ffffff" if wide > 8 else None)
+
+        for x in range(junction):
+            box(x, 0, width, "#cccccc")
+        for arm in (1, 0, -1):
+            box(junction, arm, side, "#8cb200" if arm == goal else "#cccccc")
+        box(0, 0, side, "#86ceeb")
+        canvas.text((left, middle + goal * (side / 2 + 10)), "oracle")
+        canvas.text((left + junction * width, middle - goal * (1.5 * side + 10)), "goal")
+
+        x, y = min(place, junction), (0, 1, -1)[max(place - junction, 0)]
+        canvas.disc(
+            (left + x * width, middle - y * side), 0.35 * side, "#e4946d", outline="#191919"
+        )
+        seen = "nothing"
+        if int(state["automaton"]) % 3 == _SHOWN:
+            seen = f"the goal is {'up' if goal == 1 else 'down'}"
+            start = middle - goal * 0.6 * side
+            canvas.arrow((left, start), (left, start - 35 * goal), "#2ca02c")
+        elif place == junction:
+            seen = "the junction"
+        elif place > junction:
+            seen = f"the {'upper' if y == 1 else 'lower'} arm"
+        canvas.text((180, 215), f"the agent sees: {seen}")
+        if bool(state["terminated"]):
+            reached = "reached" if bool(state["success"]) else "missed"
+            canvas.text((180, 230), f"the goal was {reached}")
+        return canvas.pixels()
+
     def _make_tables(self) -> None:
-        """Make the maze as an automaton, whose state is a place and what is known of the cue.
+        """Make the maze as an automaton, whose state is a place and the state of the cue.
 
         State `s` is place `s // 6` with goal `(s // 3) % 2` (0 is y = 1) and cue `s % 3`.
         """
@@ -163,11 +215,11 @@ class TMazeEnv(BatchedEnv):
         cells = [(x, 0) for x in range(junction + 1)] + [(junction, 1), (junction, -1)]
         place = {cell: i for i, cell in enumerate(cells)}
 
-        def neighbour(cell: tuple[int, int], move: tuple[int, int]) -> tuple[int, int]:
+        def neighbor(cell: tuple[int, int], move: tuple[int, int]) -> tuple[int, int]:
             target = (cell[0] + move[0], cell[1] + move[1])
             return target if target in place else cell
 
-        follows = torch.tensor([[place[neighbour(c, move)] for move in _MOVES] for c in cells])
+        follows = torch.tensor([[place[neighbor(c, move)] for move in _MOVES] for c in cells])
         x, y = torch.tensor(cells).T
         goal, cue = torch.arange(2)[:, None], torch.arange(3)
         # the cue is shown at the oracle and over at the next step, wherever that leads

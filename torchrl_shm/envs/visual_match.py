@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs import _grid, _situations
-from torchrl_shm.envs._grid import Dtype, GridEnv
+from torchrl_shm.envs import _situations
+from torchrl_shm.envs._checks import check_cells, check_range
+from torchrl_shm.envs._grid import Dtype, GridEnv, cell_numbers
 from torchrl_shm.envs._situations import Cell, Situation, Tables
-from torchrl_shm.envs.base import Entry, State
+from torchrl_shm.envs.contract import Entry, State
 
 _PASSIVE_ROOM = (
     "...........",
@@ -315,20 +316,13 @@ class VisualMatchEnv(GridEnv):
 
     def _check_layout(self, layout: State) -> None:
         super()._check_layout(layout)
-        _grid.check_cells("player", layout["player"], self._players)
-        _grid.check_cells("target_position", layout["target_position"], self._signs)
-        _grid.check_cells("colors", layout["colors"], self._permutations)
-        target = layout["target"]
-        wrong = (target < 0) | (target > 2)
-        if wrong.any():
-            environment = int(wrong.int().argmax())
-            raise ValueError(
-                f'"target" of environment {environment} is {int(target[environment])}; it must be '
-                "0, 1 or 2, the left, middle or right field"
-            )
+        check_cells("player", layout["player"], self._players)
+        check_cells("target_position", layout["target_position"], self._signs)
+        check_cells("colors", layout["colors"], self._permutations)
+        check_range("target", layout["target"], 0, 2)
 
     def _start_number(self, layout: State) -> Tensor:
-        number = _grid.cell_numbers(layout["colors"], self._permutations) * 3 + layout["target"]
-        sign = _grid.cell_numbers(layout["target_position"], self._signs)
-        player = _grid.cell_numbers(layout["player"], self._players)
+        number = cell_numbers(layout["colors"], self._permutations) * 3 + layout["target"]
+        sign = cell_numbers(layout["target_position"], self._signs)
+        player = cell_numbers(layout["player"], self._players)
         return (number * len(self._signs) + sign) * len(self._players) + player

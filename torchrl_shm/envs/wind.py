@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs._navigation import NavigationEnv, Split
-from torchrl_shm.envs.base import Entry, State, Transition
+from torchrl_shm.envs._checks import check_size
+from torchrl_shm.envs._navigation import NavigationEnv
+from torchrl_shm.envs.contract import Entry, Plane, Split, State, Transition
 
 
 class WindEnv(NavigationEnv):
@@ -142,8 +141,7 @@ class WindEnv(NavigationEnv):
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
-        if not 0 <= max_wind < math.inf:
-            raise ValueError(f"max_wind must be finite and not negative, got {max_wind}")
+        check_size("max_wind", max_wind, zero=True)
         super().__init__(
             num_envs,
             split=split,
@@ -165,6 +163,11 @@ class WindEnv(NavigationEnv):
     def wind(self) -> Tensor:
         """The winds of the running episodes, float64 of shape `[B, 2]`; hidden from the agent."""
         return self._running()["wind"]
+
+    def plane(self) -> Plane:
+        """The goal and the winds of the running episodes."""
+        goal = self.goal.expand(self.num_envs, 2)
+        return Plane(goal, self.goal_radius, self.max_steps, drift=self.wind)
 
     def _layout(self) -> dict[str, Entry]:
         return {"wind": Entry((2,), torch.float64)}

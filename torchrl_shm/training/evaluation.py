@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase, ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
 
+from torchrl_shm.envs.contract import TEST_SEED, ask_env
 from torchrl_shm.training.finite import FiniteSteps
 
 
@@ -40,10 +41,6 @@ class Evaluation:
     def success_rate(self) -> float | None:
         """Share of environments, in [0, 1]."""
         return None if self.success is None else float(self.success.double().mean())
-
-
-# tests of tasks that are drawn draw the same episodes in every run
-TEST_SEED = 20_000
 
 
 def make_test_env(
@@ -74,7 +71,7 @@ def make_test_env(
     options: dict[str, Any] = {} if device is None else {"device": device}
     # asked of an environment, because a factory from a configuration shows no signature; with a
     # seed, because one is drawn from torch's default generator otherwise
-    if hasattr(make_env(num_envs=1, seed=TEST_SEED, **options), "split"):
+    if ask_env(make_env(num_envs=1, seed=TEST_SEED, **options), "split") is not None:
         return make_env(split="test", **options)
     return make_env(num_envs=num_episodes, seed=TEST_SEED, **options)
 

@@ -1,30 +1,22 @@
-"""What the tasks of POPGym share: levels, and the observation of its wrappers."""
+"""Common parts of the tasks of POPGym: levels, and the observation of its wrappers."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 
-from torchrl_shm.checks import check_count
-from torchrl_shm.envs.base import BatchedEnv, State, Transition
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.envs.base import BatchedEnv
+from torchrl_shm.envs.contract import State, Transition
 
 Level = Literal["easy", "medium", "hard"]
 """The three difficulties that POPGym defines for every task."""
-
-
-class Outcome(NamedTuple):
-    """What a move leads to; see `torchrl_shm.envs.base.Transition`."""
-
-    state: State
-    reward: Tensor
-    terminated: Tensor | None = None
-    truncated: Tensor | None = None
 
 
 class POPGymEnv(BatchedEnv):
@@ -58,8 +50,7 @@ class POPGymEnv(BatchedEnv):
         antialias: bool,
         device: torch.device | str | int,
     ) -> None:
-        if level not in get_args(Level):
-            raise ValueError(f"level must be one of {get_args(Level)}, got {level!r}")
+        check_option("level", level, Level)
         super().__init__(num_envs, device)
         self.level: Level = level
         self.previous_action = previous_action
@@ -86,8 +77,8 @@ class POPGymEnv(BatchedEnv):
             seed: seed of the generator.
             joint: one index for all that make up an action.
             bound: bound of a continuous action.
-            numbers: how many numbers stand in the place of blocks.
-            expanded: the task has its blocks as zeros and ones, not as categories.
+            numbers: count of numbers that the task observes instead of categories.
+            expanded: the task returns its blocks as zeros and ones, not as categories.
         """
         batch: dict[str, Any] = {"device": self.device}
         action: TensorSpec
@@ -104,9 +95,9 @@ class POPGymEnv(BatchedEnv):
                 shape = torch.Size((self.num_envs,))
                 action = Categorical(math.prod(actions), shape=shape, dtype=torch.int64, **batch)
         self._joint = joint or len(actions) < 2
-        # how much of an observation stands there as the task has it, and not as categories
+        # how many entries of an observation are copied from the task as they are
         self._copied = sum(blocks) if expanded else numbers
-        # every block has its one at an index of its own, beyond the blocks before it
+        # index at which each block starts
         self._offsets = torch.tensor([0, *blocks]).cumsum(0)[:-1].to(self.device)
         self._make_rows(numbers + sum(blocks))
         shape = torch.Size((self.num_envs, self._rows.shape[1]))
@@ -115,13 +106,13 @@ class POPGymEnv(BatchedEnv):
         self._set_up({"observation": spec}, action, rewards, seed)
 
     def _make_rows(self, own: int) -> None:
-        """Tabulate what an observation holds besides the task's own, which is the first part.
+        """Tabulate the part of an observation that follows the task's own.
 
         Args:
             own: size of the task's own observation.
         """
         sizes = self._sizes
-        # one row for every action
+        # one row per action
         index = torch.arange(math.prod(sizes))
         parts = [torch.zeros(len(index), own)]
         if self.previous_action:
@@ -141,11 +132,11 @@ class POPGymEnv(BatchedEnv):
         """Make the task's own state at the start."""
 
     @abstractmethod
-    def _play(self, state: State, action: Tensor) -> Outcome:
-        """Make one step.
+    def _play(self, state: State, action: Tensor) -> Transition:
+        """Make one step, with a reward of any dtype.
 
         Args:
-            state: also has `"step"`, the steps so far, `[B, 1]`; the caller counts.
+            state: also holds `"step"`, the number of steps so far, `[B, 1]`; the caller counts.
             action: the joint index `[B]`, or the continuous action `[B, 1]`.
         """
 
@@ -154,7 +145,7 @@ class POPGymEnv(BatchedEnv):
         """The task's own observation: categories, int64 `[B, blocks]`, or numbers."""
 
     def _first_features(self, state: State) -> Tensor:
-        """The same at the start of an episode."""
+        """The task's own observation at the start of an episode."""
         return self._features(state)
 
     def _first_view(self, state: State) -> Tensor:
@@ -208,12 +199,12 @@ class POPGymEnv(BatchedEnv):
 
 
 def level_value(value: Any, by_level: Mapping[str, Any], level: str) -> Any:
-    """The value that was given, or that of the level."""
+    """The given value, or that of the level if it is `None`."""
     return by_level[level] if value is None else value
 
 
 def level_count(name: str, value: int | None, by_level: Mapping[str, int], level: str) -> int:
-    """The same for a number, which must be whole and positive; otherwise ValueError."""
+    """As `level_value`; raise ValueError unless the number is whole and positive."""
     if value is None:
         return by_level[level]
     check_count(name, value)

@@ -1,14 +1,14 @@
-"""Decks of cards: what the card games of POPGym share."""
+"""Decks of cards, for the card games of POPGym."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from torchrl_shm.checks import check_count
-from torchrl_shm.envs.base import Entry, State
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.envs.contract import Entry, State
 from torchrl_shm.envs.popgym._base import POPGymEnv
 
 Field = Literal["colors", "suits", "ranks"]
@@ -18,7 +18,7 @@ _CARDS = 52
 
 
 class CardEnv(POPGymEnv):
-    """A game over shuffled decks of which only one field of each card counts.
+    """A game with shuffled decks in which only one field of each card counts.
 
     A subclass calls `_shuffle` before `_specify`. A layout has one entry per name in `_DECKS`, the
     values of the cards, `[B, n]` int64.
@@ -29,13 +29,12 @@ class CardEnv(POPGymEnv):
 
     def _shuffle(self, num_decks: int, field: Field) -> None:
         check_count("num_decks", num_decks)
-        if field not in get_args(Field):
-            raise ValueError(f"field must be one of {get_args(Field)}, got {field!r}")
+        check_option("field", field, Field)
         self.num_decks = num_decks
         self.num_cards = num_decks * _CARDS
         self.num_values = _NUM_VALUES[field]
         index = torch.arange(self.num_cards, device=self.device)
-        # as popgym numbers them: colours and suits alternate, four cards in a row have one rank
+        # as popgym numbers them: colors and suits alternate, four cards in a row have one rank
         by_field = {"colors": index % 2, "suits": index % 4, "ranks": index % _CARDS // 4}
         self._values = by_field[field]
 

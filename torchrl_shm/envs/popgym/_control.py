@@ -1,21 +1,20 @@
-"""Control with part of the state hidden: what the tasks of POPGym share."""
+"""Control with part of the state hidden, for the control tasks of POPGym."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs._checks import check_size
-from torchrl_shm.envs.base import Entry, State
+from torchrl_shm.envs._checks import check_range, check_size
+from torchrl_shm.envs.contract import Entry, State
 from torchrl_shm.envs.popgym._base import POPGymEnv, level_count, level_value
 
 
 class ControlEnv(POPGymEnv):
-    """Numbers instead of categories, with noise on what is seen if there is any."""
+    """A task that observes numbers instead of categories, with noise if there is any."""
 
     _STEPS: ClassVar[dict[str, int]]
     _NOISE: ClassVar[dict[str, float]] = {"easy": 0.0, "medium": 0.0, "hard": 0.0}
@@ -31,9 +30,8 @@ class ControlEnv(POPGymEnv):
     ) -> None:
         self.max_steps = level_count("max_steps", max_steps, self._STEPS, self.level)
         self.noise: float = level_value(noise, self._NOISE, self.level)
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"noise must be finite and not negative, got {self.noise}")
-        # what is seen stays within this once there is noise on it
+        check_size("noise", self.noise, zero=True)
+        # bounds of what is seen, if there is noise on it
         self._high = torch.tensor(bound, device=self.device)
         self._low = -self._high
         self._spread = torch.tensor(spread, dtype=torch.float64, device=self.device)
@@ -42,8 +40,8 @@ class ControlEnv(POPGymEnv):
         return {"state": Entry((self._STATE_SIZE,), torch.float64)}
 
     def _check_layout(self, layout: State) -> None:
-        # far from anything that these bodies can reach, and their equations stay finite
-        check_size("state", layout["state"], 1000.0)
+        # far beyond what these bodies can reach, but their equations stay finite
+        check_range("state", layout["state"], -1000, 1000)
 
     def _draw(self, count: int) -> State:
         numbers = torch.rand(
@@ -59,7 +57,7 @@ class ControlEnv(POPGymEnv):
         )
 
     def _see(self, seen: Tensor) -> Tensor:
-        """What is seen of numbers `[B, 2]`, with noise."""
+        """Observe numbers `[B, 2]`, with noise if there is any."""
         if not self.noise:
             return seen
         noise = self._normal(seen).mul_(self.noise).float()

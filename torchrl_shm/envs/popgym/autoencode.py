@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome, level_value
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level, level_value
 from torchrl_shm.envs.popgym._cards import CardEnv
 
 
@@ -85,11 +85,11 @@ class AutoencodeEnv(CardEnv):
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         step, n = state["step"], self.num_cards
         answer = self._card(state["deck"], (2 * n - 2 - step).clamp(max=n - 1))
         reward = self._judge(action == answer, 1 / n) * (step >= n - 1)
-        return Outcome(dict(state), reward, step >= self.max_steps - 1)
+        return Transition(dict(state), reward, step >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         step, n = state["step"], self.num_cards

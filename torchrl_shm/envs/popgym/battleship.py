@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchrl_shm.checks import check_count
-from torchrl_shm.envs.base import Entry, State
-from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_count
+from torchrl_shm.envs.contract import Entry, State, Transition
+from torchrl_shm.envs.popgym._base import Level, POPGymEnv, level_count
 
 
 class BattleshipEnv(POPGymEnv):
@@ -114,18 +114,11 @@ class BattleshipEnv(POPGymEnv):
         self._miss_reward = -1 / (self.max_steps - self._needed)
         for length in set(self.ship_sizes):
             setattr(self, f"_ships{length}", _placements(size, length).to(self.device))
+            self._tensors = (*self._tensors, f"_ships{length}")
         rewards = (self._miss_reward, 1 / self._needed)
         self._specify(
             blocks=[2], actions=[size, size], rewards=rewards, seed=seed, joint=joint_action
         )
-
-    def to(self, device: torch.device | str | int) -> BattleshipEnv:
-        """Move everything to another device; the generator starts anew there, from its seed."""
-        super().to(device)
-        for length in set(self.ship_sizes):
-            name = f"_ships{length}"
-            setattr(self, name, getattr(self, name).to(self.device))
-        return self
 
     def _layout(self) -> dict[str, Entry]:
         return {"board": Entry((self.board_size, self.board_size), torch.bool)}
@@ -163,7 +156,7 @@ class BattleshipEnv(POPGymEnv):
             "hits": torch.zeros_like(guessed[:, :1], dtype=torch.int64),
         }
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         cell = action.unsqueeze(-1)
         board, guessed = state["board"].flatten(1), state["guessed"]
         hit = board.gather(1, cell) & ~guessed.gather(1, cell)
@@ -176,7 +169,7 @@ class BattleshipEnv(POPGymEnv):
             "hits": hits,
         }
         truncated = state["step"] >= self.max_steps - 1
-        return Outcome(new, reward, hits == self._needed, truncated)
+        return Transition(new, reward, hits == self._needed, truncated)
 
     def _features(self, state: State) -> Tensor:
         return state["hit"]

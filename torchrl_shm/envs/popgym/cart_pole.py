@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level
 from torchrl_shm.envs.popgym._control import ControlEnv
 
 
@@ -99,7 +99,7 @@ class PositionOnlyCartPoleEnv(ControlEnv):
     def _begin(self, layout: State) -> State:
         return {"state": layout["state"]}
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         _, speed, angle, turn = state["state"].unbind(-1)
         sine, cosine = angle.sin(), angle.cos()
         # masses 1 and 0.1 kg, half a pole of 0.5 m, steps of 0.02 s, Euler's method
@@ -111,7 +111,7 @@ class PositionOnlyCartPoleEnv(ControlEnv):
         new = torch.stack([speed, acceleration, turn, pull], -1).mul_(0.02).add_(state["state"])
         fell = (new.abs() > self._limits).any(-1, keepdim=True)
         reward = torch.full_like(fell, 1 / self.max_steps, dtype=torch.float32)
-        return Outcome({"state": new}, reward, fell, state["step"] >= self.max_steps - 1)
+        return Transition({"state": new}, reward, fell, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         return self._see(state["state"][:, self._SEEN])

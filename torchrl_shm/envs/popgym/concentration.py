@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome, level_value
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level, level_value
 from torchrl_shm.envs.popgym._cards import CardEnv, Field
 
 
@@ -46,7 +46,7 @@ class ConcentrationEnv(CardEnv):
 
     Args:
         num_envs: number of environments B.
-        level: `"easy"`, `"medium"` or `"hard"`: 1, 2, 1 decks; colours, colours, ranks.
+        level: `"easy"`, `"medium"` or `"hard"`: 1, 2, 1 decks; colors, colors, ranks.
         num_decks: decks of 52 cards; `None` is the level's.
         field: what of a card counts: `"colors"` or `"ranks"`; `None` is the level's.
         previous_action: append the previous action to the observation.
@@ -120,7 +120,7 @@ class ConcentrationEnv(CardEnv):
         block = cells * (self.num_values + 1)
         return torch.cat([block + values, block + self.num_values], -1)
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         first, second = state["first"], action.unsqueeze(-1)
         is_pair = first >= 0
         cells = torch.cat([torch.where(is_pair, first, second), second], -1)
@@ -149,7 +149,7 @@ class ConcentrationEnv(CardEnv):
             "turned": cells,
             "slots": slots,
         }
-        return Outcome(new, reward, left == 0, state["step"] >= self.max_steps - 1)
+        return Transition(new, reward, left == 0, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         # bytes are copied much faster than truth values

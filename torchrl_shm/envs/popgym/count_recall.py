@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome, level_value
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level, level_value
 from torchrl_shm.envs.popgym._cards import CardEnv, Field
 
 
@@ -44,7 +44,7 @@ class CountRecallEnv(CardEnv):
 
     Args:
         num_envs: number of environments B.
-        level: `"easy"`, `"medium"` or `"hard"`: 1, 2, 4 decks; colours, suits, ranks.
+        level: `"easy"`, `"medium"` or `"hard"`: 1, 2, 4 decks; colors, suits, ranks.
         num_decks: decks of 52 cards; `None` is the level's.
         field: what of a card counts: `"colors"`, `"suits"` or `"ranks"`; `None` is the level's.
         previous_action: append the previous action to the observation.
@@ -97,13 +97,13 @@ class CountRecallEnv(CardEnv):
         none = first.new_zeros(len(first), self.num_values)
         return {**layout, "counts": none.scatter(1, first, 1)}
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         step = state["step"]
         answer = self._card(state["counts"], state["queries"].gather(1, step))
         value = state["values"].gather(1, step + 1)
         counts = state["counts"].scatter_add(1, value, torch.ones_like(value))
         reward = self._judge(action == answer, 1 / self.max_steps)
-        return Outcome({**state, "counts": counts}, reward, step >= self.max_steps - 1)
+        return Transition({**state, "counts": counts}, reward, step >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         step = state["step"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome, level_value
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level, level_value
 from torchrl_shm.envs.popgym._cards import CardEnv
 
 
@@ -83,13 +83,13 @@ class HigherLowerEnv(CardEnv):
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         deck, step = state["deck"], state["step"]
         shown, following = self._card(deck, step), self._card(deck, step + 1)
         right = (following > shown) == (action == 0)
         counts = (following != shown).unsqueeze(-1)
         reward = self._judge(right, 1 / self.num_cards) * counts
-        return Outcome(dict(state), reward, step >= self.max_steps - 1)
+        return Transition(dict(state), reward, step >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         return state["deck"].gather(1, state["step"])

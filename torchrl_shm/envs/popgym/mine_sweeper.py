@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import Entry, State
-from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_count
+from torchrl_shm.envs.contract import Entry, State, Transition
+from torchrl_shm.envs.popgym._base import Level, POPGymEnv, level_count
 
 
 class MineSweeperEnv(POPGymEnv):
@@ -69,7 +69,7 @@ class MineSweeperEnv(POPGymEnv):
     - v0: as in popgym 1.0.7.
     """
 
-    _tensors = (*POPGymEnv._tensors, "_neighbours")
+    _tensors = (*POPGymEnv._tensors, "_neighbors")
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class MineSweeperEnv(POPGymEnv):
         # 1 where two cells touch, or are the same
         rows, columns = torch.cartesian_prod(torch.arange(size), torch.arange(size)).unbind(-1)
         apart = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs())
-        self._neighbours = (apart <= 1).float().to(self.device)
+        self._neighbors = (apart <= 1).float().to(self.device)
         rewards = (self._mine_reward, self._free_reward)
         self._specify(
             blocks=[categories],
@@ -131,7 +131,7 @@ class MineSweeperEnv(POPGymEnv):
 
     def _begin(self, layout: State) -> State:
         mines = layout["mines"]
-        near = mines.flatten(1).float() @ self._neighbours
+        near = mines.flatten(1).float() @ self._neighbors
         viewed = torch.zeros_like(mines.flatten(1))
         zero = torch.zeros_like(viewed[:, :1], dtype=torch.int64)
         return {
@@ -142,7 +142,7 @@ class MineSweeperEnv(POPGymEnv):
             "count": zero,
         }
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         cell = action.unsqueeze(-1)
         mine = state["mines"].flatten(1).gather(1, cell)
         again = state["viewed"].gather(1, cell)
@@ -159,7 +159,7 @@ class MineSweeperEnv(POPGymEnv):
             "count": state["near"].gather(1, cell),
         }
         truncated = (state["step"] == self.max_steps - 1) & ~terminated
-        return Outcome(new, reward, terminated, truncated)
+        return Transition(new, reward, terminated, truncated)
 
     def _features(self, state: State) -> Tensor:
         return state["count"]

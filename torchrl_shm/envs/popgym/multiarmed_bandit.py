@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import Entry, State
-from torchrl_shm.envs.popgym._base import Level, Outcome, POPGymEnv, level_count
+from torchrl_shm.envs._checks import check_range
+from torchrl_shm.envs.contract import Entry, State, Transition
+from torchrl_shm.envs.popgym._base import Level, POPGymEnv, level_count
 
 
 class MultiarmedBanditEnv(POPGymEnv):
@@ -93,9 +94,7 @@ class MultiarmedBanditEnv(POPGymEnv):
         return {"arms": torch.rand(shape, generator=self._generator, device=self.device)}
 
     def _check_layout(self, layout: State) -> None:
-        low, high = float(layout["arms"].min()), float(layout["arms"].max())
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"arms are probabilities in [0, 1], got {low} to {high}")
+        check_range("arms", layout["arms"], 0, 1)
 
     def _begin(self, layout: State) -> State:
         arms = layout["arms"]
@@ -106,11 +105,11 @@ class MultiarmedBanditEnv(POPGymEnv):
         shape = (self.num_envs, 1)
         return torch.rand(shape, generator=self._generator, device=self.device)
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         paid = self._chance() < state["arms"].gather(1, action.unsqueeze(-1))
         reward = torch.where(paid, 1 / self.max_steps, -1 / self.max_steps)
         new = {"arms": state["arms"], "paid": paid.long()}
-        return Outcome(new, reward, None, state["step"] >= self.max_steps - 1)
+        return Transition(new, reward, None, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         return state["paid"]

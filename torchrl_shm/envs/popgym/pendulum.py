@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level
 from torchrl_shm.envs.popgym._control import ControlEnv
 
 
@@ -96,7 +96,7 @@ class PositionOnlyPendulumEnv(ControlEnv):
     def _begin(self, layout: State) -> State:
         return {"state": layout["state"]}
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         angle, speed = state["state"].unbind(-1)
         # what depends on the torque alone is rounded to float32, as in the original
         torque = action.squeeze(-1).float().clamp(-2, 2)
@@ -108,7 +108,7 @@ class PositionOnlyPendulumEnv(ControlEnv):
         speed = push.mul_(0.05).add_(speed).clamp_(-8, 8)
         new = torch.stack([angle + speed * 0.05, speed], -1)
         reward = ((self._half - cost) / self._half / self.max_steps).unsqueeze(-1)
-        return Outcome({"state": new}, reward, None, state["step"] >= self.max_steps - 1)
+        return Transition({"state": new}, reward, None, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         angle = state["state"][:, 0]

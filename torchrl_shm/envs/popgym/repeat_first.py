@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome, level_value
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level, level_value
 from torchrl_shm.envs.popgym._cards import CardEnv
 
 
@@ -82,9 +82,9 @@ class RepeatFirstEnv(CardEnv):
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         reward = self._judge(action == state["deck"][:, 0], self._scale)
-        return Outcome(dict(state), reward, state["step"] >= self.max_steps - 1)
+        return Transition(dict(state), reward, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         return state["deck"].gather(1, state["step"])

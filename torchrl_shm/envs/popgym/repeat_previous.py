@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.envs.base import State
-from torchrl_shm.envs.popgym._base import Level, Outcome, level_count, level_value
+from torchrl_shm.envs.contract import State, Transition
+from torchrl_shm.envs.popgym._base import Level, level_count, level_value
 from torchrl_shm.envs.popgym._cards import CardEnv
 
 
@@ -90,11 +90,11 @@ class RepeatPreviousEnv(CardEnv):
     def _begin(self, layout: State) -> State:
         return {"deck": layout["deck"]}
 
-    def _play(self, state: State, action: Tensor) -> Outcome:
+    def _play(self, state: State, action: Tensor) -> Transition:
         asked = state["step"] - (self.k - 1)
         answer = self._card(state["deck"], asked.clamp(min=0))
         reward = self._judge(action == answer, self._scale) * (asked >= 0)
-        return Outcome(dict(state), reward, state["step"] >= self.max_steps - 1)
+        return Transition(dict(state), reward, state["step"] >= self.max_steps - 1)
 
     def _features(self, state: State) -> Tensor:
         return state["deck"].gather(1, state["step"])
