@@ -70,11 +70,10 @@ class Canvas:
         """Draw an arrow."""
         self.line(start, tip, color, 5 / 3)
         angle = math.atan2(tip[1] - start[1], tip[0] - start[0])
-        sides = [angle - 0.4, angle + 0.4]
-        back = [
-            x for side in sides for x in (tip[0] - 8 * math.cos(side), tip[1] - 8 * math.sin(side))
-        ]
-        self._draw.polygon(_large(*tip, *back), fill=color)
+        corners = list(tip)
+        for side in (angle - 0.4, angle + 0.4):
+            corners += [tip[0] - 8 * math.cos(side), tip[1] - 8 * math.sin(side)]
+        self._draw.polygon(_large(*corners), fill=color)
 
     def text(self, at: Point, text: str, color: str = "black", anchor: str = "mm") -> None:
         """Write on top of all shapes; `anchor` is Pillow's: `mm` centered, `lm` from the left."""

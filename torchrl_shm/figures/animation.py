@@ -1,14 +1,14 @@
-"""An episode as a moving picture, with the memory beside it."""
+"""An episode as an animation, with the memory beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import (
@@ -20,15 +20,11 @@ from torchrl.envs import (
 )
 from torchrl.modules.utils import get_env_transforms_from_module
 
-from torchrl_shm.envs import PointRobotEnv, WindEnv
-from torchrl_shm.figures.panels import (
-    HEIGHT,
-    as_matrix,
-    draw_matrices,
-    draw_paths,
-    draw_series,
-)
-from torchrl_shm.training.evaluation import TEST_SEED
+from torchrl_shm.envs.contract import TEST_SEED, Plane, ask_env
+from torchrl_shm.figures.panels import HEIGHT, as_matrix, draw_matrices, draw_path, draw_series
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _GAP = 8
 _HEADER = 18
@@ -36,11 +32,11 @@ _HEADER = 18
 
 @dataclass(frozen=True)
 class Episode:
-    """What `record_episode` saw, at the reset and after each of `T` steps.
+    """The result of `record_episode`, at the reset and after each of `T` steps.
 
     Attributes:
         frames: pictures, uint8 of shape `[T + 1, H, W, 3]`.
-        memories: what the agent remembers as a matrix, `[T + 1, M, N]`; `None` without a memory.
+        memories: what the agent remembers, as a matrix, `[T + 1, M, N]`; `None` without a memory.
         rewards: rewards of the steps, `[T]`.
     """
 
@@ -56,21 +52,22 @@ class Episode:
 
 @torch.no_grad()
 def record_episode(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Episode:
-    """Play the first environment's episode of `evaluate(policy, env, seed=seed)`, take pictures.
+    """Play the episode of the first environment in `evaluate(policy, env, seed=seed)`.
 
-    A picture is what `render(0)` of the environment returns, uint8 of shape `[H, W, 3]`, if its
-    class has a method `render(index)`. For `WindEnv` and `PointRobotEnv` it is the path so far with
-    the goal and the wind. For all others it is observation, action and reward of the last 40
-    steps, a column each: blue is positive, red negative, and each number is scaled by the largest
-    absolute value that it has in the episode.
+    For a task in the plane (`plane()` of the environment, see `BatchedEnv`), a picture is the path
+    so far, the goal and the drift. For other environments with a method `render(index)` it is the
+    result of `render(index=0)`, uint8 of shape `[H, W, 3]`, and where the policy reads such a
+    picture, it is that. For all others it is what the policy reads, the action and the reward of
+    the last 40 steps, a column each: blue is positive, red negative, and each number is scaled by
+    its largest absolute value in the episode.
 
     A memory `[M, N]`, as that of `SHMModule`, is kept as it is. States of other shapes, and
-    matrices more than four times as long as wide, are laid out row by row in a square.
+    matrices more than four times as long as wide, are arranged in a square.
 
     Args:
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
-        seed: seed of torch's default generator meanwhile; chooses what the environment draws, too.
+        seed: seed of torch's default generator meanwhile, and of the environment.
 
     Returns:
         The episode.
@@ -88,55 +85,53 @@ def record_episode(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0)
     transforms = get_env_transforms_from_module(policy)
     state_keys = _state_keys(transforms)
     transformed = TransformedEnv(env, transforms)
-    base: Any = env
-    while isinstance(base, TransformedEnv):
-        base = base.base_env
-    in_plane = isinstance(base, (WindEnv, PointRobotEnv))
-    render = base.render if not in_plane and _has_render(base) else None
-    boards: list[Tensor] = []
-    observations: list[Tensor] = []
+    policy_keys: Any = ask_env(env, "policy_keys", ("observation",))
+    plane: Callable[[], Plane | None] = ask_env(env, "plane", lambda: None)
+    pictures: list[Tensor] = []
+    seen: list[dict[Any, Tensor]] = []
+    states: list[list[Tensor]] = []
     actions: list[Tensor] = []
     rewards: list[Tensor] = []
-    states: list[list[Tensor]] = []
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
         transformed.set_seed(TEST_SEED + seed)
         data = transformed.reset()
+        task = plane()
         going = torch.ones_like(data["done"])
         while True:
-            observations.append(_numbers(data["observation"][0]))
+            seen.append({key: data[key][0].cpu() for key in policy_keys})
             states.append([data[key][0].float().cpu() for key in state_keys])
-            if render is not None:
-                boards.append(torch.as_tensor(render(0)))
+            if task is None and (picture := _picture(env, seen[-1])) is not None:
+                pictures.append(picture)
             if not bool(going[0]):
                 break
             if not bool(going.all()):
-                # whoever has ended waits, as in `evaluate`: not all environments go on after that
+                # environments that have ended wait, as in `evaluate`, so all can be stepped
                 data["_step"] = going
             step = transformed.step(policy(data))
             data = step["next"]
             going = going & ~data["done"]
-            actions.append(_numbers(step["action"][0]))
+            actions.append(step["action"][0].cpu())
             rewards.append(data["reward"][0].float().reshape(1).cpu())
-    memories = [torch.stack(state) for state in zip(*states, strict=True)]
-    seen = torch.stack(observations)
-    if boards:
-        frames = torch.stack(boards)
-    elif in_plane:
-        frames = _paths(base, seen)
+    if task is not None:
+        frames = draw_path(torch.stack([x["observation"] for x in seen]), task)
+    elif pictures:
+        frames = torch.stack(pictures)
     else:
-        # what led to an observation stands below it, and nothing led to the first
-        led = {"action": torch.stack(actions), "reward": torch.stack(rewards)}
+        # the action and the reward stand below the observation that they led to
+        led = {"action": _numbers(actions), "reward": torch.stack(rewards)}
         before = {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in led.items()}
-        frames = draw_series({"observation": seen, **before})
+        entries = {str(key): _numbers([x[key] for x in seen]) for key in policy_keys}
+        frames = draw_series({**entries, **before})
+    memories = [torch.stack(state) for state in zip(*states, strict=True)]
     return Episode(frames, as_matrix(memories) if memories else None, torch.cat(rewards))
 
 
 def save_animation(episode: Episode, path: str | Path, *, milliseconds: int = 120) -> None:
     """Write an episode as an animated GIF, with the memory beside each picture.
 
-    The memory is drawn with blue for positive and red for negative elements; the colours are
+    The memory is drawn with blue for positive and red for negative elements; the colors are
     saturated at the 99th percentile of the episode's absolute values.
 
     Args:
@@ -166,7 +161,7 @@ def save_animation(episode: Episode, path: str | Path, *, milliseconds: int = 12
 
 
 def _state_keys(transforms: Any) -> list[Any]:
-    """Keys of what a policy remembers: floats that its transforms start on reset."""
+    """Keys of the memory of a policy: floats that its transforms add at a reset."""
     keys: list[Any] = []
     for transform in transforms.modules():
         if isinstance(transform, TensorDictPrimer):
@@ -175,33 +170,34 @@ def _state_keys(transforms: Any) -> list[Any]:
     return keys
 
 
-def _has_render(env: Any) -> bool:
-    # of the class: batches of other environments pretend to have whatever these may have
-    render = getattr(type(env), "render", None)
-    return callable(render) and "index" in signature(render).parameters
+def _picture(env: EnvBase, seen: dict[Any, Tensor]) -> Tensor | None:
+    """Picture of the first environment, if it draws one by index or if the policy sees one."""
+    render = ask_env(env, "render")
+    # gymnasium's method of this name has no index
+    if callable(render) and "index" in signature(render).parameters:
+        picture: Any = render(index=0)
+        return None if picture is None else torch.as_tensor(picture)
+    images = [x for x in seen.values() if x.dtype == torch.uint8 and x.shape[2:] == (3,)]
+    return images[0] if images else None
 
 
-def _numbers(x: Tensor) -> Tensor:
-    return x.detach().float().reshape(-1).cpu()
-
-
-def _paths(env: WindEnv | PointRobotEnv, positions: Tensor) -> Tensor:
-    task: dict[str, Any]
-    if isinstance(env, WindEnv):
-        task = {"goal": env.goal.cpu(), "wind": env.wind[0].cpu()}
-    else:
-        task = {"goal": env.goal[0].cpu(), "max_steps": env.max_steps}
-    return draw_paths(positions, goal_radius=env.goal_radius, **task)
+def _numbers(entries: list[Tensor]) -> Tensor:
+    """Flatten what is seen at each step, `[T, N]`."""
+    return torch.stack([entry.detach().float().reshape(-1) for entry in entries])
 
 
 def _resize(pixels: Tensor) -> Image.Image:
+    from PIL import Image
+
     image = Image.fromarray(pixels.contiguous().numpy())
     width = max(1, round(image.width * HEIGHT / image.height))
     return image.resize((width, HEIGHT), Image.Resampling.NEAREST)
 
 
 def _page(panels: list[Image.Image], title: str) -> Image.Image:
-    """A picture and, if there is one, the memory beside it, below a line of text."""
+    """Put a picture, and the memory beside it if there is one, below a line of text."""
+    from PIL import Image, ImageDraw
+
     titles = [title, "memory"][: len(panels)]
     width = sum(panel.width for panel in panels) + _GAP * (len(panels) - 1)
     page = Image.new("RGB", (width, HEIGHT + _HEADER), "white")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 # the eye follows a mean over this share of the updates
 _SMOOTH = 0.08
@@ -103,6 +101,8 @@ def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
         ValueError: there are no runs, they are of several tasks, or those of one memory are no
             repetitions of each other.
     """
+    from matplotlib.figure import Figure
+
     groups = _by_memory(runs)
     columns = ["return"] + ["success"] * all("success" in run.metrics for run in runs)
     figure = Figure(figsize=(4.5 * len(columns) + 3.5, 4.2), layout="constrained")
@@ -110,23 +110,23 @@ def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
     # from the best to the worst, as the eye meets the curves
     order = sorted(groups, key=lambda name: -_mean(_scores(groups[name])))
     for place, name in enumerate(order):
-        group, colour = groups[name], _colour(place)
+        group, color = groups[name], _color(place)
         for axes, column in zip(curves, columns, strict=True):
             frames = group[0].metrics["frames"] / 1e6
             values = np.stack([_smooth(run.metrics[column]) for run in group])
-            axes.plot(frames, _mean(values), color=colour, linewidth=1.2)
-            axes.fill_between(frames, *confidence_band(values), color=colour, alpha=0.15)
+            axes.plot(frames, _mean(values), color=color, linewidth=1.2)
+            axes.fill_between(frames, *confidence_band(values), color=color, alpha=0.15)
         scores = _scores(group)
         low, high = confidence_band(scores)
-        final.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.5)
-        final.plot(scores, np.full(len(scores), place), ".", color=colour)
+        final.plot([low, high], [place, place], color=color, linewidth=3, alpha=0.5)
+        final.plot(scores, np.full(len(scores), place), ".", color=color)
     for axes, column in zip(curves, columns, strict=True):
         axes.set(xlabel="million environment steps", title=f"{column} in training")
     # the names beside the scores are the legend
     labels = [f"{name} ({len(groups[name])})" for name in order]
     final.set_yticks(range(len(order)), labels, fontsize=8)
     for tick, place in zip(final.get_yticklabels(), range(len(order)), strict=True):
-        tick.set_color(_colour(place))
+        tick.set_color(_color(place))
     final.invert_yaxis()
     final.set(title="return of the final evaluation")
     for axes in (*curves, final):
@@ -211,8 +211,10 @@ def _three_digits(value: float) -> str:
     return f"{value:.{min(max(digits, 0), 4)}f}"
 
 
-def _colour(place: int) -> Any:
-    """Neighbours in the ranking differ; dark and light turns beyond twenty."""
+def _color(place: int) -> Any:
+    """Neighbors in the ranking differ: dark and light in turns, and others beyond twenty."""
+    from matplotlib import colormaps
+
     return colormaps["tab20"](place) if place < 20 else colormaps["Dark2"](place - 20)
 
 

@@ -3,95 +3,89 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from matplotlib import colormaps
-from PIL import Image, ImageDraw
 from torch import Tensor
 
+from torchrl_shm.envs.contract import Plane
+from torchrl_shm.envs.drawing import Canvas, Point, to_pixels
+
 HEIGHT = 240
-# drawn three times as large and then made smaller: Pillow's lines have no smooth edges
-_ZOOM = 3
-_LARGE = HEIGHT * _ZOOM
 _EPISODE_COLORS = ("#1f77b4", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#7f7f7f")
-_GOAL, _WIND, _GRID = "#ff7f0e", "#2ca02c", "#dddddd"
-# steps that stand beside each other, pixels of each, and the height of a name
+_GOAL, _DRIFT, _GRID = "#ff7f0e", "#2ca02c", "#dddddd"
+# steps that stand beside each other, pixels of each, and the height of a line of text
 _HISTORY, _STEP, _LABEL = 40, 9, 14
+# from -1 to 1, ColorBrewer's RdBu
+_RED_WHITE_BLUE = (
+    (103, 0, 31), (178, 24, 43), (214, 96, 77), (244, 165, 130), (253, 219, 199), (247, 247, 247),
+    (209, 229, 240), (146, 197, 222), (67, 147, 195), (33, 102, 172), (5, 48, 97),
+)  # fmt: skip
 
 
-def draw_paths(
-    positions: Tensor,
-    *,
-    goal: Tensor,
-    goal_radius: float,
-    wind: Tensor | None = None,
-    max_steps: int | None = None,
-) -> Tensor:
+def draw_path(positions: Tensor, plane: Plane) -> Tensor:
     """Draw the path so far, after each step.
+
+    The drift is an arrow as long as five steps of it. A goal that is too small to be seen has a
+    larger circle around it. Positions beyond `plane.max_steps` begin another path, from the first
+    position that is seen of it.
 
     Args:
         positions: positions at the start and after each step, `[T + 1, 2]`.
-        goal: centre of the goal, `[2]`.
-        goal_radius: radius of the goal; a circle that is too small to be seen is drawn larger.
-        wind: displacement per step, `[2]`, drawn as an arrow of five steps.
-        max_steps: steps of each of the episodes that the T steps are made of; the first position
-            that is seen of an episode is not connected with the last one of the episode before.
+        plane: the task of the first environment is drawn.
 
     Returns:
         uint8 of shape `[T + 1, 240, 240, 3]`.
     """
-    xy = positions.double()
-    marks = [goal.double() - goal_radius, goal.double() + goal_radius]
-    if wind is not None:
-        marks.append(xy[0] + 5 * wind.double())
-    shown = torch.cat([xy, torch.stack(marks)])
+    xy, goal = positions.double(), plane.goal[0].cpu().double()
+    radius, max_steps = plane.goal_radius, plane.max_steps
+    tip = None if plane.drift is None else xy[0] + 5 * plane.drift[0].cpu().double()
+    shown = [xy, torch.stack([goal - radius, goal + radius])]
+    shown = torch.cat(shown if tip is None else [*shown, tip.unsqueeze(0)])
     shown = shown[shown.isfinite().all(-1)]
     low, high = shown.amin(0), shown.amax(0)
     # a square around all of it, with a margin
     half = 1.1 * max(0.1, float((high - low).max()) / 2)
     corner = (low + high) / 2 - half
-    scale = _LARGE / (2 * half)
+    scale = HEIGHT / (2 * half)
 
-    def pixel(point: Tensor) -> tuple[float, float]:
-        x, y = ((point.double() - corner) * scale).tolist()
+    def pixel(point: Tensor) -> Point:
+        x, y = ((point - corner) * scale).tolist()
         # the second axis of a picture points down
-        return x, _LARGE - y
+        return x, HEIGHT - y
 
-    board = Image.new("RGB", (_LARGE, _LARGE), "white")
-    draw = ImageDraw.Draw(board)
+    board = Canvas(HEIGHT, HEIGHT)
     for axis in (0, 1):
         first = math.ceil(float(corner[axis]) * 2)
         for line in range(first, math.floor((float(corner[axis]) + 2 * half) * 2) + 1):
-            along = pixel(torch.full((2,), line / 2))[axis]
-            across = [(along, 0), (along, _LARGE)] if axis == 0 else [(0, along), (_LARGE, along)]
+            along = pixel(torch.full((2,), line / 2).double())[axis]
+            start, end = (along, 0), (along, HEIGHT)
+            if axis == 1:
+                start, end = (0, along), (HEIGHT, along)
             # the axes themselves are wider than the lines at every half
-            draw.line(across, fill=_GRID, width=6 if line == 0 else 3)
-    x, y = pixel(goal)
-    _circle(draw, (x, y), 6, fill=_GOAL)
-    # a goal of a pixel or two has to be seen, too
-    _circle(draw, (x, y), max(goal_radius * scale, 18), outline=_GOAL, width=4)
-    if wind is not None:
-        _arrow(draw, pixel(xy[0]), pixel(xy[0] + 5 * wind.double()))
+            board.line(start, end, _GRID, width=2 if line == 0 else 1)
+    board.disc(pixel(goal), 2, fill=_GOAL)
+    board.disc(pixel(goal), max(radius * scale, 6), outline=_GOAL, width=4 / 3)
+    if tip is not None:
+        board.arrow(pixel(xy[0]), pixel(tip), _DRIFT)
 
     frames: list[Tensor] = []
     seen = xy.isfinite().all(-1).tolist()
     for step, point in enumerate(xy):
-        episode = 0 if max_steps is None else max(step - 1, 0) // max_steps
-        color = _EPISODE_COLORS[episode % len(_EPISODE_COLORS)]
-        starts = step == 0 or (max_steps is not None and step > 1 and (step - 1) % max_steps == 0)
+        color = _EPISODE_COLORS[max(step - 1, 0) // max_steps % len(_EPISODE_COLORS)]
+        starts = step == 0 or (step > 1 and (step - 1) % max_steps == 0)
         if seen[step]:
             if not starts and seen[step - 1]:
-                draw.line([pixel(xy[step - 1]), pixel(point)], fill=color, width=4)
-            _circle(draw, pixel(point), 9 if starts else 5, fill="black" if starts else color)
+                board.line(pixel(xy[step - 1]), pixel(point), color, width=4 / 3)
+            board.disc(pixel(point), 3 if starts else 5 / 3, fill="black" if starts else color)
         picture = board.copy()
         if seen[step]:
-            _circle(ImageDraw.Draw(picture), pixel(point), 14, fill=color, outline="black", width=3)
-        frames.append(_tensor(picture.resize((HEIGHT, HEIGHT), Image.Resampling.BOX)))
+            picture.disc(pixel(point), 14 / 3, fill=color, outline="black", width=1)
+        frames.append(picture.pixels())
     return torch.stack(frames)
 
 
-def draw_series(parts: dict[str, Tensor]) -> Tensor:
+def draw_series(parts: Mapping[str, Tensor]) -> Tensor:
     """Draw numbers of the last 40 steps below each other, a column per step, after each step.
 
     Blue is positive, red negative; each number is scaled by its largest absolute value.
@@ -102,8 +96,10 @@ def draw_series(parts: dict[str, Tensor]) -> Tensor:
     Returns:
         uint8 of shape `[T + 1, 240, 360, 3]`.
     """
+    from PIL import Image, ImageDraw
+
     rows = sum(part.shape[1] for part in parts.values())
-    space = HEIGHT - _LABEL * len(parts)
+    space = HEIGHT - _LABEL * (len(parts) + 1)
     # what is small stays visible, and what is largest takes the rest
     heights = {name: max(12, space * part.shape[1] // rows) for name, part in parts.items()}
     largest = max(heights, key=lambda name: heights[name])
@@ -120,17 +116,19 @@ def draw_series(parts: dict[str, Tensor]) -> Tensor:
         draw = ImageDraw.Draw(picture)
         top = 0
         for name, strip in strips.items():
-            draw.text((2, top + 1), name, fill="black")
+            count = len(strip)
+            draw.text((2, top + 1), name if count == 1 else f"{name}: {count} numbers", "black")
             recent = Image.fromarray(
                 strip[:, max(0, step + 1 - _HISTORY) : step + 1].contiguous().numpy()
             )
-            # rows that are more than there are pixels are averaged
-            many = recent.height > heights[name]
-            way = Image.Resampling.BOX if many else Image.Resampling.NEAREST
+            # more rows than pixels are averaged
+            way = Image.Resampling.BOX if count > heights[name] else Image.Resampling.NEAREST
             recent = recent.resize((recent.width * _STEP, heights[name]), way)
             picture.paste(recent, (width - recent.width, top + _LABEL))
             top += _LABEL + heights[name]
-        frames.append(_tensor(picture))
+        note = f"blue: positive, red: negative; the last {_HISTORY} steps, now at the right"
+        draw.text((width - 2, top + _LABEL / 2), note, "#777777", anchor="rm")
+        frames.append(to_pixels(picture))
     return torch.stack(frames)
 
 
@@ -141,9 +139,9 @@ def as_matrix(states: Sequence[Tensor]) -> Tensor:
         states: floats `[T, ...]`, the states of a memory.
 
     Returns:
-        A state of two dimensions, `[T, H, W]`, as it is, unless one side is more than four times
-        the other; anything else row by row, in a matrix as near to a square as its size allows,
-        filled up with NaN.
+        A single state `[T, H, W]` as it is, unless one side is more than four times the other.
+        All others are flattened into a matrix that is as near to a square as possible, and filled
+        up with NaN.
     """
     if len(states) == 1 and states[0].ndim == 3:
         height, width = states[0].shape[1:]
@@ -157,9 +155,9 @@ def as_matrix(states: Sequence[Tensor]) -> Tensor:
 
 
 def draw_matrices(matrices: Tensor) -> Tensor:
-    """Colour matrices `[T, H, W]`: blue is positive, red negative, uint8 of `[T, H, W, 3]`.
+    """Color matrices `[T, H, W]`: blue is positive, red negative, uint8 of `[T, H, W, 3]`.
 
-    The colours are saturated at the 99th percentile of all absolute values.
+    The colors are saturated at the 99th percentile of all absolute values.
     """
     # the largest values of a memory are far beyond all others
     flat = matrices[matrices.isfinite()].abs().double()
@@ -169,35 +167,8 @@ def draw_matrices(matrices: Tensor) -> Tensor:
 
 def _color(values: Tensor) -> Tensor:
     """Map [-1, 1] to red, white, blue; NaN is white."""
-    coloured = colormaps["RdBu"]((values.nan_to_num(0) / 2 + 0.5).numpy(), bytes=True)
-    pixels = torch.from_numpy(coloured)[..., :3]
-    return torch.where(values.isnan().unsqueeze(-1), torch.full_like(pixels, 255), pixels)
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(picture.height, picture.width, 3)
-
-
-def _circle(
-    draw: ImageDraw.ImageDraw,
-    center: tuple[float, float],
-    radius: float,
-    *,
-    fill: str | None = None,
-    outline: str | None = None,
-    width: int = 1,
-) -> None:
-    x, y = center
-    box = (x - radius, y - radius, x + radius, y + radius)
-    draw.ellipse(box, fill=fill, outline=outline, width=width)
-
-
-def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], tip: tuple[float, float]) -> None:
-    draw.line([start, tip], fill=_WIND, width=5)
-    angle = math.atan2(tip[1] - start[1], tip[0] - start[0])
-    sides = [
-        (tip[0] - 24 * math.cos(angle + side), tip[1] - 24 * math.sin(angle + side))
-        for side in (-0.4, 0.4)
-    ]
-    draw.polygon([tip, *sides], fill=_WIND)
+    colors = torch.tensor(_RED_WHITE_BLUE, dtype=torch.float32)
+    place = (values.nan_to_num(0).float() + 1) * (len(colors) - 1) / 2
+    below = place.long().clamp(0, len(colors) - 2)
+    mixed = torch.lerp(colors[below], colors[below + 1], (place - below).unsqueeze(-1))
+    return mixed.masked_fill(values.isnan().unsqueeze(-1), 255).round().to(torch.uint8)

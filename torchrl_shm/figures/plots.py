@@ -1,4 +1,4 @@
-"""Pictures of runs."""
+"""Learning curves, and paths in the plane."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from torch import Tensor
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+
+from torchrl_shm.envs.contract import Plane, ask_env
 
 _EPISODE_COLORS = ("tab:blue", "tab:purple", "tab:red", "tab:brown", "tab:pink", "tab:gray")
 
@@ -29,7 +32,9 @@ def plot_learning_curve(
         >>> rows = [{"frames": 1, "return": 0.0}, {"frames": 2, "return": 1.0}]
         >>> plot_learning_curve(rows, mkdtemp() + "/curve.png")
     """
-    # the object interface: pyplot would keep global state and look for a display
+    # not pyplot, which keeps global state and looks for a display
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     frames = [row["frames"] for row in metrics]
@@ -46,82 +51,75 @@ def plot_learning_curve(
 
 
 def plot_trajectories(
-    positions: Tensor,
-    path: str | Path,
-    *,
-    goals: Tensor,
-    goal_radius: float,
-    returns: Tensor,
-    labels: Sequence[str],
-    winds: Tensor | None = None,
-    num_episodes: int = 1,
-) -> None:
-    """Draw the paths of several tasks of a two-dimensional navigation environment.
+    env: EnvBase, rollout: TensorDictBase, path: str | Path, *, num_paths: int = 8
+) -> bool:
+    """Draw paths of tasks in the plane, from the worst return to the best.
 
     Args:
-        positions: path of each task, `[N, T + 1, 2]`.
+        env: the environment that was played, in whose running episodes the tasks still are.
+        rollout: one episode per environment of shape `[B, T]`, as `Evaluation.rollout`.
         path: file to write; its ending chooses the format.
-        goals: centre of the goal of each task, `[N, 2]`.
-        goal_radius: radius of the goals.
-        returns: return of each task, `[N]`.
-        labels: name of each task.
-        winds: displacement per step of each task, `[N, 2]`, drawn as an arrow of five steps.
-        num_episodes: number of episodes, equally long, that the T steps are made of; each path
-            is drawn from the first position that was seen of its episode.
+        num_paths: number of paths, evenly spread over the ranks of the returns.
+
+    Returns:
+        Whether a picture was drawn: false for environments that are in no plane, see `BatchedEnv`.
 
     Examples:
-        >>> import torch
         >>> from tempfile import mkdtemp
+        >>> from torchrl_shm.envs import PointRobotEnv
         >>> from torchrl_shm.figures import plot_trajectories
-        >>> path = torch.linspace(0, 1, 20)[None, :, None].expand(1, 20, 2)
-        >>> plot_trajectories(
-        ...     path, mkdtemp() + "/paths.png", goals=torch.ones(1, 2), goal_radius=0.01,
-        ...     returns=torch.ones(1), labels=["task 0"],
-        ... )
+        >>> env = PointRobotEnv(3, max_steps=20)
+        >>> plot_trajectories(env, env.rollout(40), mkdtemp() + "/paths.png", num_paths=2)
+        True
     """
-    columns = min(4, len(positions))
-    rows = -(-len(positions) // columns)
+    plane: Plane | None = ask_env(env, "plane", lambda: None)()
+    if plane is None:
+        return False
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Circle
+
+    returns = rollout["next", "reward"].squeeze(-1).double().sum(-1).cpu()
+    picked = returns.argsort()[torch.linspace(0, len(returns) - 1, num_paths).long()]
+    first, later = rollout["observation"][:, :1], rollout["next", "observation"]
+    positions = torch.cat([first, later], dim=1).cpu()[picked]
+    name = "test task" if ask_env(env, "split") == "test" else "environment"
+
+    columns = min(4, num_paths)
+    rows = -(-num_paths // columns)
     figure = Figure(figsize=(2.6 * columns, 3.0 * rows), layout="constrained")
     grid: Any = np.atleast_1d(np.array(figure.subplots(rows, columns), dtype=object)).ravel()
-    for axes in grid[len(positions) :]:
+    for axes in grid[num_paths:]:
         axes.axis("off")
-    max_steps = (positions.shape[1] - 1) // num_episodes
+    num_steps = positions.shape[1] - 1
     # the start is seen of the first episode only
-    firsts = [0, *(episode * max_steps + 1 for episode in range(1, num_episodes))]
-    for i, (axes, xy, goal, total, label) in enumerate(
-        zip(grid, positions.numpy(), goals.numpy(), returns.tolist(), labels, strict=False)
-    ):
+    firsts = [0, *range(plane.max_steps + 1, num_steps + 1, plane.max_steps)]
+    for axes, xy, i in zip(grid, positions.numpy(), picked.tolist(), strict=False):
+        goal = plane.goal[i].cpu().numpy()
         # below the path, whose end it would hide
         axes.plot(*goal, "*", color="tab:orange", markersize=12, zorder=1)
-        axes.add_patch(_circle(goal, goal_radius))
+        axes.add_patch(Circle(tuple(goal), plane.goal_radius, fill=False, color="tab:orange"))
         for episode, first in enumerate(firsts):
-            part = xy[first : (episode + 1) * max_steps + 1]
+            part = xy[first : (episode + 1) * plane.max_steps + 1]
             color = _EPISODE_COLORS[episode % len(_EPISODE_COLORS)]
             axes.plot(*part.T, ".-", color=color, linewidth=0.8, markersize=2)
             axes.plot(*part[0], "o", color="black", markersize=4)
-        if winds is not None:
-            tip = xy[0] + 5 * winds[i].numpy()
-            axes.annotate(
-                "", xy=tip, xytext=xy[0], arrowprops={"arrowstyle": "->", "color": "tab:green"}
-            )
+        if plane.drift is not None:
+            tip = xy[0] + 5 * plane.drift[i].cpu().numpy()
+            arrow = {"arrowstyle": "->", "color": "tab:green"}
+            axes.annotate("", xy=tip, xytext=xy[0], arrowprops=arrow)
             # arrows neither count for the limits nor are drawn beyond them
             axes.update_datalim([tip])
         axes.autoscale_view()
-        axes.set_title(f"{label}: return {total:.0f}", fontsize=9)
+        axes.set_title(f"{name} {i}: return {returns[i]:.0f}", fontsize=9)
         axes.set_aspect("equal", adjustable="datalim")
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
     legend = "black: start, star: goal"
-    if winds is not None:
-        legend += ", green: five steps of wind"
-    if num_episodes > 1:
-        colors = [color.removeprefix("tab:") for color in _EPISODE_COLORS[:num_episodes]]
+    if plane.drift is not None:
+        legend += ", green: five steps of drift"
+    if len(firsts) > 1:
+        colors = [color.removeprefix("tab:") for color in _EPISODE_COLORS[: len(firsts)]]
         legend += ", episodes: " + ", ".join(colors)
     figure.suptitle(legend, fontsize=9)
     figure.savefig(path, dpi=150)
-
-
-def _circle(center: Any, radius: float) -> Any:
-    from matplotlib.patches import Circle
-
-    return Circle(tuple(center), radius, fill=False, color="tab:orange")
+    return True

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchrl.envs import EnvBase
 
 from torchrl_shm.configs import instantiate_saved, run_on_run
-from torchrl_shm.envs import PointRobotEnv, WindEnv
 from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
 from torchrl_shm.networks import make_actor_critic
-from torchrl_shm.training import Evaluation, RunFolder, Which, evaluate, make_test_env
+from torchrl_shm.training import RunFolder, Which, evaluate, make_test_env
 
 
 def main(
@@ -42,7 +40,7 @@ def main(
     pictures = [Path(run) / "episode.gif"]
     save_animation(record_episode(policy, env, seed=seed), pictures[0])
     paths = Path(run) / "trajectories.png"
-    if draw_paths(env, result, num_paths, paths):
+    if plot_trajectories(env, result.rollout, paths, num_paths=num_paths):
         pictures.append(paths)
     summary = {
         **parts["names"],
@@ -54,30 +52,6 @@ def main(
     }
     print(json.dumps(summary), flush=True)
     return summary
-
-
-def draw_paths(env: EnvBase, result: Evaluation, num_paths: int, path: Path) -> bool:
-    """Draw paths in the plane, from the worst return to the best; false for other tasks."""
-    # tasks from the worst return to the best
-    picked = result.returns.argsort()[torch.linspace(0, len(result.returns) - 1, num_paths).long()]
-    task: dict[str, Any]
-    if isinstance(env, WindEnv):
-        goals, winds = env.goal.expand(num_paths, 2), env.test_tasks[picked]
-        task = {"goals": goals.cpu(), "winds": winds.cpu()}
-    elif isinstance(env, PointRobotEnv):
-        task = {"goals": env.test_tasks[picked].cpu(), "num_episodes": env.num_episodes}
-    else:
-        return False
-    rollout = result.rollout[picked].cpu()
-    plot_trajectories(
-        torch.cat([rollout["observation"][:, :1], rollout["next", "observation"]], dim=1),
-        path,
-        goal_radius=env.goal_radius,
-        returns=result.returns[picked],
-        labels=[f"test task {int(i)}" for i in picked],
-        **task,
-    )
-    return True
 
 
 HELP = f"""\
