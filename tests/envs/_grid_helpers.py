@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from tests.envs._helpers import inject, step
 from torchrl_shm.envs._grid import GridEnv
 from torchrl_shm.envs._situations import APPLE_CELLS
 
@@ -22,19 +22,9 @@ def recorded(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(data[key]) for key in data}
 
 
-def inject(env: GridEnv, layout: dict[str, Tensor], reset: Tensor | None = None) -> TensorDictBase:
-    entries = layout if reset is None else {**layout, "_reset": reset}
-    return env.reset(TensorDict(entries, batch_size=env.batch_size), set_state=True)
-
-
-def step(env: GridEnv, action: Tensor | int) -> TensorDictBase:
-    action = torch.as_tensor(action).expand(env.batch_size)
-    return env.step(TensorDict({"action": action}, batch_size=env.batch_size))["next"]
-
-
 def check_replay(env: GridEnv, layout: dict[str, Tensor], data: dict[str, Tensor]) -> None:
     """Play recorded actions and compare everything, byte by byte."""
-    seen = inject(env, layout)
+    seen = inject(env, **layout)
     assert torch.equal(seen["observation"], data["obs"][:, 0])
     final = torch.zeros(len(data["success"]))
     one_hot = torch.eye(4)

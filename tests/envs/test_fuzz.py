@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.envs._contract import inject, random_action, step
-from tests.envs.test_mistakes import MAKERS
+from tests.envs._helpers import MAKERS, inject, random_action, step
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 INTS = st.sampled_from([-(2**62), -1, 0, 1, 2, 3, 5, 9, 10, 51, 52, 100, 2**62])

@@ -1,4 +1,4 @@
-"""Key-to-Door: the original's bytes, rewards and ends, and the manners of a batched environment."""
+"""Key-to-Door: the original's bytes, rewards and ends, and its rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.envs._grid_contract import GridContract
-from tests.envs._grid_helpers import DOWN, LEFT, UP, check_replay, inject, play, recorded, step
+from tests.envs._grid_helpers import DOWN, LEFT, UP, check_replay, play, recorded
+from tests.envs._helpers import inject, step
 from torchrl_shm.envs.key_to_door import KeyToDoorEnv
 
 ORIGINAL: dict[str, Any] = {"frames": (15, 60, 10), "final_reward": 5.0}
@@ -50,7 +51,7 @@ class TestOriginal:
 class TestRules:
     def test_key_shows_the_indicator_once_and_opens_the_door_once(self) -> None:
         env = KeyToDoorEnv(1, frames=(6, 2, 9), final_reward=7.0, image=True)
-        assert torch.equal(inject(env, start(1))["observation"][0, :, 0, 2], KEY)
+        assert torch.equal(inject(env, **start(1))["observation"][0, :, 0, 2], KEY)
         step(env, UP)
         seen = step(env, UP)["observation"][0]
         assert env.player.tolist() == [[2, 5]]
@@ -70,20 +71,20 @@ class TestRules:
 
     def test_door_stays_shut_without_the_key(self) -> None:
         env = KeyToDoorEnv(1, frames=(1, 1, 5))
-        inject(env, start(1))
+        inject(env, **start(1))
         data = [step(env, UP) for _ in range(7)]
         assert env.player.tolist() == [[2, 5]]
         assert not any(x["reward"].item() or x["success"].item() for x in data)
 
     def test_key_of_the_last_step_counts(self) -> None:
         env = KeyToDoorEnv(1, frames=(2, 1, 2))
-        inject(env, start(1))
+        inject(env, **start(1))
         rewards = [step(env, UP)["reward"].item() for _ in range(5)]
         assert rewards == [0, 0, 0, 0, 10]
 
     def test_beyond_the_door_the_edge_of_the_board_stops_the_player(self) -> None:
         env = KeyToDoorEnv(1, frames=(2, 1, 30))
-        inject(env, start(1))
+        inject(env, **start(1))
         for action in [UP] * 3 + [UP] * 5 + [LEFT] * 9:
             step(env, action)
         assert env.player.tolist() == [[0, 0]]
@@ -109,16 +110,7 @@ class TestLayouts:
         layout[name][1] = torch.tensor(cell)
         found = rf'"{name}" of environment 1 is \({cell[0]}, {cell[1]}\); it must be one of \('
         with pytest.raises(ValueError, match=found):
-            inject(KeyToDoorEnv(3), layout)
-
-    def test_injection_reaches_the_chosen_rows_only(self) -> None:
-        env = KeyToDoorEnv(4, seed=0)
-        env.reset()
-        before = env.player
-        reset = torch.tensor([True, False, True, False])
-        inject(env, start(4, (5, 7)), reset)
-        assert env.player[reset].tolist() == [[5, 7]] * 2
-        assert torch.equal(env.player[~reset], before[~reset])
+            inject(KeyToDoorEnv(3), **layout)
 
 
 class TestScores:

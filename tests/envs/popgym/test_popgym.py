@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.envs._contract import Contract, inject, step
 from torch import Tensor
 from torchrl.data import Categorical, MultiCategorical
 
 import torchrl_shm.envs.popgym as families
-from tests.envs._contract import Contract, inject, step
 from tests.envs.popgym._originals import FAMILIES, LEVELS
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.envs.popgym import (

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tests.envs._contract import random_action
 from torchrl.envs import EnvBase
 
 import torchrl_shm.envs.popgym as families
-from tests.envs._contract import random_action
 from tests.envs.popgym._originals import FAMILIES
 from torchrl_shm.envs.base import BatchedEnv
 
