@@ -133,7 +133,8 @@ class RolloutCollector:
         >>> from torchrl_shm.networks import make_actor_critic
         >>> operator = make_actor_critic(WindEnv(4), SHMModule, policy_keys=["observation"])
         >>> policy = operator.get_policy_operator()
-        >>> collector = RolloutCollector(WindEnv, policy, num_envs=4, rollout_length=10, total_frames=80)
+        >>> sizes = {"num_envs": 4, "rollout_length": 10, "total_frames": 80}
+        >>> collector = RolloutCollector(WindEnv, policy, **sizes)
         >>> [tuple(batch.shape) for batch in collector]
         [(4, 10), (4, 10)]
         >>> collector.close()
