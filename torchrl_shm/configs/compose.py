@@ -51,6 +51,14 @@ class _Recipe(Zen[..., Any]):
     """A recipe's `main` that continues an old run where `experiment.resume` says so."""
 
     def __call__(self, cfg: Any, /) -> Any:
+        hydra = HydraConfig.get()
+        experiment = {
+            "run_dir": hydra.runtime.output_dir,
+            "names": {name: hydra.runtime.choices[name] for name in ("env", "memory")},
+        }
+        for key, value in experiment.items():
+            if cfg.experiment[key] is None:
+                OmegaConf.update(cfg, f"experiment.{key}", value)
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
             config = take_up(cfg)

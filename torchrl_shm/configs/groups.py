@@ -55,13 +55,7 @@ for _size, _options in SIZES.items():
 
 put("network", "actor_critic", _partial(make_actor_critic, zen_exclude=("env", "memory", "device")))
 
-put(
-    "experiment", "default",
-    builds(
-        Experiment, populate_full_signature=True, run_dir="${hydra:runtime.output_dir}",
-        names={"env": "${hydra:runtime.choices.env}", "memory": "${hydra:runtime.choices.memory}"},
-    ),
-)  # fmt: skip
+put("experiment", "default", builds(Experiment, populate_full_signature=True))
 
 put("algo", "ppo", builds(PPO, populate_full_signature=True))
 
