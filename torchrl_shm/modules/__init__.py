@@ -1,7 +1,7 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
 from torchrl_shm.modules.base_cell import BaseCell
-from torchrl_shm.modules.baselines import make_gru, make_lstm, make_mlp
+from torchrl_shm.modules.baselines import RNNKind, make_mlp, make_rnn
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
 from torchrl_shm.modules.dnc import DNC
 from torchrl_shm.modules.elman import Elman
@@ -42,12 +42,12 @@ __all__ = [
     "MemoryPrimer",
     "MemoryReport",
     "MemorySize",
+    "RNNKind",
     "SHMModule",
     "State",
     "check_memory",
-    "make_gru",
-    "make_lstm",
     "make_memory",
     "make_mlp",
+    "make_rnn",
     "measure_memory",
 ]
