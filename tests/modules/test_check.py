@@ -38,7 +38,7 @@ class Trace(nn.Module):
     """A good memory, written so that each way to break it is one method."""
 
     memory_shape = (SIZE,)
-    num_theta: int | None = None
+    num_choices: int | None = None
     input_size = SIZE
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ from torchrl_shm.envs import WindEnv
 from torchrl_shm.modules import SHMModule
 from torchrl_shm.modules.lean import rebuild_start
 
-ADVICE = r"whole rows as the collector made them.*state='stored' \(exact.*state='zero'"
+ADVICE = r"whole sequences as the collector made them.*state='stored' \(exact.*state='zero'"
 
 
 def assert_replayed(module: Any, batches: list[Any]) -> None:
@@ -382,15 +382,24 @@ def row() -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        (lambda b: b[:, 3:], "3 of 3 rows start in mid-episode, but their first steps or their"),
-        (lambda b: b[:, :6], "3 of 3 rows start in mid-episode, but their first steps or their"),
-        (lambda b: b[:, ::2], "slices or joined rows, not rows"),
-        (lambda b: b.flip(1), "slices or joined rows, not rows"),
-        (lambda b: b[:, torch.tensor([0, 1, 2, 4, 3, 5, 6, 7, 8, 9])], "slices or joined rows"),
-        (lambda b: b.reshape(-1), "slices or joined rows, not rows"),
-        (lambda b: torch.cat([b[:1], b[1:2]], 1), "slices or joined rows, not rows"),
-        (lambda b: torch.cat([b, b], 1), "slices or joined rows, not rows"),
-        (lambda b: b.transpose(0, 1), "slices or joined rows, not rows"),
+        (
+            lambda b: b[:, 3:],
+            "3 of 3 sequences start in mid-episode, but their first steps or their",
+        ),
+        (
+            lambda b: b[:, :6],
+            "3 of 3 sequences start in mid-episode, but their first steps or their",
+        ),
+        (lambda b: b[:, ::2], "parts of sequences, or joined ones"),
+        (lambda b: b.flip(1), "parts of sequences, or joined ones"),
+        (
+            lambda b: b[:, torch.tensor([0, 1, 2, 4, 3, 5, 6, 7, 8, 9])],
+            "parts of sequences, or joined ones",
+        ),
+        (lambda b: b.reshape(-1), "parts of sequences, or joined ones"),
+        (lambda b: torch.cat([b[:1], b[1:2]], 1), "parts of sequences, or joined ones"),
+        (lambda b: torch.cat([b, b], 1), "parts of sequences, or joined ones"),
+        (lambda b: b.transpose(0, 1), "parts of sequences, or joined ones"),
     ],
     ids=["head", "tail", "strided", "flipped", "shuffled", "flat", "joined", "twice", "time first"],
 )
@@ -404,7 +413,7 @@ def test_flags_of_slices_are_seen(row: tuple[Any, Any]) -> None:
     """`SliceSampler` sets `is_init` where a slice starts; that is no reset of the memory."""
     module, batch = row
     batch["is_init"][1, 4] = True
-    with pytest.raises(ValueError, match=f"slices or joined rows, not rows.*{ADVICE}"):
+    with pytest.raises(ValueError, match=f"parts of sequences, or joined ones.*{ADVICE}"):
         replay(module, batch)
 
 

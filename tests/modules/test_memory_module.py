@@ -46,7 +46,7 @@ class Leaky(nn.Module):
     """A memory that draws nothing and whose memory is a vector: the smallest `MemoryCell`."""
 
     memory_shape = (SIZE,)
-    num_theta = None
+    num_choices = None
 
     def step(
         self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
@@ -190,7 +190,7 @@ def test_a_foreign_cell_is_served() -> None:
     module = MemoryModule(cell, in_key="observation", out_key="features")
     data = make_sequence()
     stepped = step_through(module, data)
-    assert "theta_index" not in stepped.keys()
+    assert not {"choice", "theta_index"} & set(stepped.keys())
     assert_close(run(module, data)["features"], stepped["features"], **EXACT)
     batches = collect(join(module, make_actor_of_size(SIZE)))
     assert batches[0]["memory_lean"].shape == (3, 10, 1)

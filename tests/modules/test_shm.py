@@ -106,7 +106,7 @@ def test_fixed_reads_row_zero_of_the_released_table() -> None:
     expected = random(recorded["x"], recorded["M0"], theta_index=zeros)
     y, memory, theta_index = fixed(recorded["x"], recorded["M0"])
     assert theta_index is None
-    assert fixed.num_theta is None
+    assert fixed.num_choices is None
     assert_close((y, memory), expected[:2], **EXACT)
 
 

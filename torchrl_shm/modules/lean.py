@@ -27,6 +27,7 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import TensorDictPrimer
 
 from torchrl_shm.ops.shm.dispatch import is_transformed
+from torchrl_shm.torchrl_private import get_carrier, preallocates
 
 State = Literal["lean", "stored", "zero"]
 """Where a sequence takes its first memory from; see `MemoryModule`."""
@@ -161,7 +162,8 @@ class MemoryPrimer(TensorDictPrimer):
             self._seen = weakref.ref(collector)
         # the collector stacks its carrier, which is another object than `tensordict` where it
         # copies between the devices of policy and environment
-        stacked: TensorDictBase = collector._carrier
+        stacked = get_carrier(collector)
+        assert stacked is not None
         stacked.pop(self.memory_key, None)
         if self.state == "zero":
             return tensordict, tensordict_
@@ -180,13 +182,13 @@ class MemoryPrimer(TensorDictPrimer):
         return tensordict, tensordict_
 
     def _check_collector(self, collector: Any) -> None:
-        if not isinstance(getattr(collector, "_carrier", None), TensorDictBase):
+        if get_carrier(collector) is None:
             raise RuntimeError(
                 f"{type(collector).__name__} collects no sequences, so it cannot "
                 "keep one memory for each; use torchrl.collectors.Collector, or pass "
                 "state='stored' to the memory module"
             )
-        if collector._use_buffers:
+        if preallocates(collector):
             raise RuntimeError(
                 "the collector preallocates buffers (use_buffers=True), which would hold the "
                 f"memory {self.memory_key!r} of every step; pass use_buffers=False to the "
@@ -292,6 +294,7 @@ def _known_starts(
     if not bool(whole.all()):
         raise ValueError(
             f"{int((~whole).sum())} of {len(whole)} sequences start in mid-episode, but their "
-            f"first steps or their ends were cut off, and the memory at their start with them: {advice}"
+            "first steps or their ends were cut off, and the memory at their start with them: "
+            f"{advice}"
         )
     return whole

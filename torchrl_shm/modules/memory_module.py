@@ -140,6 +140,8 @@ class MemoryModule(TensorDictModuleBase):
                 f"cell is a {type(cell).__name__}; it must be an nn.Module with memory_shape, "
                 "num_choices, forward and step, see torchrl_shm.modules.MemoryCell"
             )
+        if state == "row":
+            raise ValueError("state='row' is now state='lean'")
         check_option("state", state, State)
         if burn_in < 0:
             raise ValueError(f"burn_in={burn_in} must not be negative")
@@ -404,8 +406,8 @@ class MemoryModule(TensorDictModuleBase):
         if low < 0 or high >= num_choices:
             raise IndexError(
                 f"{self.choice_key!r} holds {low if low < 0 else high}, outside of the "
-                f"table's rows 0..{num_choices - 1}: the data come from a module with another "
-                "num_choices"
+                f"choices 0..{num_choices - 1}: the data come from a module with another number "
+                "of choices, of SHM num_theta"
             )
 
     @property

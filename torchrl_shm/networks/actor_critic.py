@@ -67,7 +67,7 @@ def make_actor_critic(
     Returns:
         The operator; `get_policy_operator()` gives the actor, `get_value_operator()` the critic,
         `get_value_head()` what is left of the critic where the actor has run already, and
-        `get_behaviour` what collects. Entries: `embedding`, `features`, `loc` and `scale` or
+        `get_behavior` what collects. Entries: `embedding`, `features`, `loc` and `scale` or
         `logits`, `action`, `state_value`.
 
     Raises:
@@ -122,7 +122,7 @@ def make_actor_critic(
     return ActorCriticWrapper(ProbabilisticTensorDictSequential(*policy), Sequential(*critic))
 
 
-def get_behaviour(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDictModuleBase:
+def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDictModuleBase:
     """Take from an operator what collects data.
 
     Args:
@@ -134,9 +134,9 @@ def get_behaviour(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDi
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
-        >>> from torchrl_shm.networks import get_behaviour, make_actor_critic
+        >>> from torchrl_shm.networks import get_behavior, make_actor_critic
         >>> operator = make_actor_critic(WindEnv(4), SHMModule, shared_memory=False)
-        >>> "critic_features" in get_behaviour(operator).out_keys
+        >>> "critic_features" in get_behavior(operator).out_keys
         True
     """
     policy: Any = operator.get_policy_operator()
