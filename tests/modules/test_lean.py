@@ -384,11 +384,11 @@ def row() -> tuple[Any, Any]:
     [
         (
             lambda b: b[:, 3:],
-            "3 of 3 sequences start in mid-episode, but their first steps or their",
+            "3 of 3 sequences start in mid-episode, but their first steps",
         ),
         (
             lambda b: b[:, :6],
-            "3 of 3 sequences start in mid-episode, but their first steps or their",
+            "3 of 3 sequences start in mid-episode, but their first steps",
         ),
         (lambda b: b[:, ::2], "parts of sequences, or joined ones"),
         (lambda b: b.flip(1), "parts of sequences, or joined ones"),
