@@ -34,7 +34,7 @@ def put(group: str, name: str, config: Any, package: str | None = None) -> None:
         package: where in the configuration its values go. Default: the group.
     """
     folder, _, last = name.rpartition("/")
-    place = {} if package is None else {"package": package}
+    place: Any = {} if package is None else {"package": package}
     groups(config, group=f"{group}/{folder}" if folder else group, name=last, **place)
 
 

@@ -376,7 +376,7 @@ def episode_statistics(batch: TensorDictBase) -> dict[str, float]:
     Returns:
         `return` and, where the task has it, `success`.
     """
-    ended = batch["next"][batch["next", "done"].squeeze(-1)]
+    ended: Any = batch["next"][batch["next", "done"].squeeze(-1)]
     row = {"return": float(ended["episode_reward"].mean())}
     if "success" in ended.keys():
         row["success"] = float(ended["success"].double().mean())
