@@ -27,7 +27,7 @@ class TestLiterals:
         ("override", "allowed"),
         [
             ("memory.backend=foo", "'auto', 'reference', 'chunked', 'numba' or 'triton'"),
-            ("memory.state=foo", "'row', 'stored' or 'zero'"),
+            ("memory.state=foo", "'lean', 'stored' or 'zero'"),
             ("memory.calibration=foo", "'random', 'fixed', 'neural', 'none', 'constant'"),
             ("collector.backend=foo", "'single' or 'multi_sync'"),
             ("logger.kind=foo", "'csv', 'tensorboard' or 'wandb'"),

@@ -149,7 +149,7 @@ def test_options_are_those_of_the_signature(group: str, name: str) -> None:
         if target is make_memory:
             # the options of a cell are those of its constructor
             target = options.pop("cell")
-            assert options.pop("state") == "row"
+            assert options.pop("state") == "lean"
     # a metaclass may hide the signature of a class
     target: Any = target.__init__ if inspect.isclass(target) else target
     parameters = dict(inspect.signature(target).parameters)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_code_blocks import PAGES, ROOT
+from tests.docs.test_code_blocks import BLOCK, PAGES, ROOT
 from torchrl_shm.configs.groups import groups
 from torchrl_shm.ops import __all__ as operations
 
 # `env=wind` and `memory=shm,gru`; what is written for the reader to fill in has no letters there
-CHOICE = re.compile(r"(?<![\w.])(env|memory|size|algo|collector|logger)=([\w/,]++)(?!<)")
+CHOICE = re.compile(
+    r"(?<![\w.])(env|memory|size|network|experiment|algo|collector|logger)=([\w/,]++)(?!<)"
+)
 # how names of presets begin; `key_to_door` alone looks like one, too
 FAMILIES = (
     "wind", "point_robot", "t_maze", "memory_length", "key_to_door", "visual_match", "popgym",
@@ -30,6 +32,7 @@ OWN = re.compile(r"add_memory\(\"(\w+)\"")
 def _members() -> dict[str, set[str]]:
     members: dict[str, set[str]] = {}
     for entry in groups:
+        # `env/popgym` is the first part of a name
         group, _, folder = str(entry["group"]).partition("/")
         name = f"{folder}/{entry['name']}" if folder else str(entry["name"])
         members.setdefault(group, set()).add(name)
@@ -42,6 +45,8 @@ MEMBERS = _members()
 def choices(text: str) -> Iterator[tuple[str, str]]:
     """Group and name of every choice on a command line."""
     own = set(OWN.findall(text))
+    # keyword arguments of Python look the same
+    text = BLOCK.sub(lambda block: "" if block["language"].startswith("py") else block[0], text)
     for group, names in CHOICE.findall(text):
         yield from ((group, name) for name in names.split(",") if name and name not in own)
 

@@ -1,21 +1,30 @@
 """Typed configuration of the recipes, derived from the signatures of what it composes."""
 
 from torchrl_shm.configs.algo import PPO
-from torchrl_shm.configs.compose import add_memory, register, run_on_run, run_recipe
+from torchrl_shm.configs.compose import add_env, add_memory, register, run_recipe
+from torchrl_shm.configs.envs import ENVS, env_config
 from torchrl_shm.configs.memories import MEMORIES, memory_config
-from torchrl_shm.configs.saved import instantiate_saved, load_config, save_config
+from torchrl_shm.configs.saved import instantiate_saved, load_config
 from torchrl_shm.configs.sizes import SIZES
+from torchrl_shm.configs.tuned import TUNED
+from torchrl_shm.renamed import refuse_old_name
 
 __all__ = [
+    "ENVS",
     "MEMORIES",
     "PPO",
     "SIZES",
+    "TUNED",
+    "add_env",
     "add_memory",
+    "env_config",
     "instantiate_saved",
     "load_config",
     "memory_config",
     "register",
-    "run_on_run",
     "run_recipe",
-    "save_config",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return refuse_old_name(__name__, name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from textwrap import fill
 
 from hydra_zen import ZenStore
+
+from torchrl_shm.training import Experiment
 
 # members of a group with one beginning are told in one word from this number on
 _FOLD = 3
@@ -41,12 +44,25 @@ def help_template(groups: ZenStore, *, hidden: Iterable[str] = ()) -> str:
             "",
             *lines,
             "",
+            "== Experiment ==",
+            *_explain(Experiment),
+            "",
             "== Configuration ==",
-            "Set any value: group.name=value. Sweep with -m: memory=shm,gru seed=0,1",
+            "Set any value: group.name=value. Sweep with -m: memory=shm,gru experiment.seed=0,1",
             "",
             "$CONFIG",
         ]
     )
+
+
+def _explain(options: type) -> list[str]:
+    """A line for each attribute that the docstring of a dataclass describes."""
+    section = (inspect.getdoc(options) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.M)
+    return [
+        fill(f"experiment.{name}: {' '.join(text.split())}", 98, subsequent_indent="    ")
+        for name, text in entries
+    ]
 
 
 def _fold(names: Iterable[str]) -> list[str]:

@@ -1,56 +1,41 @@
-"""Hyper-parameters of the algorithms."""
+"""Numbers of the algorithms: one dataclass each, for the group `algo`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torchrl_shm.training import OnNonfinite
+from torchrl_shm.checks import check_count
 
 
 @dataclass
 class PPO:
-    """Hyper-parameters of `recipes/ppo_shm.py`.
+    """Numbers of `recipes/ppo_shm.py`.
 
     Attributes:
-        total_frames: environment steps, rounded up to whole batches.
-        num_envs: environments that step together, over all workers.
-        rollout_length: steps per environment and batch; the length of back-propagation through time.
+        rollout_length: steps per environment and batch; also the length of back-propagation
+            through time.
         epochs: passes over each batch.
-        sequences_per_minibatch: rows (environments) per gradient step.
+        sequences_per_minibatch: sequences (environments) per gradient step.
         learning_rate: of Adam at the start.
         anneal_lr: let the learning rate fall linearly to zero over the run.
         gamma: discount factor.
-        lmbda: the lambda of generalised advantage estimation.
+        lmbda: the lambda of generalized advantage estimation.
         clip_epsilon: clipping range of the probability ratio.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
         max_grad_norm: bound on the norm of the gradient.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
-        policy_keys: observation entries that the policy reads; `None` is the environment's choice.
-        embedding_size: features per step that the memory reads and writes.
-        hidden_sizes: hidden layers of the action head and of the value head.
-        init_scale: initial standard deviation of the actions.
-        shared_memory: whether actor and critic share embedding and memory.
-        num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
-        checkpoint_interval: updates between two checkpoints; one more is written at the end.
-        keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
-        on_nonfinite: `"stop"` ends the run at the first loss, gradient or datum that is not finite;
-            `"skip"` leaves such rows and minibatches out.
 
     Raises:
         ValueError: a value is out of its range.
 
     Examples:
         >>> from torchrl_shm.configs import PPO
-        >>> PPO(total_frames=20_000).epochs
+        >>> PPO(gamma=0.99).epochs
         4
     """
 
-    total_frames: int = 3_200_000
-    num_envs: int = 256
     rollout_length: int = 100
     epochs: int = 4
     sequences_per_minibatch: int = 32
@@ -63,46 +48,28 @@ class PPO:
     critic_coeff: float = 0.5
     max_grad_norm: float = 0.5
     shaping: float = 1.0
-    policy_keys: Sequence[str] | None = None
-    embedding_size: int = 64
-    hidden_sizes: Sequence[int] = (64, 64)
-    init_scale: float = 0.3
-    shared_memory: bool = True
-    num_test_episodes: int = 256
-    checkpoint_interval: int = 20
-    keep_checkpoints: int = 3
-    on_nonfinite: OnNonfinite = "stop"
-
-    def network(self) -> dict[str, Any]:
-        """Options of `torchrl_shm.networks.make_actor_critic`.
-
-        Training and evaluation build the same network from them.
-
-        Returns:
-            The fields that say how the network is built.
-        """
-        names = ("policy_keys", "embedding_size", "hidden_sizes", "init_scale", "shared_memory")
-        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
-        positive = (
-            "total_frames", "num_envs", "rollout_length", "epochs", "sequences_per_minibatch",
-            "learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm",
-            "embedding_size", "init_scale", "num_test_episodes", "checkpoint_interval",
-            "keep_checkpoints",
-        )  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if not value > 0:
+        for name in ("rollout_length", "epochs", "sequences_per_minibatch"):
+            check_count(f"algo.{name}", getattr(self, name))
+        for name in ("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"):
+            if not (value := getattr(self, name)) > 0:
                 raise ValueError(f"algo.{name}={value} must be positive")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ValueError(f"algo.hidden_sizes={list(self.hidden_sizes)} must all be at least 1")
         for name in ("gamma", "lmbda"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"algo.{name}={value} must be between 0 and 1")
-        if self.sequences_per_minibatch > self.num_envs:
+
+    def check_batch(self, num_envs: int) -> None:
+        """Refuse minibatches that a batch does not fill.
+
+        Args:
+            num_envs: environments, hence sequences per batch.
+
+        Raises:
+            ValueError: `sequences_per_minibatch` is more than that.
+        """
+        if self.sequences_per_minibatch > num_envs:
             raise ValueError(
                 f"algo.sequences_per_minibatch={self.sequences_per_minibatch} is more than "
-                f"algo.num_envs={self.num_envs}, the rows of a batch"
+                f"experiment.num_envs={num_envs}, the sequences of a batch"
             )

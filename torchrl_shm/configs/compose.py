@@ -1,99 +1,81 @@
-"""From groups to a running recipe, and from a run folder back to objects."""
+"""From groups to a running recipe."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
+from hydra.core.hydra_config import HydraConfig
 from hydra_zen import MISSING, ZenStore, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from hydra_zen.wrapper import Zen
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from torchrl.envs import EnvBase
 
+from torchrl_shm.configs._help import help_template
+from torchrl_shm.configs.envs import env_config
+from torchrl_shm.configs.groups import groups, put
 from torchrl_shm.configs.memories import memory_config
-from torchrl_shm.configs.saved import allowed_targets, take_up
+from torchrl_shm.configs.saved import take_up
 from torchrl_shm.modules import MemoryCell
+from torchrl_shm.renamed import refuse_old_options
+
+# values of a recipe, besides those of its groups
+_GROUPS = ("env", "memory", "network", "experiment", "algo", "collector", "logger")
 
 
 def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
     """Run a recipe from the command line.
 
     Args:
-        main: the recipe; its parameters are `env`, `memory`, `algo`, `collector`, `logger` (one
-            config group each), `seed`, `device`, `threads`, `names`, `run_dir`, `resume` and
-            `zen_cfg`.
+        main: the recipe; its parameters are `env`, `memory`, `network`, `experiment`, `algo`,
+            `collector` and `logger`, one config group each, and `zen_cfg`, the configuration.
         name: name of the recipe, of its configuration and of its output folder.
-        algo: default member of the group `algo`.
+        algo: default member of the group `algo`, and the folder of `tuned` that belongs to it.
+
+    Raises:
+        SystemExit: an option has an old name, or the run that is to be continued cannot be.
     """
+    refuse_old_options(sys.argv[1:])
     register(name, algo=algo)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
     task.hydra_main(config_name=name, config_path=None, version_base="1.3")
 
 
 class _Recipe(Zen[..., Any]):
-    """A recipe's `main` that takes up an old run where `resume` says so."""
+    """A recipe's `main` that continues an old run where `experiment.resume` says so."""
 
     def __call__(self, cfg: Any, /) -> Any:
+        hydra = HydraConfig.get()
+        experiment = {
+            "run_dir": hydra.runtime.output_dir,
+            "names": {name: hydra.runtime.choices[name] for name in ("env", "memory")},
+        }
+        for key, value in experiment.items():
+            if cfg.experiment[key] is None:
+                OmegaConf.update(cfg, f"experiment.{key}", value)
+        OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
             config = take_up(cfg)
         except (ValueError, OSError) as error:
             # a mistake of the command line, which no traceback explains
-            print(f"resume: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+            print(f"experiment.resume: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
         return super().__call__(config)
 
 
-class _OnRun(Zen[..., Any]):
-    """A recipe's `main` that reads a run."""
-
-    def __call__(self, cfg: Any, /) -> Any:
-        try:
-            return super().__call__(cfg)
-        except FileNotFoundError as error:
-            # a mistake of the command line, which no traceback explains
-            print(error, file=sys.stderr)
-            raise SystemExit(2) from None
-
-
-def run_on_run(main: Callable[..., Any], *, name: str, help: str, **options: Any) -> None:
-    """Run a recipe that reads the folder of a run, from the command line.
-
-    Args:
-        main: the recipe; its parameters are `run`, the folder, and the options.
-        name: name of the recipe and of its file.
-        help: what `--help` prints before the defaults: what the recipe does, and its options.
-        **options: defaults by name.
-
-    Raises:
-        SystemExit: the command does not say which run, or a file of the run is missing.
-    """
-
-    def require_run(config: DictConfig) -> None:
-        """Stop with one line."""
-        if OmegaConf.is_missing(config, "run") or not config.run:
-            message = f"{name}.py: pass the folder of a run, run=outputs/ppo_shm/<date>/<time>_..."
-            print(message, file=sys.stderr)
-            raise SystemExit(2)
-
-    config = make_config(
-        hydra_defaults=["_self_", {"override hydra/job_logging": "none"}], run=MISSING, **options
-    )
-    # all output goes to where the recipe says
-    template = f"{help}\n\n== Configuration ==\n$CONFIG"
-    hydra = HydraConf(
-        job=JobConf(name=name),
-        run=RunDir("."),
-        output_subdir=None,
-        help=HelpConf(app_name=name, template=template),
-    )
-    store = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
-    store(config, name=name)
-    store(hydra, group="hydra", name="config")
-    store.add_to_hydra_store(overwrite_ok=True)
-    task = zen(main, pre_call=require_run, ZenWrapper=_OnRun)
-    task.hydra_main(config_name=name, config_path=None, version_base="1.3")
+def _command() -> str:
+    """The command line that trains the run again."""
+    script = Path(sys.argv[0])
+    inside = script.absolute().is_relative_to(Path.cwd())
+    shown = os.path.relpath(script) if inside else f"recipes/{script.name}"
+    given = [x for x in HydraConfig.get().overrides.task if not x.startswith("experiment.resume=")]
+    return shlex.join(["python", shown, *given])
 
 
 def register(name: str, *, algo: str) -> None:
@@ -112,10 +94,6 @@ def register(name: str, *, algo: str) -> None:
         >>> config.algo.epochs
         2
     """
-    # imported here, not above: evaluating a run needs no groups
-    from torchrl_shm.configs._help import help_template
-    from torchrl_shm.configs.groups import groups
-
     recipe = make_config(
         hydra_defaults=[
             "_self_",
@@ -124,31 +102,22 @@ def register(name: str, *, algo: str) -> None:
             {"size": "own"},
             # what makes the memory that large, where something is known
             {"optional sized": "${size}_${memory}"},
+            {"network": "actor_critic"},
+            {"experiment": "default"},
             {"algo": algo},
             # what suits the task, where something is known
-            {"optional tuned": "${env}"},
+            {f"optional tuned/{algo}": "${env}"},
             {"collector": "single"},
             {"logger": "csv"},
             # all that a run says is in its own files
             {"override hydra/job_logging": "none"},
         ],
-        env=MISSING,
-        memory=MISSING,
-        algo=MISSING,
-        collector=MISSING,
-        logger=MISSING,
-        seed=0,
-        device="cpu",
-        # more threads than one slow small networks down
-        threads=1,
-        names={"env": "${hydra:runtime.choices.env}", "memory": "${hydra:runtime.choices.memory}"},
-        run_dir="${hydra:runtime.output_dir}",
-        resume=None,
+        **dict.fromkeys(_GROUPS, MISSING),
         zen_dataclass={"cls_name": name},
     )
     folder = f"{name}/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}"
     # runs that start in the same second keep apart; no "=", which the command line would parse
-    run = "${hydra:runtime.choices.memory}_seed${seed}"
+    run = "${hydra:runtime.choices.memory}_seed${experiment.seed}"
     hydra = HydraConf(
         job=JobConf(name=name, chdir=False),
         run=RunDir(f"outputs/{folder}_{run}"),
@@ -184,10 +153,45 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
         >>> from torchrl_shm.modules import LRU
         >>> add_memory("lru_small", LRU, memory_size=8)
     """
-    from torchrl_shm.configs.groups import groups
+    _refuse_taken("memory", name)
+    put("memory", name, memory_config(cell, **options))
 
-    taken = {str(entry["name"]) for entry in groups if entry["group"] == "memory"}
+
+def add_env(
+    name: str,
+    make_env: Callable[..., EnvBase],
+    *,
+    tuned: Mapping[str, dict[str, dict[str, Any]]] | None = None,
+    **options: Any,
+) -> None:
+    """Give an environment of your own a name for the command line, `env=<name>`.
+
+    Call it before `run_recipe` or `register`.
+
+    Args:
+        name: name in the group `env`.
+        make_env: class or function at the top of a module, so that it can be found again by its
+            path. It takes `num_envs`, `seed` and `device`, and `split` where the task has a list of
+            tests; its other keyword arguments become options.
+        tuned: values of experiment and algorithm that suit the task, by algorithm:
+            `{"ppo": {"algo": {"gamma": 0.99}, "experiment": {"total_frames": 1_000_000}}}`.
+        **options: values that differ from the defaults of `make_env`.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Examples:
+        >>> from torchrl_shm import TMazeEnv
+        >>> from torchrl_shm.configs import add_env
+        >>> add_env("short_maze", TMazeEnv, length=5, tuned={"ppo": {"algo": {"gamma": 0.99}}})
+    """
+    _refuse_taken("env", name)
+    put("env", name, env_config(make_env, **options))
+    for algo, values in (tuned or {}).items():
+        put(f"tuned/{algo}", name, values, "_global_")
+
+
+def _refuse_taken(group: str, name: str) -> None:
+    taken = {str(entry["name"]) for entry in groups if entry["group"] == group}
     if name in taken:
-        raise ValueError(f"memory={name} is taken; choose a name that is none of {sorted(taken)}")
-    groups(memory_config(cell, **options), group="memory", name=name)
-    allowed_targets.cache_clear()
+        raise ValueError(f"{group}={name} is taken; choose a name that is none of {sorted(taken)}")

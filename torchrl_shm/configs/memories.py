@@ -18,22 +18,21 @@ from torchrl_shm.modules import (
     MLSTM,
     NTM,
     S6,
+    SHM,
     Elman,
     FastWeights,
     FrameStack,
     LinearAttention,
     MemoryCell,
-    SHMModule,
-    make_gru,
-    make_lstm,
     make_memory,
     make_mlp,
+    make_rnn,
 )
 
 # what the recipe passes itself; it stays out of the config
 _RUNTIME = (
     "input_size", "output_size", "in_key", "in_keys", "memory_key", "out_key", "out_keys",
-    "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
+    "choice_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
 )  # fmt: skip
 
 # factories: the recipe calls them with what only it knows
@@ -65,16 +64,12 @@ def memory_config(cell: Callable[..., MemoryCell], **options: Any) -> Any:
     return _builds(make_memory, cell=cell, zen_exclude=_RUNTIME, builds_bases=(signature,))
 
 
-def _module(target: Any, **options: Any) -> Any:
-    return _builds(target, zen_exclude=(*_RUNTIME, "cell"), **options)
-
-
 MEMORIES: dict[str, Any] = {
-    "mlp": _module(make_mlp),
+    "mlp": _builds(make_mlp, zen_exclude=_RUNTIME),
     "frame_stack": memory_config(FrameStack),
     "elman": memory_config(Elman),
-    "gru": _module(make_gru),
-    "lstm": _module(make_lstm),
+    "gru": _builds(make_rnn, "gru", zen_exclude=_RUNTIME),
+    "lstm": _builds(make_rnn, "lstm", zen_exclude=_RUNTIME),
     "linear_attention": memory_config(LinearAttention),
     "fast_weights": memory_config(FastWeights),
     "fast_weights_additive": memory_config(FastWeights, rule="additive"),
@@ -86,12 +81,12 @@ MEMORIES: dict[str, Any] = {
     "ntm": memory_config(NTM),
     "lru": memory_config(LRU),
     # the proposed memory, its ablations, and the sizes of the authors' two code bases
-    "shm": _module(SHMModule),
-    "shm_fixed": _module(SHMModule, calibration="fixed"),
-    "shm_neural": _module(SHMModule, calibration="neural"),
-    "shm_none": _module(SHMModule, calibration="none"),
-    "shm_constant": _module(SHMModule, calibration="constant"),
-    "shm_noise": _module(SHMModule, calibration="noise"),
-    "shm_popgym": _module(SHMModule, memory_size=128),
-    "shm_pomdp": _module(SHMModule, memory_size=24, clamp=100.0),
+    "shm": memory_config(SHM),
+    "shm_fixed": memory_config(SHM, calibration="fixed"),
+    "shm_neural": memory_config(SHM, calibration="neural"),
+    "shm_none": memory_config(SHM, calibration="none"),
+    "shm_constant": memory_config(SHM, calibration="constant"),
+    "shm_noise": memory_config(SHM, calibration="noise"),
+    "shm_popgym": memory_config(SHM, memory_size=128),
+    "shm_pomdp": memory_config(SHM, memory_size=24, clamp=100.0),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from torchrl_shm.checks import check_option
-from torchrl_shm.configs.algo import PPO
-from torchrl_shm.configs.saved import build_parts, check_targets, load_config
+from torchrl_shm.configs import instantiate_saved, load_config
 from torchrl_shm.networks import EnvSpecs, make_actor_critic
 from torchrl_shm.sharing.card import model_card
-from torchrl_shm.sharing.command import training_command
 from torchrl_shm.sharing.plain_policy import PlainPolicy
 from torchrl_shm.sharing.policy_file import (
     PolicyFile,
@@ -28,11 +27,11 @@ from torchrl_shm.sharing.policy_file import (
     observation_entries,
     read_policy_file,
 )
+from torchrl_shm.sharing.targets import check_memory_targets
 from torchrl_shm.training import RunFolder, Which
-from torchrl_shm.training.run_folder import write_atomically
+from torchrl_shm.training.files import write_atomically
 
 _WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
-_MEMORIES = "torchrl_shm.modules."
 
 
 def export_policy(
@@ -45,10 +44,10 @@ def export_policy(
     is yours to choose.
 
     Args:
-        run: folder of a run of `recipes/ppo_shm.py`.
+        run: folder of a run.
         to: folder to write to, new, empty, or one of these that nobody has edited since. Default:
             `export` in the folder of the run.
-        checkpoint: which of the run's, see `RunFolder.load_checkpoint`.
+        checkpoint: which of the run's, see `Checkpoints.load`.
 
     Returns:
         The folder.
@@ -56,28 +55,30 @@ def export_policy(
     Raises:
         FileNotFoundError: `run` is not the folder of a run, or has no checkpoint yet.
         FileExistsError: `to` holds something else.
-        ValueError: the configuration of the run names something to build that is not ours, or
-            `checkpoint` is unknown.
+        ValueError: the run is of an older version, its network cannot be exported, or `checkpoint`
+            is unknown.
         RuntimeError: every checkpoint of the run is damaged.
     """
     check_option("checkpoint", checkpoint, Which)
     run = Path(run)
-    saved = load_config(run)
-    parts = build_parts(saved)
+    saved, parts = load_config(run), instantiate_saved(run)
     run_folder = RunFolder(run)
-    state = run_folder.load_checkpoint(checkpoint)
+    state = run_folder.checkpoints.load(checkpoint)
     folder = run / "export" if to is None else Path(to)
     _check_free(folder)
+    network = dict(parts["network"].keywords)
+    if parts["network"].func is not make_actor_critic:
+        raise ValueError(f"{run}: only networks of make_actor_critic can be exported")
 
     env = parts["env"](num_envs=1, seed=0)
-    network = parts["algo"].network()
-    specs = EnvSpecs.of(env, network.pop("policy_keys"))
+    specs = EnvSpecs.of(env, network.pop("policy_keys", None))
     if not env.is_closed:
         env.close()
     operator = make_actor_critic(specs, parts["memory"], **network)
     operator.load_state_dict(state["operator"])
     policy = PlainPolicy(operator.get_policy_operator(), specs)
 
+    experiment = parts["experiment"]
     plain: Any = OmegaConf.to_container(saved, resolve=True)
     options: Any = OmegaConf.to_container(OmegaConf.create(network))
     config = PolicyFile(
@@ -85,16 +86,16 @@ def export_policy(
         action=action_entry(specs.action_spec_unbatched),
         network=options,
         memory=plain["memory"],
-        task=parts["names"]["env"],
-        memory_name=parts["names"]["memory"],
-        seed=parts["seed"],
+        task=experiment.names["env"],
+        memory_name=experiment.names["memory"],
+        seed=experiment.seed,
         frames=state["frames"],
         evaluation=_evaluation(run_folder, state["frames"]),
         parameters=sum(parameter.numel() for parameter in policy.parameters()),
         memory_floats=sum(x.numel() for x in policy.initial_memory(1).values()),
         random_memory=_draws(policy),
         versions={name: version(name) for name in ("torchrl_shm", "torch", "torchrl")},
-        command=training_command(saved),
+        command=plain.get("command"),
         training={group: plain[group] for group in ("env", "algo", "collector")},
     )
 
@@ -107,7 +108,7 @@ def export_policy(
         _CARD: model_card(config).encode(),
         _CONFIG: (config.model_dump_json(indent=2) + "\n").encode(),
     }.items():
-        write_atomically(folder / name, lambda file, content=content: file.write(content))
+        write_atomically(folder / name, content)
     return folder
 
 
@@ -134,7 +135,7 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
     config = read_policy_file(path)
     memory = _build_memory(config, path)
     options: dict[str, Any] = config.network
-    if unknown := options.keys() - PPO().network().keys():
+    if unknown := options.keys() - signature(make_actor_critic).parameters.keys():
         raise ValueError(f"{path} has options of the network that are unknown: {sorted(unknown)}")
     try:
         specs = config.specs()
@@ -150,8 +151,7 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
 def _build_memory(config: PolicyFile, path: Path) -> Any:
     """The factory of the memory."""
     memory = OmegaConf.create(config.memory)
-    # runs may also build environments and loggers, which write files; a policy may not
-    check_targets(memory, path, only=_MEMORIES, what="memories")
+    check_memory_targets(memory, path)
     try:
         factory = instantiate(memory)
     except InstantiationException as error:
@@ -212,4 +212,4 @@ def _evaluation(run: RunFolder, frames: int) -> Result | None:
 
 def _draws(policy: PlainPolicy) -> bool:
     """Whether the memory chooses at random."""
-    return any(getattr(part, "num_theta", None) is not None for part in policy.modules())
+    return any(getattr(part, "num_choices", None) is not None for part in policy.modules())

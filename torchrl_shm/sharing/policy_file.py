@@ -109,7 +109,7 @@ def read_policy_file(path: Path) -> PolicyFile:
     """Read and check `config.json`."""
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist; pass a folder that recipes/export.py has written"
+            f"{path} does not exist; pass a folder that `torchrl-shm export` has written"
         )
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))

@@ -1,50 +1,78 @@
-# explained in docs/recipes/ppo_shm.md, section "Look at a trained agent"
-"""Evaluate the checkpoint of a run on every test task and draw what the agent does.
-
-python recipes/evaluate.py run=outputs/ppo_shm/<date>/<time>
-"""
+"""Evaluate the checkpoint of a run on every test task and draw what the agent does."""
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+<<<<<<< HEAD
 from torchrl_shm.configs import instantiate_saved, run_on_run
 from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
 from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import RunFolder, Which, evaluate, make_test_env
+=======
+from torchrl_shm.configs import instantiate_saved
+from torchrl_shm.envs import PointRobotEnv, WindEnv
+from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
+from torchrl_shm.training import Evaluation, RunFolder, evaluate, make_test_env
+>>>>>>> main
 
 
-def main(
-    run: str, checkpoint: Which, device: str, threads: int, num_paths: int, seed: int
-) -> dict[str, Any]:
-    """Evaluate, draw an episode and, in the plane, paths into the run folder, return results."""
-    torch.set_num_threads(threads)
-    parts = instantiate_saved(run)
-    algo = parts["algo"]
-    env = make_test_env(parts["env"], num_episodes=algo.num_test_episodes, device=device)
-    operator = make_actor_critic(
-        env,
-        parts["memory"],
-        **algo.network(),
-        device=device,
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    """Evaluate, draw an episode and, in the plane, paths into the run folder; print the results.
+
+    Args:
+        arguments: the options.
+
+    Returns:
+        The results, which are printed as JSON.
+
+    Raises:
+        FileNotFoundError: the folder is not that of a run, or has no checkpoint yet.
+        ValueError: the run was made by an older version.
+    """
+    parser = argparse.ArgumentParser("torchrl-shm evaluate", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run, which also gets the pictures")
+    parser.add_argument("--checkpoint", choices=["latest", "best"], default="latest")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--num-paths", type=int, default=8, help="paths, for tasks in the plane")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of what the environment draws, and of random gates"
     )
-    state = RunFolder(run).load_checkpoint(checkpoint, map_location=device)
+    options = parser.parse_args(arguments)
+    if options.num_paths < 1:
+        parser.error(f"--num-paths {options.num_paths} must be at least 1")
+    torch.set_num_threads(options.threads)
+    parts = instantiate_saved(options.run)
+    experiment, device = parts["experiment"], options.device
+    env = make_test_env(parts["env"], num_episodes=experiment.num_test_episodes, device=device)
+    operator = parts["network"](env, parts["memory"], device=device)
+    state = RunFolder(options.run).checkpoints.load(options.checkpoint, map_location=device)
     operator.load_state_dict(state["operator"])
     policy = operator.get_policy_operator()
-    result = evaluate(policy, env, seed=seed)
+    result = evaluate(policy, env, seed=options.seed)
 
+<<<<<<< HEAD
     pictures = [Path(run) / "episode.gif"]
     save_animation(record_episode(policy, env, seed=seed), pictures[0])
     paths = Path(run) / "trajectories.png"
     if plot_trajectories(env, result.rollout, paths, num_paths=num_paths):
+=======
+    pictures = [options.run / "episode.gif"]
+    save_animation(record_episode(policy, env, seed=options.seed), pictures[0])
+    paths = options.run / "trajectories.png"
+    if draw_paths(env, result, options.num_paths, paths):
+>>>>>>> main
         pictures.append(paths)
     summary = {
-        **parts["names"],
-        "seed": parts["seed"],
+        **experiment.names,
+        "seed": experiment.seed,
         "frames": state["frames"],
         "eval_return": round(result.mean_return, 4),
         "eval_success": result.success_rate,
@@ -54,6 +82,7 @@ def main(
     return summary
 
 
+<<<<<<< HEAD
 HELP = f"""\
 {__doc__}
 run         folder of the run, which also gets the pictures
@@ -68,3 +97,27 @@ if __name__ == "__main__":
         main, name="evaluate", help=HELP,
         checkpoint="latest", device="cpu", threads=1, num_paths=8, seed=0,
     )  # fmt: skip
+=======
+def draw_paths(env: EnvBase, result: Evaluation, num_paths: int, path: Path) -> bool:
+    """Draw paths in the plane, from the worst return to the best; false for other tasks."""
+    # tasks from the worst return to the best
+    picked = result.returns.argsort()[torch.linspace(0, len(result.returns) - 1, num_paths).long()]
+    task: dict[str, Any]
+    if isinstance(env, WindEnv):
+        goals, winds = env.goal.expand(num_paths, 2), env.test_tasks[picked]
+        task = {"goals": goals.cpu(), "winds": winds.cpu()}
+    elif isinstance(env, PointRobotEnv):
+        task = {"goals": env.test_tasks[picked].cpu(), "num_episodes": env.num_episodes}
+    else:
+        return False
+    rollout = result.rollout[picked].cpu()
+    plot_trajectories(
+        torch.cat([rollout["observation"][:, :1], rollout["next", "observation"]], dim=1),
+        path,
+        goal_radius=env.goal_radius,
+        returns=result.returns[picked],
+        labels=[f"test task {int(i)}" for i in picked],
+        **task,
+    )
+    return True
+>>>>>>> main

@@ -1,33 +1,29 @@
-# explained in docs/recipes/sharing.md
-"""Write the policy of a run into a folder to be shared: weights, config.json and a model card.
-
-python recipes/export.py run=outputs/ppo_shm/<date>/<time>
-python recipes/export.py run=outputs/ppo_shm/<date>/<time> to=my_policy
-"""
+"""Write the policy of a run into a folder to be shared: weights, config.json and a model card."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from torchrl_shm.configs import run_on_run
 from torchrl_shm.sharing import export_policy
-from torchrl_shm.training import Which
 
 
-def main(run: str, to: str | None, checkpoint: Which) -> dict[str, Any]:
-    """Export the policy, print and return which files were written."""
-    folder = export_policy(run, to, checkpoint=checkpoint)
-    written = {"folder": str(folder), "files": sorted(path.name for path in folder.iterdir())}
-    print(json.dumps(written), flush=True)
-    return written
+def main(arguments: Sequence[str]) -> None:
+    """Export the policy and print which files were written, as JSON.
 
+    Args:
+        arguments: the options.
 
-HELP = f"""\
-{__doc__}
-run         folder of the run
-to          folder to write to; null is `export` in the folder of the run
-checkpoint  latest or best"""
-
-if __name__ == "__main__":
-    run_on_run(main, name="export", help=HELP, to=None, checkpoint="latest")
+    Raises:
+        FileNotFoundError: the folder is not that of a run, or has no checkpoint yet.
+        FileExistsError: the folder to write to holds something else.
+    """
+    parser = argparse.ArgumentParser("torchrl-shm export", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--to", type=Path, help="folder to write to; default: `export` in the run")
+    parser.add_argument("--checkpoint", choices=["latest", "best"], default="latest")
+    options = parser.parse_args(arguments)
+    folder = export_policy(options.run, options.to, checkpoint=options.checkpoint)
+    print(json.dumps({"folder": str(folder), "files": sorted(x.name for x in folder.iterdir())}))

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 import math
-import os
 import pickle
-import shutil
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
 
 from torchrl_shm.checks import check_option
+from torchrl_shm.training.files import write_atomically
 
 Which = Literal["latest", "best"]
 """The newest checkpoint, or the one with the highest metric among those that were written."""
 
-# beside TorchRL's own files; `sha256sum --check SHA256SUMS` reads it, too
-_SUMS = "SHA256SUMS"
-_STATE = "components/0000-state/state.pt"
-_FILES = ("manifest.json", _STATE)
-_METRIC = "metric"
+_NAME = re.compile(r"(checkpoint|best)-(\d{12})-([0-9a-f]{16})\.pt")
+
+
+class _File(NamedTuple):
+    path: Path
+    kind: str
+    step: int
+    digest: str
 
 
 class Checkpoints:
-    """The checkpoints of one run, the newest few and the best.
+    """The newest few checkpoints of a run, and the best one.
 
-    Each is a directory in the format of TorchRL's `Checkpoint` with the hashes of its files beside
-    them. It is written under another name, flushed to the disk, and renamed, so that a crash leaves
-    it whole or absent. Reading compares the hashes first; a checkpoint that was altered is named in
-    a warning, and the one before it is used. Tensors, numbers, strings and containers of them are
-    read, and nothing else: files that would run code are refused.
+    Each is one file, `checkpoint-<step>-<hash>.pt`, written under another name, flushed to the disk
+    and renamed, so that a crash leaves it whole or absent. The hash in the name is that of the
+    content: a file that was altered is named in a warning, and the one before it is used. Files are
+    read with `weights_only=True`, so they hold tensors, numbers, strings and containers of them;
+    a file that would run code is refused. TorchRL's `Checkpoint` neither hashes nor flushes.
 
     Args:
-        directory: where the checkpoints are; made by the first `save`.
-        keep: how many of the newest to keep; the best is kept beside them.
+        directory: where the files are; made by the first `save`.
+        keep: how many of the newest to keep; the best is kept beside them, as `best-<step>-...`.
 
     Raises:
         ValueError: `keep` is not positive.
@@ -51,8 +54,8 @@ class Checkpoints:
         >>> checkpoints = Checkpoints(mkdtemp(), keep=2)
         >>> for step in (100, 200, 300):
         ...     path = checkpoints.save({"weight": torch.ones(2), "step": step}, step=step)
-        >>> path.name, checkpoints.steps()
-        ('checkpoint-000000000300', [200, 300])
+        >>> checkpoints.steps()
+        [200, 300]
         >>> checkpoints.load()["step"]
         300
     """
@@ -60,8 +63,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
-        # as the rotation names its paths
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory)
         self.keep = keep
 
     def save(self, state: Mapping[str, Any], *, step: int, metric: float | None = None) -> Path:
@@ -69,46 +71,34 @@ class Checkpoints:
 
         Args:
             state: tensors, numbers, strings and containers of them.
-            step: its number, that of the frames for example; a whole checkpoint of this number
-                stays as it is.
+            step: its number, for example that of the frames.
             metric: the higher, the better; `None` or NaN where nothing is known yet.
 
         Returns:
-            The directory of the checkpoint.
+            The file.
 
         Raises:
             FloatingPointError: a tensor or number of `state` is not finite; nothing is written.
-            OSError: the disk is full or the directory cannot be written to; what was there before
-                is still there.
+            OSError: the disk is full or the directory cannot be written to; the checkpoints that
+                were there are still there.
         """
-        check_finite_state(state)
-        path = self._path(step)
-        if path.exists() and _damage(path) is None:
-            return path
-        stage = path.with_name(f".{path.name}.part")
-        known = metric is not None and math.isfinite(metric)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            flush(self.directory.parent)
-            shutil.rmtree(stage, ignore_errors=True)
-            self._write(stage, state, {_METRIC: metric} if known else {})
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(stage, path)
-            flush(self.directory)
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(stage, ignore_errors=True)
-            reason = _disk_error(error)
-            if reason is None:
-                raise
-            steps = self.steps()
-            kept = f"that of step {steps[-1]} is kept" if steps else "there is none before it"
-            raise OSError(
-                reason.errno,
-                f"cannot write the checkpoint of step {step}: {reason.strerror}; {kept}. Make "
-                "room or choose another folder",
-                str(self.directory),
-            ) from None
-        self._rotation().prune()
+        _check_finite(state)
+        score = -math.inf if metric is None or not math.isfinite(metric) else float(metric)
+        buffer = io.BytesIO()
+        torch.save({"state": dict(state), "metric": score}, buffer)
+        content = buffer.getvalue()
+        name = f"{step:012d}-{_digest(content)}.pt"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"checkpoint-{name}"
+        write_atomically(path, content)
+        for old in [file for file in self._files("checkpoint") if file.path != path]:
+            if old.step == step or old.step not in self.steps()[-self.keep :]:
+                old.path.unlink(missing_ok=True)
+        if score > self._best_metric():
+            write_atomically(self.directory / f"best-{name}", content)
+            for old in self._files("best"):
+                if old.path.name != f"best-{name}":
+                    old.path.unlink(missing_ok=True)
         return path
 
     def load(
@@ -133,145 +123,83 @@ class Checkpoints:
             UserWarning: a checkpoint is damaged and another one is used.
         """
         check_option("which", which, Which)
-        paths = self._paths()[::-1]
-        if not paths:
+        files = self._files("checkpoint")[::-1]
+        files = [*self._files("best")[::-1], *files] if which == "best" else files
+        if not files:
             raise FileNotFoundError(
                 f"{self.directory} holds no checkpoint: the run was stopped before its first one "
-                "(see algo.checkpoint_interval), or this is not the folder of a run"
+                "(see experiment.checkpoint_interval), or this is not the folder of a run"
             )
-        if which == "best":
-            best = self._rotation().best()
-            paths.sort(key=lambda path: path != best)
         damaged: list[str] = []
-        for path in paths:
-            damage = _damage(path)
-            if damage is None:
-                for problem in damaged:
-                    warnings.warn(f"{problem}; using {path.name}", stacklevel=3)
-                return _read(path, map_location)
-            damaged.append(f"{path} is damaged: {damage}")
+        for file in files:
+            content = _read(file)
+            if content is None:
+                damaged.append(f"{file.path} is damaged: it is not what was written")
+                continue
+            for problem in damaged:
+                warnings.warn(f"{problem}; using {file.path.name}", stacklevel=2)
+            return _unpack(file.path, content, map_location)["state"]
         raise RuntimeError(
             f"no checkpoint can be used: {'. '.join(damaged)}. Move {self.directory} away to start "
             "from the beginning"
         )
 
     def steps(self) -> list[int]:
-        """Numbers of the checkpoints, whole or damaged, rising."""
-        return [_step(path) for path in self._paths()]
+        """Numbers of the newest checkpoints, whole or damaged, rising."""
+        return sorted({file.step for file in self._files("checkpoint")})
 
     def clean(self, *, after: int | None = None) -> None:
         """Remove what a crash left unfinished; only for the run that writes here.
 
         Args:
             after: remove checkpoints with a higher number, too: they are damaged, and the run is
-                about to write them anew.
+                about to write them again.
         """
-        newer = [path for path in self._paths() if after is not None and _step(path) > after]
-        for path in (*self.directory.glob(".checkpoint-*"), *newer):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self.directory.glob("*.part"):
+            path.unlink(missing_ok=True)
+        for file in [*self._files("checkpoint"), *self._files("best")]:
+            if after is not None and file.step > after:
+                file.path.unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Remove all checkpoints."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def _files(self, kind: str) -> list[_File]:
+        found: list[_File] = []
+        for path in self.directory.glob(f"{kind}-*.pt"):
+            if match := _NAME.fullmatch(path.name):
+                found.append(_File(path, match[1], int(match[2]), match[3]))
+        return sorted(found, key=lambda file: file.step)
 
-    def _rotation(self) -> CheckpointRotation:
-        return CheckpointRotation(self.directory, keep_last=self.keep, keep_best=(_METRIC, "max"))
-
-    def _path(self, step: int) -> Path:
-        # TorchRL's name, by which it finds them to remove
-        return self.directory / f"checkpoint-{step:012d}"
-
-    def _paths(self) -> list[Path]:
-        found = self.directory.glob("checkpoint-*")
-        return sorted(path for path in found if path.name.rpartition("-")[2].isdigit())
-
-    def _write(self, stage: Path, state: Mapping[str, Any], metadata: dict[str, Any]) -> None:
-        checkpoint = Checkpoint()
-        checkpoint.register("state", _Held(state), adapter=_ADAPTER)
-        checkpoint.save(stage, metadata=metadata)
-        sums = "".join(f"{_hash(stage / name)}  {name}\n" for name in _FILES)
-        (stage / _SUMS).write_text(sums)
-        for path in (*stage.rglob("*"), stage):
-            flush(path)
+    def _best_metric(self) -> float:
+        for file in self._files("best"):
+            if (content := _read(file)) is not None:
+                with suppress(pickle.UnpicklingError):
+                    return float(_unpack(file.path, content, "cpu")["metric"])
+        return -math.inf
 
 
-# one file, which is read with weights_only=True
-_ADAPTER = StateDictCheckpointAdapter(payload_format="torch")
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-class _Held:
-    """A state as TorchRL's adapter takes it to save."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        self.state = dict(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-
-def _read(path: Path, map_location: torch.device | str) -> dict[str, Any]:
-    # not by TorchRL, which would also take formats that can hold code
+def _read(file: _File) -> bytes | None:
+    """The content of a file; `None` where it is not what was written."""
     try:
-        return torch.load(path / _STATE, map_location=map_location, weights_only=True)
+        content = file.path.read_bytes()
+    except OSError:
+        return None
+    return content if _digest(content) == file.digest else None
+
+
+def _unpack(path: Path, content: bytes, map_location: torch.device | str) -> dict[str, Any]:
+    try:
+        return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except pickle.UnpicklingError:
         # without torch's own text, which advises to switch the protection off
         raise pickle.UnpicklingError(
-            f"{path / _STATE} holds more than data and is refused; do not use this run"
+            f"{path} holds more than data and is refused; do not use this run"
         ) from None
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; `None` where every byte is as it was written."""
-    try:
-        lines = (path / _SUMS).read_bytes().decode().splitlines()
-    except FileNotFoundError:
-        return f"{_SUMS} is missing"
-    except (OSError, UnicodeDecodeError) as error:
-        return f"{_SUMS} cannot be read ({error})"
-    expected = {line[66:]: line[:64] for line in lines}
-    if sorted(expected) != sorted(_FILES) or len(lines) != len(_FILES):
-        return f"{_SUMS} was altered"
-    for name in _FILES:
-        try:
-            found = _hash(path / name)
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error})"
-        if found != expected[name]:
-            return f"{name} is not what was written"
-    return None
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or a directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _disk_error(error: OSError | RuntimeError) -> OSError | None:
-    """The error of the disk; torch's writer turns it into a RuntimeError that does not name it."""
-    if isinstance(error, OSError):
-        return error
-    if "file write failed" in str(error) or "unexpected pos" in str(error):
-        return OSError(errno.ENOSPC, "the disk is full, or a quota or limit is reached")
-    return None
-
-
-def _step(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
-
-
-def check_finite_state(state: Mapping[str, Any]) -> None:
-    """Raise FloatingPointError with the name of the first tensor or number that is not finite."""
+def _check_finite(state: Mapping[str, Any]) -> None:
     for name, value in _leaves(state):
         tensor = isinstance(value, torch.Tensor)
         if not (bool(value.isfinite().all()) if tensor else math.isfinite(value)):
@@ -282,7 +210,7 @@ def check_finite_state(state: Mapping[str, Any]) -> None:
 
 
 def _leaves(value: Any, name: str = "state") -> Iterator[tuple[str, torch.Tensor | float]]:
-    """All tensors and floats of nested containers, with the way to them."""
+    """All tensors and floats of nested containers, with their paths."""
     if isinstance(value, (torch.Tensor, float)):
         yield name, value
     elif isinstance(value, Mapping):

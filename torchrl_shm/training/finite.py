@@ -5,27 +5,19 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.envs import ExplorationType, Transform, set_exploration_type
-from torchrl.modules import set_recurrent_mode
+from torchrl.envs import Transform
 
 from torchrl_shm.checks import check_option
+from torchrl_shm.modules.lean import LEAN
 
 OnNonfinite = Literal["stop", "skip"]
-"""`"stop"`: end the run. `"skip"`: leave out the rows and minibatches, and say so."""
+"""`"stop"`: end the run. `"skip"`: leave out the sequences and minibatches, and say so."""
 
-# in the order in which data flows: what comes later follows from it; `features` leave the memory
-_FLOW = (
-    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
-    "state_value", "advantage", "value_target",
-)  # fmt: skip
-_STRIPE = "_stripe"
 # values of a memory from which float32 products are about to leave their range
 _LARGE = 1e6
 _OVERFLOWING = 1e30
@@ -35,13 +27,11 @@ class FiniteCheck:
     """Keeps numbers that are not finite away from the parameters.
 
     Args:
-        policy: what collects, run again to find out where a loss went wrong.
-        loss: the loss module, whose parameters are learned.
         on_nonfinite: see `OnNonfinite`.
 
     Attributes:
-        update: number of the update that messages name; set by whoever counts.
-        skipped: rows and minibatches left out so far.
+        update: number of the update that messages name.
+        skipped: sequences and minibatches left out so far.
 
     Raises:
         ValueError: `on_nonfinite` is unknown.
@@ -50,37 +40,30 @@ class FiniteCheck:
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_shm.training import FiniteCheck
-        >>> check = FiniteCheck(torch.nn.Identity(), torch.nn.Identity(), "skip")
+        >>> check = FiniteCheck("skip")
         >>> batch = TensorDict({"reward": torch.tensor([[0.0], [torch.nan]])}, [2, 1])
-        >>> check.rows(batch).shape, check.skipped
+        >>> check.rollouts(batch).shape, check.skipped
         (torch.Size([1, 1]), 1)
     """
 
-    def __init__(
-        self,
-        policy: TensorDictModuleBase | nn.Module,
-        loss: nn.Module,
-        on_nonfinite: OnNonfinite = "stop",
-    ) -> None:
+    def __init__(self, on_nonfinite: OnNonfinite = "stop") -> None:
         check_option("on_nonfinite", on_nonfinite, OnNonfinite)
-        self.policy = policy
-        self.loss = loss
         self.on_nonfinite = on_nonfinite
         self.update = 0
         self.skipped = 0
         self._warned = False
 
-    def rows(self, batch: TensorDictBase) -> TensorDictBase:
-        """Look at all that was collected.
+    def rollouts(self, batch: TensorDictBase) -> TensorDictBase:
+        """Check all that was collected.
 
         Args:
-            batch: rows `[B, T]`.
+            batch: sequences `[B, T]`.
 
         Returns:
-            The rows in which everything is finite; all of them, unless `on_nonfinite="skip"`.
+            The sequences in which everything is finite; all of them, unless `on_nonfinite="skip"`.
 
         Raises:
-            FloatingPointError: a number is not finite, or, where rows are skipped, no row is left.
+            FloatingPointError: a number is not finite, or no sequence is left.
 
         Warns:
             UserWarning: a memory has grown very large; once.
@@ -97,34 +80,18 @@ class FiniteCheck:
         self._stop_or_say(f"non-finite data: {_describe_first(entries)}")
         good = torch.stack([value.isfinite().flatten(1).all(1) for _, value in entries]).all(0)
         if not bool(good.any()):
-            raise FloatingPointError(f"no row of update {self.update} is finite")
+            raise FloatingPointError(f"no sequence of update {self.update} is finite")
         self.skipped += int((~good).sum())
         return batch[good]
 
-    def loss_is_finite(self, total: Tensor, minibatch: TensorDictBase) -> bool:
-        """Look at a loss before it is differentiated.
+    def gradient(self, norm: Tensor, loss: nn.Module) -> bool:
+        """Check the norm of the gradient before the optimizer's step.
 
-        Args:
-            total: the loss, a scalar.
-            minibatch: rows `[b, T]` of which it was computed.
-
-        Returns:
-            Whether to go on with this minibatch.
-
-        Raises:
-            FloatingPointError: it is not finite, unless `on_nonfinite="skip"`.
-        """
-        if bool(total.isfinite()):
-            return True
-        self._stop_or_say(f"non-finite loss: {self._explain(minibatch)}")
-        self.skipped += 1
-        return False
-
-    def gradient_is_finite(self, norm: Tensor) -> bool:
-        """Look at the norm of the gradient before the optimiser's step.
+        A loss that is not finite has such a gradient, so this check covers both.
 
         Args:
             norm: what `clip_grad_norm_` returned, a scalar `[]`.
+            loss: the module whose parameters are learned.
 
         Returns:
             Whether to make the step.
@@ -137,7 +104,7 @@ class FiniteCheck:
         bad = next(
             (
                 name
-                for name, parameter in self.loss.named_parameters()
+                for name, parameter in loss.named_parameters()
                 if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
             ),
             "its norm",
@@ -153,38 +120,18 @@ class FiniteCheck:
             return
         raise FloatingPointError(
             f"{message}. It did not reach the parameters; lower algo.learning_rate, bound the "
-            "memory with memory.clamp=100, or leave such data out with algo.on_nonfinite=skip"
+            "memory with memory.clamp=100, or leave such data out with experiment.on_nonfinite=skip"
         )
-
-    @torch.no_grad()
-    def _explain(self, minibatch: TensorDictBase) -> str:
-        """Run the policy again and name the first entry that is not finite."""
-        devices = [minibatch.device] if minibatch.device and minibatch.device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices),
-            set_recurrent_mode(True),
-            set_exploration_type(ExplorationType.DETERMINISTIC),
-        ):
-            out = minibatch.copy()
-            # a distribution may refuse what it is made of; what was computed before is in `out`
-            with suppress(ValueError):
-                self.policy(out)
-        # in the order of the data, not of time: what comes later follows from it
-        for key in _FLOW:
-            value = out.get(key, None)
-            if value is not None and not bool(value.isfinite().all()):
-                return describe_nonfinite(key, value)
-        return "the loss itself, of finite policy outputs, values and advantages"
 
     def _warn_of_large_memories(self, batch: TensorDictBase) -> None:
         if self._warned:
             return
         for key in batch.keys():
-            if str(key).endswith(_STRIPE) and batch[key].numel():
+            if str(key).endswith(LEAN) and batch[key].numel():
                 largest = float(batch[key].abs().max())
                 if largest > _LARGE:
                     self._warned = True
-                    name = str(key).removesuffix(_STRIPE)
+                    name = str(key).removesuffix(LEAN)
                     warnings.warn(
                         f"update {self.update}: {name!r} has grown to {largest:.3g}; bound it "
                         "with memory.clamp=100",
@@ -272,8 +219,8 @@ def _describe_first(entries: Iterable[tuple[NestedKey, Tensor]]) -> str:
     """Describe the entry that is the earliest to be not finite."""
     bad = [(key, value) for key, value in entries if not bool(value.isfinite().all())]
     key, value = min(bad, key=lambda entry: _first_bad(entry[1])[0])
-    if isinstance(key, str) and key.endswith(_STRIPE):
-        # a row carries the memory at its start in stripes, one per step
-        name, row = key.removesuffix(_STRIPE), _first_bad(value)[1]
-        return f"{name!r} is not finite at the start of row {row}"
+    if isinstance(key, str) and key.endswith(LEAN):
+        # a sequence carries the memory at its start in shares, one per step
+        name, row = key.removesuffix(LEAN), _first_bad(value)[1]
+        return f"{name!r} is not finite at the start of sequence {row}"
     return describe_nonfinite(key, value)

@@ -1,4 +1,4 @@
-"""The folder of a run: metrics, checkpoints, summary; whole or absent, but the last metrics."""
+"""The folder of a run: metrics, checkpoints, summary, and a lock for the process that writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-
-from torchrl_shm.training.checkpoints import Checkpoints, Which, flush
+from torchrl_shm.training.checkpoints import Checkpoints
+from torchrl_shm.training.files import cannot_write, write_atomically
 
 try:
     import fcntl
@@ -25,23 +24,23 @@ except ImportError:  # not on Windows, where two processes in one folder are not
 
 
 class RunFolder:
-    """Writes what a run leaves behind.
-
-    Files: `metrics.csv` (a flushed row per update), `checkpoints/`, `summary.json`.
+    """What a run leaves behind: `metrics.csv`, `checkpoints/`, `summary.json`, `config.yaml`.
 
     Args:
-        path: the folder; made if it is missing.
+        path: the folder.
         keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
 
-    Raises:
-        OSError: the folder cannot be made or written to.
+    Attributes:
+        path: the folder.
+        checkpoints: its `Checkpoints`.
+        metrics: the rows of `metrics.csv` that this process wrote or restored.
 
     Examples:
         >>> from tempfile import mkdtemp
         >>> from torchrl_shm.training import RunFolder
-        >>> run = RunFolder(mkdtemp())
-        >>> run.log({"frames": 100, "return": 1.5})
-        >>> run.metrics
+        >>> folder = RunFolder(mkdtemp())
+        >>> folder.log({"frames": 100, "return": 1.5})
+        >>> folder.metrics
         [{'frames': 100, 'return': 1.5}]
     """
 
@@ -49,14 +48,14 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep=keep_checkpoints)
         self.metrics: list[dict[str, float]] = []
-        self._lines: list[str] = []
+        self._text = ""
         self._release: Callable[[], object] | None = None
 
     @classmethod
     def create(
         cls, path: str | Path, *, resume: bool = False, keep_checkpoints: int = 3
     ) -> RunFolder:
-        """Make the folder of a new run, or take up that of an old one; no other run may use it.
+        """Make the folder of a new run, or take up that of an old one, and lock it.
 
         Args:
             path: the folder; made if it is missing.
@@ -77,25 +76,29 @@ class RunFolder:
             raise PermissionError(
                 f"{folder.path} cannot be written to; choose another hydra.run.dir=..."
             )
-        folder._lock()
+        folder.lock()
         if not resume:
             for name in ("checkpoints", "summary.json"):
                 if (folder.path / name).exists():
                     raise FileExistsError(
-                        f"{folder.path / name} is of another run, which would be overwritten; go "
-                        f"on with it by resume={folder.path}, choose another hydra.run.dir=..., or "
-                        "move that run away"
+                        f"{folder.path / name} is of another run, which would be overwritten; "
+                        f"continue it with experiment.resume={folder.path}, choose another "
+                        "hydra.run.dir=..., or move that run away"
                     )
         folder.checkpoints.clean()
         return folder
 
-    def _lock(self) -> None:
-        """Keep other processes out; the lock goes with the process, however it ends."""
+    def lock(self) -> None:
+        """Keep other processes out; the lock ends with the process, however that ends.
+
+        Raises:
+            RuntimeError: another process is running there.
+        """
         if fcntl is None:
             return
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            # one that only looks whether a run is going on holds it for a moment
+            # `is_running` of another process holds the lock for a moment
             for patience in (0.05, 0.2, None):
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +110,7 @@ class RunFolder:
         except BlockingIOError:
             os.close(descriptor)
             raise RuntimeError(
-                f"{self.path} is in use: a run is going on there; wait for it, or stop it"
+                f"{self.path} is in use: a run is writing there; wait for it, or stop it"
             ) from None
         except OSError:
             # file systems without locks
@@ -116,7 +119,7 @@ class RunFolder:
         self._release = weakref.finalize(self, os.close, descriptor)
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Release the lock."""
         if self._release is not None:
             self._release()
 
@@ -132,54 +135,37 @@ class RunFolder:
         """
         if self.metrics and row.keys() != self.metrics[0].keys():
             raise ValueError(f"columns {list(row)} differ from {list(self.metrics[0])}")
-        lines: list[str] = [] if self.metrics else [_line(list(row))]
-        names = self.metrics[0] if self.metrics else row
-        lines.append(_line([row[name] for name in names]))
+        names = list(self.metrics[0] if self.metrics else row)
+        line = io.StringIO()
+        writer = csv.writer(line, lineterminator="\n")
+        if not self.metrics:
+            writer.writerow(names)
+        writer.writerow([row[name] for name in names])
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "metrics.csv"
         try:
             with open(path, "a" if self.metrics else "w", newline="") as file:
-                file.write("".join(lines))
+                file.write(line.getvalue())
         except OSError as error:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         self.metrics.append(dict(row))
-        self._lines += lines
+        self._text += line.getvalue()
 
-    def metrics_csv(self, rows: int) -> str:
-        """What `metrics.csv` holds up to a row, to be saved in a checkpoint.
-
-        Args:
-            rows: number of rows.
-
-        Returns:
-            The text, with the line of names.
-        """
-        return "".join(self._lines[: rows + 1]) if rows else ""
+    @property
+    def metrics_csv(self) -> str:
+        """The text of `metrics.csv`, to be saved in a checkpoint."""
+        return self._text
 
     def restore_metrics(self, text: str) -> None:
         """Make `metrics.csv` what it was; rows after that are cut.
 
         Args:
-            text: what `metrics_csv` returned.
+            text: what `metrics_csv` was.
         """
-        write_atomically(self.path / "metrics.csv", lambda file: file.write(text.encode()))
-        self._lines = text.splitlines(keepends=True)
+        write_atomically(self.path / "metrics.csv", text.encode())
+        self._text = text
         table = csv.DictReader(io.StringIO(text))
         self.metrics = [{key: _number(value) for key, value in row.items()} for row in table]
-
-    def load_checkpoint(
-        self, which: Which = "latest", *, map_location: torch.device | str = "cpu"
-    ) -> dict[str, Any]:
-        """Read a checkpoint; see `Checkpoints.load`.
-
-        Args:
-            which: the newest or the best.
-            map_location: device of the loaded tensors.
-
-        Returns:
-            What was saved.
-        """
-        return self.checkpoints.load(which, map_location=map_location)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -195,7 +181,7 @@ class RunFolder:
             summary: the final results.
         """
         text = json.dumps(dict(summary), indent=2) + "\n"
-        write_atomically(self.path / "summary.json", lambda file: file.write(text.encode()))
+        write_atomically(self.path / "summary.json", text.encode())
 
 
 def is_running(path: str | Path) -> bool:
@@ -205,67 +191,26 @@ def is_running(path: str | Path) -> bool:
         path: the folder.
 
     Returns:
-        True, too, where the folder is somebody else's; false where the file system knows no locks.
+        True, too, where the folder belongs to another user; false where the file system has no
+        locks.
 
     Examples:
         >>> from tempfile import mkdtemp
-        >>> from torchrl_shm.training import RunFolder
-        >>> from torchrl_shm.training.run_folder import is_running
-        >>> run = RunFolder.create(mkdtemp())
-        >>> is_running(run.path)
+        >>> from torchrl_shm.training.run_folder import RunFolder, is_running
+        >>> folder = RunFolder.create(mkdtemp())
+        >>> is_running(folder.path)
         True
-        >>> run.close()
-        >>> is_running(run.path)
+        >>> folder.close()
+        >>> is_running(folder.path)
         False
     """
     try:
         folder = RunFolder(path)
-        folder._lock()  # pyright: ignore[reportPrivateUsage]
+        folder.lock()
         folder.close()
     except (RuntimeError, OSError):
-        # what cannot be opened is somebody else's
         return True
     return False
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part.
-
-    Args:
-        path: the file.
-        write: called with the open temporary file.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written to.
-    """
-    temporary = path.with_name(path.name + ".part")
-    try:
-        # a link that somebody left there would lead out of the folder
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> OSError:
-    return OSError(
-        error.errno,
-        f"cannot write {path.name}: {error.strerror or error}; make room, or choose another folder",
-        str(path.parent),
-    )
-
-
-def _line(values: list[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()
 
 
 def _number(text: str) -> float:

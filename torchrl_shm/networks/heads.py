@@ -1,0 +1,105 @@
+"""What reads a memory: networks for actions and for values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from math import log
+from typing import Any
+
+import torch
+from tensordict import NestedKey
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from tensordict.nn import TensorDictSequential as Sequential
+from torch import distributions, nn
+from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
+from torchrl.modules import IndependentNormal, ProbabilisticActor
+
+HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
+"""What a head reads: what the memory gave, and the current step itself."""
+
+
+class Head(nn.Module):
+    """A tanh network over concatenated inputs, with the orthogonal start that is usual for PPO.
+
+    Args:
+        sizes: number of inputs, widths of the hidden layers, number of outputs.
+        gain: gain of the last layer at the start.
+        device: device of the parameters.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], gain: float, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size, next_size in pairwise(sizes):
+            linear = nn.Linear(size, next_size, device=device)
+            nn.init.orthogonal_(linear.weight, 2**0.5)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.Tanh()]
+        # the last layer has its own gain and no activation
+        layers.pop()
+        last: Any = layers[-1]
+        nn.init.orthogonal_(last.weight, gain)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Map features `[..., D_i]`, concatenated, to `[..., sizes[-1]]`."""
+        return self.layers(torch.cat(inputs, -1))
+
+
+def make_actor(
+    spec: TensorSpec, sizes: tuple[int, ...], init_scale: float, device: torch.device | str | None
+) -> ProbabilisticActor:
+    """Build the action head that suits a spec.
+
+    Args:
+        spec: of one environment's action: continuous, an index, or several indices.
+        sizes: number of inputs and widths of the hidden layers.
+        init_scale: initial standard deviation of continuous actions, in units of the action.
+        device: device of the parameters.
+
+    Returns:
+        An actor that reads `HEAD_KEYS` and writes `action` and its log-probability.
+
+    Raises:
+        TypeError: actions of this kind are not supported.
+    """
+    head: list[Any]
+    if isinstance(spec, (Bounded, Unbounded)) and spec.dtype.is_floating_point:
+        size = spec.shape[-1]
+        scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
+        head = [
+            TensorDictModule(Head((*sizes, size), 0.01, device), HEAD_KEYS, ["loc"]),
+            TensorDictModule(scale, ["loc"], ["loc", "scale"]),
+        ]
+        in_keys, distribution = ["loc", "scale"], IndependentNormal
+    elif isinstance(spec, Categorical) and not spec.shape:
+        head = [TensorDictModule(Head((*sizes, spec.n), 0.01, device), HEAD_KEYS, ["logits"])]
+        in_keys, distribution = ["logits"], distributions.Categorical
+    elif isinstance(spec, MultiCategorical) and len(set(spec.nvec.tolist())) == 1:
+        count, choices = spec.shape[-1], int(spec.nvec[0])
+        net = Head((*sizes, count * choices), 0.01, device)
+        head = [TensorDictModule(net, HEAD_KEYS, ["logits"])]
+        in_keys, distribution = ["logits"], partial(_independent_categoricals, count=count)
+    else:
+        raise TypeError(
+            f"actions like {spec} are not supported: it takes a continuous action, an index "
+            "(Categorical), or several indices of equal sizes (MultiCategorical); TorchRL's "
+            "GymEnv makes indices with categorical_action_encoding=True"
+        )
+    return ProbabilisticActor(
+        Sequential(*head),
+        in_keys=in_keys,
+        distribution_class=distribution,
+        return_log_prob=True,
+        cache_dist=False,
+    )
+
+
+def _independent_categoricals(logits: torch.Tensor, *, count: int) -> distributions.Distribution:
+    """`count` indices, each with its own block of logits."""
+    blocks = logits.unflatten(-1, (count, -1))
+    return distributions.Independent(distributions.Categorical(logits=blocks), 1)

@@ -1,0 +1,82 @@
+"""What every run has, whatever its algorithm: how long, how wide, where, and how it is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.training.finite import OnNonfinite
+
+
+@dataclass
+class Experiment:
+    """Values of a run that no algorithm changes the meaning of.
+
+    Attributes:
+        seed: seed of the parameters, of the environments and of the random gates.
+        total_frames: environment steps, rounded up to whole batches.
+        num_envs: environments that step together, over all workers.
+        device: `"cpu"`, `"cuda"` or `"cuda:1"`; that of environments and networks.
+        threads: threads of torch; more than one slow small networks down.
+        num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
+        checkpoint_interval: updates between two checkpoints; one more is written at the end.
+        keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
+        on_nonfinite: `"stop"` ends the run at the first datum or gradient that is not finite;
+            `"skip"` leaves such sequences and minibatches out.
+        resume: folder of a run that is to be continued; on the command line also `"auto"`, the
+            newest unfinished run of the same configuration.
+        run_dir: folder of the run. Default: a new one under `outputs/`, named by recipe, time,
+            memory and seed.
+        names: names of the task and of the memory, `env` and `memory`, for summaries and figures.
+            Default: the names of the objects.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Examples:
+        >>> from torchrl_shm.training import Experiment
+        >>> Experiment(total_frames=20_000).num_envs
+        256
+    """
+
+    seed: int = 0
+    total_frames: int = 3_200_000
+    num_envs: int = 256
+    device: str = "cpu"
+    threads: int = 1
+    num_test_episodes: int = 256
+    checkpoint_interval: int = 20
+    keep_checkpoints: int = 3
+    on_nonfinite: OnNonfinite = "stop"
+    resume: str | None = None
+    run_dir: str | None = None
+    names: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        counts = (
+            "total_frames", "num_envs", "threads", "num_test_episodes", "checkpoint_interval",
+            "keep_checkpoints",
+        )  # fmt: skip
+        for name in counts:
+            check_count(f"experiment.{name}", getattr(self, name))
+        check_count("experiment.seed", self.seed, 0)
+        check_option("experiment.on_nonfinite", self.on_nonfinite, OnNonfinite)
+
+    def check_device(self) -> None:
+        """Refuse a device that this machine does not have; a saved experiment may name one.
+
+        Raises:
+            ValueError: `device` is unknown or missing.
+        """
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(
+                f"experiment.device={self.device!r} is unknown; use cpu or cuda"
+            ) from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"experiment.device={self.device!r}: torch finds no CUDA device; use cpu"
+            )

@@ -1,0 +1,355 @@
+"""The life of a run: all that is not the algorithm, once for all algorithms."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.checkpoint import GlobalRNGState
+from torchrl.envs import EnvBase
+from torchrl.record.loggers import Logger
+from tqdm import tqdm
+
+from torchrl_shm.training.collection import RolloutCollector
+from torchrl_shm.training.evaluation import episode_statistics, evaluate
+from torchrl_shm.training.experiment import Experiment
+from torchrl_shm.training.files import write_atomically
+from torchrl_shm.training.finite import FiniteCheck
+from torchrl_shm.training.run_folder import RunFolder
+from torchrl_shm.training.signals import Signals
+
+
+class Stateful(Protocol):
+    """What can be saved: modules, optimizers, schedules, collectors."""
+
+    def state_dict(self) -> Any:
+        """Everything that changes."""
+        ...
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Go on from what `state_dict` returned."""
+        ...
+
+
+class TrainingRun:
+    """Seeds, folder, logs, checkpoints, signals, resume and the final evaluation of one run.
+
+    An algorithm tracks what changes while it trains, iterates over `batches`, and calls `log` once
+    per batch. A checkpoint is written every `experiment.checkpoint_interval` updates; a run that
+    continues from it repeats every number bit for bit.
+
+    | signal | what happens |
+    |---|---|
+    | SIGINT (Ctrl-C), SIGTERM | ends the process with code 0, while training after the update that is going on, which is saved |
+    | one of them again | ends the process at once |
+    | SIGUSR1 | saves after the update that is going on, and goes on |
+
+    An error ends the run where it is; the newest checkpoint stays.
+
+    Attributes:
+        folder: the `RunFolder`.
+        check: the `FiniteCheck` of the run.
+        summary: what a finished run left in `summary.json`; `None` for one that has to be trained.
+        updates: number of updates done.
+        frames: frames of these updates.
+
+    Examples:
+        >>> from functools import partial
+        >>> from tempfile import mkdtemp
+        >>> import torch
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.networks import make_actor_critic
+        >>> from torchrl_shm.training import Experiment, RolloutCollector, TrainingRun
+        >>> experiment = Experiment(total_frames=80, num_envs=4, run_dir=mkdtemp())
+        >>> with TrainingRun.open("example", experiment, WindEnv, SHMModule) as run:
+        ...     operator = make_actor_critic(WindEnv(4), SHMModule)
+        ...     policy = operator.get_policy_operator()
+        ...     collector = RolloutCollector(
+        ...         WindEnv, policy, num_envs=4, rollout_length=10, total_frames=80)
+        ...     run.track(operator=operator, collector=collector)
+        ...     for batch in run.batches(collector):
+        ...         run.log({"loss": 0.0})
+        >>> run.updates, run.frames
+        (2, 80)
+    """  # noqa: E501
+
+    def __init__(self, folder: RunFolder, experiment: Experiment, names: dict[str, str]) -> None:
+        self.folder = folder
+        self.experiment = experiment
+        self.names = names
+        self.check = FiniteCheck(experiment.on_nonfinite)
+        self.summary = folder.summary
+        self.updates = 0
+        self.frames = 0
+        self._logger: Logger | None = None
+        self._parts: dict[str, Stateful] = {"rng": GlobalRNGState()}
+        self._collector: RolloutCollector | None = None
+        self._bar: tqdm[Any] | None = None
+        self._row: dict[str, float] = {}
+        self._return: float | None = None
+        self._start = self._last = time.perf_counter()
+        self._saved: int | None = None
+        self._signals = Signals()
+
+    @classmethod
+    def open(
+        cls,
+        recipe: str,
+        experiment: Experiment,
+        env: Callable[..., EnvBase],
+        memory: Callable[..., TensorDictModuleBase],
+        logger: Callable[..., Logger | None] | None = None,
+        config: DictConfig | None = None,
+    ) -> TrainingRun:
+        """Make and lock the folder, seed everything, write the configuration.
+
+        Args:
+            recipe: name of the recipe, for the folder.
+            experiment: the values of the run.
+            env: makes the environment; its name stands in where `experiment.names` has none.
+            memory: makes the memory; as `env`.
+            logger: makes a TorchRL logger from `run_dir`, or `None` for `metrics.csv` alone.
+            config: the composed configuration, for `config.yaml`; `None` where the recipe was
+                called from Python, whose runs `torchrl-shm evaluate` cannot rebuild.
+
+        Returns:
+            The run, to be entered as a context.
+
+        Raises:
+            FileExistsError: the folder holds the results of another run.
+            RuntimeError: another process is running there.
+            OSError: the folder cannot be made or written to.
+            ValueError: the device is unknown or missing, or `experiment.resume` is `"auto"`, which
+                only the command line resolves.
+        """
+        if experiment.resume == "auto":
+            raise ValueError("experiment.resume='auto' needs the command line; name the folder")
+        experiment.check_device()
+        names = experiment.names or {"env": _name(env), "memory": _name(memory)}
+        now = time.strftime(f"outputs/{recipe}/%Y-%m-%d/%H-%M-%S")
+        default = f"{now}_{names['memory']}_seed{experiment.seed}"
+        folder = RunFolder.create(
+            experiment.resume or experiment.run_dir or default,
+            resume=experiment.resume is not None,
+            keep_checkpoints=experiment.keep_checkpoints,
+        )
+        run = cls(folder, experiment, names)
+        if run.summary is not None:
+            print(json.dumps(run.summary), flush=True)
+            return run
+        torch.set_num_threads(experiment.threads)
+        torch.manual_seed(experiment.seed)
+        # environments of other packages may draw from these
+        random.seed(experiment.seed)
+        np.random.seed(experiment.seed)
+        if config is not None:
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+            # a run that is taken up keeps its configuration
+            plain["experiment"]["resume"] = None
+            write_atomically(folder.path / "config.yaml", OmegaConf.to_yaml(plain).encode())
+        run._logger = None if logger is None else logger(run_dir=str(folder.path))
+        return run
+
+    def track(self, **parts: Stateful) -> None:
+        """Say what changes while training; all of it is saved and restored.
+
+        Args:
+            **parts: by name. `torchrl-shm evaluate` and `export` read `operator`, the module whose
+                `get_policy_operator()` is the policy. The generators of torch, numpy and python,
+                the metrics and the counters are saved as well.
+        """
+        self._parts |= parts
+
+    def batches(self, collector: RolloutCollector) -> Iterator[TensorDictBase]:
+        """Iterate over what is collected, from where the run was stopped if it is resumed.
+
+        Args:
+            collector: the collector; closed when the run ends.
+
+        Yields:
+            Batches `[B, T]`, in which everything is finite.
+
+        Raises:
+            RuntimeError: every checkpoint of a resumed run is damaged, or they are of another
+                recipe; or an algorithm did not call `log`.
+            FloatingPointError: a number is not finite, see `FiniteCheck.rollouts`.
+            OSError: the disk is full or cannot be written to.
+        """
+        self._collector = collector
+        seconds = self._restore() if self.experiment.resume is not None else 0.0
+        self._last = time.perf_counter()
+        self._start = self._last - seconds
+        # no bar where nobody looks at it
+        self._bar = tqdm(
+            total=collector.num_batches * collector.frames_per_batch,
+            initial=self.frames,
+            unit="frame",
+            disable=None,
+        )
+        self._signals.wait = True
+        for batch in collector:
+            self.check.update = self.updates
+            frames = self.frames + batch.numel()
+            self._row = {"update": self.updates, "frames": frames, **episode_statistics(batch)}
+            before = self.updates
+            yield self.check.rollouts(batch)
+            if self.updates == before:
+                raise RuntimeError("the algorithm must call run.log once per batch")
+        self.save()
+        self._signals.wait = False
+        self._signals.exit_if_asked()
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """End an update: write its row, save if it is time, and stop if a signal asked for it.
+
+        Args:
+            metrics: numbers of the algorithm by name, the same names every time. Number of the
+                update, frames, return, success and times are added.
+
+        Raises:
+            FloatingPointError: the state is not finite, so it cannot be saved.
+            OSError: the disk is full or cannot be written to.
+            SystemExit: a signal asked for the end; all is saved.
+        """
+        row = self._row | dict(metrics)
+        now = time.perf_counter()
+        row["seconds"] = now - self._start
+        row["frames_per_second"] = (row["frames"] - self.frames) / (now - self._last)
+        self._last = now
+        self.folder.log(row)
+        self.updates += 1
+        frames, self.frames = self.frames, int(row["frames"])
+        if math.isfinite(row["return"]):
+            self._return = float(row["return"])
+        if self._logger is not None:
+            for key, value in row.items():
+                self._logger.log_scalar(key, value, step=self.frames)
+        if self._bar is not None:
+            shown = {key: f"{row[key]:.2f}" for key in ("return", "success") if key in row}
+            self._bar.set_postfix(shown)
+            self._bar.update(self.frames - frames)
+        due = self.updates % self.experiment.checkpoint_interval == 0
+        if due or self._signals.save or self._signals.stop:
+            self.save()
+        self._signals.exit_if_asked()
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after the last update, unless that was done already.
+
+        Raises:
+            FloatingPointError: the state is not finite.
+            OSError: the disk is full or cannot be written to.
+        """
+        self._signals.save = False
+        if self._saved == self.updates:
+            return
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
+        state |= {
+            "updates": self.updates,
+            "frames": self.frames,
+            "seconds": self._last - self._start,
+            "return": self._return,
+            "metrics": self.folder.metrics_csv,
+        }
+        self.folder.checkpoints.save(state, step=self.frames, metric=self._return)
+        self._saved = self.updates
+
+    def finish(self, policy: TensorDictModuleBase, test_env: EnvBase) -> dict[str, Any]:
+        """Draw the learning curve, evaluate on the test tasks, write and print the summary.
+
+        Args:
+            policy: the policy; evaluated with the mean or most likely action.
+            test_env: environment of `make_test_env`.
+
+        Returns:
+            The summary.
+        """
+        # matplotlib takes long to load, so it is loaded at the end
+        from torchrl_shm.figures import plot_learning_curve
+
+        seed = self.experiment.seed
+        label = f"{self.names['env']}, {self.names['memory']}, seed {seed}"
+        curve = self.folder.path / "learning_curve.png"
+        plot_learning_curve(self.folder.metrics, curve, title=label)
+        result = evaluate(policy, test_env)
+        self.summary = {
+            **self.names,
+            "seed": seed,
+            "frames": self.frames,
+            "seconds": round(time.perf_counter() - self._start, 1),
+            "eval_return": round(result.mean_return, 4),
+            "eval_success": result.success_rate,
+        }
+        self.folder.write_summary(self.summary)
+        print(json.dumps(self.summary), flush=True)
+        return self.summary
+
+    def _restore(self) -> float:
+        """Go on from the newest checkpoint, if there is one; returns the seconds trained so far."""
+        try:
+            # parts move what they load to their own devices
+            state = self.folder.checkpoints.load()
+        except FileNotFoundError:
+            _say("nothing was saved yet, so the run starts again")
+            return 0.0
+        missing = [name for name in self._parts if name not in state]
+        if missing:
+            raise RuntimeError(
+                f"the checkpoint of {self.folder.path} lacks {missing}: it is of another recipe or "
+                "of another version, and the run cannot go on"
+            )
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self.updates = self._saved = int(state["updates"])
+        self.frames = int(state["frames"])
+        self._return = state["return"]
+        self.folder.restore_metrics(state["metrics"])
+        self.folder.checkpoints.clean(after=self.frames)
+        _say(f"resumed at frame {self.frames}")
+        return float(state["seconds"])
+
+    def __enter__(self) -> Self:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._collector is not None:
+            self._collector.close()
+        self._signals.__exit__(kind, error, trace)
+        self.folder.close()
+        if error is not None:
+            saved = self.folder.checkpoints.steps()
+            if saved:
+                _say(
+                    f"stopped; all up to frame {saved[-1]} is saved, go on with "
+                    f"experiment.resume={self.folder.path}"
+                )
+
+
+def _name(factory: Any) -> str:
+    while isinstance(factory, functools.partial):
+        factory = factory.keywords.get("cell", factory.func)
+    return getattr(factory, "__name__", type(factory).__name__)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
