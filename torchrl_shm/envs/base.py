@@ -13,37 +13,8 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_count
 from torchrl_shm.envs._checks import check_finite, check_indices, exact
-<<<<<<< HEAD
 from torchrl_shm.envs.contract import Entry, Plane, Split, State, Transition
-=======
 from torchrl_shm.torchrl_private import pack
-
-State = dict[str, Tensor]
-"""What an episode is made of: tensors `[B, ...]`, replaced as a whole, never written to."""
-
-
-class Entry(NamedTuple):
-    """Shape of one environment's part of a layout, and its dtype."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Transition(NamedTuple):
-    """What a step leads to.
-
-    Attributes:
-        state: the state after the step.
-        reward: float32 of shape `[B, 1]`.
-        terminated: bool of shape `[B, 1]`; `None` where an episode never ends by itself.
-        truncated: bool of shape `[B, 1]`; `None` where nothing cuts it.
-    """
-
-    state: State
-    reward: Tensor
-    terminated: Tensor | None
-    truncated: Tensor | None
->>>>>>> main
 
 
 class BatchedEnv(EnvBase):
@@ -379,14 +350,7 @@ class BatchedEnv(EnvBase):
         return self._pack(entries)
 
     def _pack(self, entries: State) -> TensorDictBase:
-<<<<<<< HEAD
-        # as torchrl's own environments do: the checks would cost as much as six operations
-        return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
-            entries, batch_size=self.batch_size, device=self.device
-        )
-=======
         return pack(entries, self.batch_size, self.device)
->>>>>>> main
 
 
 def _where(mask: Tensor, new: State, old: State) -> State:

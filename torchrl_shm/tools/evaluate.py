@@ -10,17 +10,9 @@ from typing import Any
 
 import torch
 
-<<<<<<< HEAD
-from torchrl_shm.configs import instantiate_saved, run_on_run
-from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
-from torchrl_shm.networks import make_actor_critic
-from torchrl_shm.training import RunFolder, Which, evaluate, make_test_env
-=======
 from torchrl_shm.configs import instantiate_saved
-from torchrl_shm.envs import PointRobotEnv, WindEnv
 from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
-from torchrl_shm.training import Evaluation, RunFolder, evaluate, make_test_env
->>>>>>> main
+from torchrl_shm.training import RunFolder, evaluate, make_test_env
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -58,17 +50,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     policy = operator.get_policy_operator()
     result = evaluate(policy, env, seed=options.seed)
 
-<<<<<<< HEAD
-    pictures = [Path(run) / "episode.gif"]
-    save_animation(record_episode(policy, env, seed=seed), pictures[0])
-    paths = Path(run) / "trajectories.png"
-    if plot_trajectories(env, result.rollout, paths, num_paths=num_paths):
-=======
     pictures = [options.run / "episode.gif"]
     save_animation(record_episode(policy, env, seed=options.seed), pictures[0])
     paths = options.run / "trajectories.png"
-    if draw_paths(env, result, options.num_paths, paths):
->>>>>>> main
+    if plot_trajectories(env, result.rollout, paths, num_paths=options.num_paths):
         pictures.append(paths)
     summary = {
         **experiment.names,
@@ -80,44 +65,3 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     }
     print(json.dumps(summary), flush=True)
     return summary
-
-
-<<<<<<< HEAD
-HELP = f"""\
-{__doc__}
-run         folder of the run, which also gets the pictures
-checkpoint  latest or best
-device      cpu or cuda
-threads     threads of torch
-num_paths   paths that are drawn, where the task is in the plane
-seed        of what the environment draws, and of the random gates"""
-
-if __name__ == "__main__":
-    run_on_run(
-        main, name="evaluate", help=HELP,
-        checkpoint="latest", device="cpu", threads=1, num_paths=8, seed=0,
-    )  # fmt: skip
-=======
-def draw_paths(env: EnvBase, result: Evaluation, num_paths: int, path: Path) -> bool:
-    """Draw paths in the plane, from the worst return to the best; false for other tasks."""
-    # tasks from the worst return to the best
-    picked = result.returns.argsort()[torch.linspace(0, len(result.returns) - 1, num_paths).long()]
-    task: dict[str, Any]
-    if isinstance(env, WindEnv):
-        goals, winds = env.goal.expand(num_paths, 2), env.test_tasks[picked]
-        task = {"goals": goals.cpu(), "winds": winds.cpu()}
-    elif isinstance(env, PointRobotEnv):
-        task = {"goals": env.test_tasks[picked].cpu(), "num_episodes": env.num_episodes}
-    else:
-        return False
-    rollout = result.rollout[picked].cpu()
-    plot_trajectories(
-        torch.cat([rollout["observation"][:, :1], rollout["next", "observation"]], dim=1),
-        path,
-        goal_radius=env.goal_radius,
-        returns=result.returns[picked],
-        labels=[f"test task {int(i)}" for i in picked],
-        **task,
-    )
-    return True
->>>>>>> main
