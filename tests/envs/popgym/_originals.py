@@ -111,11 +111,12 @@ def expert(name: str, env: POPGymEnv) -> Tensor:
     return swing.clamp(-2, 2).float().unsqueeze(-1)
 
 
-def match(name: str, level: str, count: int, share: float, tolerance: float) -> Tensor:
+def match(name: str, level: str, count: int, share: float | Tensor, tolerance: float) -> Tensor:
     """Play `count` episodes on both sides and compare every number.
 
     Args:
-        share: how often the expert plays; a random player does otherwise.
+        share: how often the expert plays, in all episodes or in each, `[count]`; otherwise actions
+            are random.
         tolerance: of observations and rewards.
 
     Returns:

@@ -1,4 +1,4 @@
-"""New episodes in the midst of others: what `maybe_reset` returns is what TorchRL's own returns."""
+"""Episodes that start while others go on: `maybe_reset` returns what TorchRL's own returns."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tests.envs._contract import random_action
 from torchrl.envs import EnvBase
 
 import torchrl_shm.envs.popgym as families
-from tests.envs.popgym._originals import FAMILIES
-from torchrl_shm.envs.base import BatchedEnv
+from tests.envs._helpers import POPGYM, random_action
+from torchrl_shm.envs import BatchedEnv
 
 Reset = Callable[[BatchedEnv, TensorDictBase], TensorDictBase]
 OURS: Reset = lambda env, data: env.maybe_reset(data)  # noqa: E731
@@ -26,8 +25,7 @@ def play(name: str, steps: int, **extra: Any) -> tuple[list[TensorDictBase], lis
     Returns:
         What ours returned, and how many rows started anew at each step.
     """
-    make = getattr(families, f"{name}Env")
-    twins = [(make(4, seed=0), OURS), (make(4, seed=0), THEIRS)]
+    twins = [(POPGYM[name](4, seed=0), OURS), (POPGYM[name](4, seed=0), THEIRS)]
     for env, _ in twins:
         env.reset()
         # so that rows do not end together
@@ -53,7 +51,7 @@ def play(name: str, steps: int, **extra: Any) -> tuple[list[TensorDictBase], lis
     return returned, counts[::2]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", POPGYM)
 def test_is_what_torchrl_does(name: str) -> None:
     steps = 210 if "Pendulum" in name or name == "MultiarmedBandit" else 110
     _, counts = play(name, steps, hidden=torch.ones(4, 3), label=torch.arange(4))
