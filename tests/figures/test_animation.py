@@ -1,4 +1,4 @@
-"""Moving pictures of an episode."""
+"""Animations of an episode."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl import set_auto_unwrap_transformed_env
+from torchrl.data import Bounded
 from torchrl.envs import RewardSum, TransformedEnv
 
-from tests.training._helpers import KEYS, MEMORIES, Countdown, make_operator
+from tests.envs._helpers import MAKERS
+from tests.training._helpers import MEMORIES, Countdown, make_operator
 from torchrl_shm import KeyToDoorEnv, PointRobotEnv, SHMModule, TMazeEnv, WindEnv
 from torchrl_shm.envs import make_gym_env, make_popgym_env
 from torchrl_shm.figures import Episode, record_episode
@@ -104,52 +106,81 @@ class TestWhatIsPlayed:
         assert waited == [[], [False, False, True], [False, True, True]]
 
 
+class Drawn(Countdown):
+    def render(self, index: int) -> Tensor:
+        return torch.full((4, 6, 3), 10 * self.step_count + index, dtype=torch.uint8)
+
+
+class Window(Countdown):
+    """TorchRL's and gymnasium's kind of method, for which there is nothing to see here."""
+
+    def render(self) -> None:
+        raise AssertionError
+
+
+class Camera(Countdown):
+    """Its observation is a picture."""
+
+    policy_keys = ("pixels",)
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs)
+        shape = (num_envs, 4, 6, 3)
+        self.observation_spec["pixels"] = Bounded(0, 255, shape=shape, dtype=torch.uint8)
+
+    def _emit(self) -> TensorDict:
+        picture = torch.full((*self.batch_size, 4, 6, 3), 10 * self.step_count, dtype=torch.uint8)
+        return super()._emit().set("pixels", picture)
+
+
 class TestPictures:
-    def test_boards(self) -> None:
-        env = KeyToDoorEnv(2, frames=(2, 3, 2))
+    @pytest.mark.parametrize("name", MAKERS)
+    def test_every_environment_has_some(self, name: str) -> None:
+        env = MAKERS[name](2, seed=0)
+        frames = record_episode(make_policy(env), env).frames
+        assert frames.dtype == torch.uint8
+        steps, *size = frames.shape
+        assert steps > 1
+        rooms = name.startswith(("KeyToDoor", "VisualMatch"))
+        assert size == [*((112, 176) if rooms else (240, 240 if env.plane() else 360)), 3]
+        assert not torch.equal(frames[0], frames[-1])
+
+    def test_below_transforms(self) -> None:
+        env = MAKERS["KeyToDoor"](2)
         policy = make_policy(env)
-        # below transforms, too
         with set_auto_unwrap_transformed_env(False):
             episode = record_episode(policy, TransformedEnv(env, RewardSum()))
-        assert episode.frames.shape == (8, 112, 176, 3)
         assert torch.equal(episode.frames[-1], env.render(0))
-        assert not torch.equal(episode.frames[0], episode.frames[-1])
 
-    def test_a_board_of_ones_own(self) -> None:
-        class Drawn(Countdown):
-            def render(self, index: int) -> Tensor:
-                return torch.full((4, 6, 3), 10 * self.step_count + index, dtype=torch.uint8)
-
-        class Window(Countdown):
-            """TorchRL's and gymnasium's kind of method, for which there is nothing to see here."""
-
-            def render(self) -> None:
-                raise AssertionError
-
-        for env, shape, values in (
-            (Drawn(2), (2, 4, 6, 3), [0, 10]),
-            (Window(2), (2, 240, 360, 3), None),
-        ):
-            episode = record_episode(make_operator(env=env).get_policy_operator(), env)
-            assert episode.frames.shape == shape
-            assert values is None or episode.frames[:, 0, 0, 0].tolist() == values
+    @pytest.mark.parametrize(
+        ("make", "shape", "values"),
+        [
+            (Drawn, (2, 4, 6, 3), [0, 10]),
+            (Camera, (2, 4, 6, 3), [0, 10]),
+            (Window, (2, 240, 360, 3), None),
+        ],
+    )
+    def test_environments_of_ones_own(self, make: Any, shape: Any, values: Any) -> None:
+        env = make(2)
+        frames = record_episode(make_policy(env), env).frames
+        assert frames.shape == shape
+        assert values is None or frames[:, 0, 0, 0].tolist() == values
 
     @pytest.mark.parametrize("env", [WindEnv(2, max_steps=9), PointRobotEnv(2, max_steps=9)])
     def test_paths(self, env: Any) -> None:
-        policy = make_actor_critic(env, SHMModule, policy_keys=KEYS).get_policy_operator()
-        frames = record_episode(policy, env).frames
+        frames = record_episode(make_policy(env), env).frames
         steps = 9 if isinstance(env, WindEnv) else 18
         assert frames.shape == (steps + 1, 240, 240, 3)
         has_wind = isinstance(env, WindEnv)
         assert count(frames[0], "#ff7f0e") > 10
         assert (count(frames[0], "#2ca02c") > 20) == has_wind
-        # the second episode of Point Robot has a colour of its own
+        # the second episode of Point Robot has a color of its own
         assert not count(frames[9], "#9467bd")
         assert bool(count(frames[-1], "#9467bd")) == (not has_wind)
 
 
 def count(picture: Tensor, color: str) -> int:
-    """Number of pixels that are about of a colour."""
+    """Number of pixels that are about of a color."""
     wanted = torch.tensor([int(color[i : i + 2], 16) for i in (1, 3, 5)])
     return int(((picture.int() - wanted).abs().amax(-1) < 16).sum())
 

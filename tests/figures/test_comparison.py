@@ -55,16 +55,13 @@ def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
         assert found.summary == made.summary
         for key, values in made.metrics.items():
             np.testing.assert_array_equal(found.metrics[key], values)
+    # of the configuration, all but seed and folder is kept
+    lines = "seed: 0\nrun_dir: x\nalgo:\n  gamma: 0.9\n"
+    (tmp_path / "sweep" / "0" / "config.yaml").write_text(lines)
+    assert load_runs([tmp_path / "sweep" / "0"])[0].config == ("algo:", "  gamma: 0.9")
     assert len(load_runs([tmp_path / "sweep" / "0", tmp_path / "sweep" / "2"])) == 2
     # a folder and one in it
     assert len(load_runs([tmp_path, tmp_path / "sweep" / "0"])) == 3
-
-
-def test_what_averaged_runs_share(tmp_path: Path) -> None:
-    save(make_run(), tmp_path / "0")
-    (tmp_path / "0" / "config.yaml").write_text("seed: 0\nrun_dir: x\nalgo:\n  gamma: 0.9\n")
-    (run,) = load_runs([tmp_path])
-    assert run.config == ("algo:", "  gamma: 0.9")
 
 
 @pytest.mark.parametrize(

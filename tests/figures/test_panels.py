@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from torchrl_shm.figures.panels import as_matrix, draw_matrices, draw_paths, draw_series
+from torchrl_shm.envs import Plane
+from torchrl_shm.figures.panels import as_matrix, draw_matrices, draw_path, draw_series
 
 NAN = float("nan")
 BLUE, PURPLE, ORANGE, GREEN = (31, 119, 180), (148, 103, 189), (255, 127, 14), (44, 160, 44)
 
 
 def found(picture: Tensor, color: tuple[int, int, int]) -> Tensor:
-    """Where a picture is about of a colour, bool `[H, W]`."""
+    """Where a picture is about of a color, bool `[H, W]`."""
     return (picture.int() - torch.tensor(color)).abs().amax(-1) < 16
+
+
+def draw(path: Tensor, goal: Any = (0.0, 0.0), **options: Any) -> Tensor:
+    task = {"goal_radius": 0.01, "max_steps": 100} | options
+    return draw_path(path, Plane(torch.tensor([goal]), **task))
 
 
 class TestPaths:
     def test_up_is_up_and_right_is_right(self) -> None:
         path = torch.linspace(0, 1, 6).unsqueeze(-1) * torch.tensor([[1.0, 0.0]])
-        wind = torch.tensor([0.0, 0.1])
-        goal = torch.tensor([1.0, 1.0])
-        last = draw_paths(path, goal=goal, goal_radius=0.05, wind=wind)[-1]
+        last = draw(path, (1.0, 1.0), goal_radius=0.05, drift=torch.tensor([[0.0, 0.1]]))[-1]
         centers = [found(last, color).nonzero().double().mean(0) for color in (BLUE, ORANGE, GREEN)]
-        (path_row, path_column), (goal_row, goal_column), (wind_row, wind_column) = centers
-        assert goal_row < wind_row < path_row
-        assert wind_column < path_column < goal_column
+        (path_row, path_column), (goal_row, goal_column), (drift_row, drift_column) = centers
+        assert goal_row < drift_row < path_row
+        assert drift_column < path_column < goal_column
 
     def test_path_so_far(self) -> None:
-        path = torch.linspace(0, 1, 6).unsqueeze(-1).expand(6, 2)
-        frames = draw_paths(path, goal=torch.zeros(2), goal_radius=0.01)
+        frames = draw(torch.linspace(0, 1, 6).unsqueeze(-1).expand(6, 2))
         lengths = [int(found(frame, BLUE).sum()) for frame in frames]
         assert lengths == sorted(lengths)
         assert lengths[-1] > 2 * lengths[0]
@@ -42,8 +47,7 @@ class TestPaths:
         low = torch.stack([right, torch.zeros(6)], -1)
         high = torch.stack([right[1:], torch.ones(5)], -1)
         path = torch.cat([low, high])
-        options = {"goal": torch.tensor([0.5, 0.5]), "goal_radius": 0.01}
-        two, one = draw_paths(path, max_steps=5, **options), draw_paths(path, **options)
+        two, one = (draw(path, (0.5, 0.5), max_steps=steps) for steps in (5, 10))
         middle = slice(100, 140)
         assert not found(two[-1], BLUE)[middle].any()
         assert not found(two[-1], PURPLE)[middle].any()
@@ -52,15 +56,12 @@ class TestPaths:
         assert found(two[6], PURPLE).any()
         assert not found(one, PURPLE).any()
 
-    def test_an_agent_that_got_lost(self) -> None:
+    def test_an_agent_that_got_lost_or_never_moved(self) -> None:
         path = torch.tensor([[0.0, 0.0], [0.1, 0.1], [NAN, NAN], [NAN, NAN]])
-        frames = draw_paths(path, goal=torch.ones(2), goal_radius=0.01)
+        frames = draw(path, (1.0, 1.0))
         assert frames.shape == (4, 240, 240, 3)
         assert torch.equal(frames[2], frames[3])
-
-    def test_an_agent_that_never_moved(self) -> None:
-        frames = draw_paths(torch.zeros(3, 2), goal=torch.zeros(2), goal_radius=0.01)
-        assert found(frames[-1], BLUE).any()
+        assert found(draw(torch.zeros(3, 2))[-1], BLUE).any()
 
 
 class TestSeries:
@@ -73,7 +74,7 @@ class TestSeries:
         assert frames.shape == (3, 240, 360, 3)
         # nothing before the start
         assert (frames[0, 30:, :351] == 255).all() or not frames[0, 30:, :351].lt(60).all()
-        first_row, last_row = 20, 230
+        first_row, last_row = 20, 216
         newest, before, oldest = (frames[-1, first_row, column].int() for column in (355, 346, 337))
         # each number is scaled by its largest absolute value
         assert newest[2] > newest[0] + 50
@@ -120,7 +121,7 @@ class TestMatrices:
         flat = torch.cat([state.flatten(1) for state in states], 1)
         assert torch.equal(matrix[matrix.isfinite()].view(3, -1), flat)
 
-    def test_colours(self) -> None:
+    def test_colors(self) -> None:
         matrix = torch.tensor([[[-1.0, 0.0, 1.0, NAN]]]).repeat(1, 100, 1)
         # one that is far beyond all others
         matrix[0, 0, 2] = 1e6

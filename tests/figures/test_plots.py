@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.image import imread
+from tensordict import TensorDict
+from torch import Tensor
 
+from tests.training._helpers import Countdown
+from torchrl_shm.envs import Plane, TMazeEnv
 from torchrl_shm.figures import plot_learning_curve, plot_trajectories
 
 NAN = float("nan")
 GREEN = (44 / 255, 160 / 255, 44 / 255)
+BLUE, PURPLE = (31 / 255, 119 / 255, 180 / 255), (148 / 255, 103 / 255, 189 / 255)
 
 
 def check_picture(path: Path) -> tuple[int, int]:
-    """Size of a PNG that shows more than one colour."""
+    """Size of a PNG that shows more than one color."""
     assert path.read_bytes().startswith(b"\x89PNG")
     pixels = imread(path)
     assert pixels.min() < 0.5 < pixels.max()
@@ -44,52 +53,83 @@ def test_ending_chooses_the_format(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
-@pytest.mark.parametrize(("number", "shape"), [(1, (1, 1)), (3, (1, 3)), (5, (2, 4)), (8, (2, 4))])
+class Paths:
+    """An environment in the plane whose paths are given, `[N, T + 1, 2]`, and their goals."""
+
+    split = "test"
+
+    def __init__(self, positions: Tensor, max_steps: int, drift: Tensor | None = None) -> None:
+        count = len(positions)
+        goal = torch.tensor([0.5, 0.5]).expand(count, 2)
+        self.task = Plane(goal, 0.1, max_steps, drift)
+        seen = {
+            "observation": positions[:, :-1],
+            ("next", "observation"): positions[:, 1:],
+            # the last one is the worst
+            ("next", "reward"): torch.arange(count).flip(0)[:, None, None].expand(-1, 20, 1),
+        }
+        self.rollout = TensorDict({}, [count, 20]).update(seen)
+
+    def plane(self) -> Plane:
+        return self.task
+
+
+def count(path: Path, color: tuple[float, float, float]) -> int:
+    """Number of pixels that are about of a color."""
+    return int((abs(imread(path)[..., :3] - color).max(-1) < 0.1).sum())
+
+
+@pytest.mark.parametrize(("number", "shape"), [(1, (1, 1)), (5, (2, 4))])
 def test_trajectories(tmp_path: Path, number: int, shape: tuple[int, int]) -> None:
-    positions = 0.1 * torch.randn(number, 21, 2).cumsum(1)
+    positions = 0.1 * torch.randn(9, 21, 2).cumsum(1)
     # an agent that got lost for good
-    positions[0, 5:] = NAN
-    plot_trajectories(
-        positions,
-        tmp_path / "paths.png",
-        winds=torch.empty(number, 2).uniform_(-0.1, 0.1),
-        goals=torch.tensor([0.0, 1.0]).expand(number, 2),
-        goal_radius=0.01,
-        returns=torch.arange(number, dtype=torch.float64),
-        labels=[f"test task {i}" for i in range(number)],
-    )
+    positions[-1, 5:] = NAN
+    env: Any = Paths(positions, 20, torch.empty(9, 2).uniform_(-0.1, 0.1))
+    assert plot_trajectories(env, env.rollout, tmp_path / "paths.png", num_paths=number)
     height, width = check_picture(tmp_path / "paths.png")
-    # the arrow of every wind is inside its axes
+    assert height == 450 * shape[0]
+    assert width == pytest.approx(390 * shape[1], abs=1)
+    # the arrow of every drift is inside its axes
     pixels = imread(tmp_path / "paths.png")[..., :3]
     for i in range(number):
         row, column = divmod(i, shape[1])
         panel = pixels[height * row // shape[0] :, width * column // shape[1] :]
         panel = panel[: height // shape[0], : width // shape[1]]
         assert (abs(panel - GREEN).max(-1) < 0.1).sum() > 50
-    assert height == 450 * shape[0]
-    assert width == pytest.approx(390 * shape[1], abs=1)
+
+
+def test_worst_path_is_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(Axes, "set_title", lambda axes, text, **kwargs: titles.append(text))
+    env: Any = Paths(torch.rand(9, 21, 2), 20)
+    plot_trajectories(env, env.rollout, tmp_path / "paths.png", num_paths=3)
+    assert titles == [f"test task {i}: return {20 * (8 - i)}" for i in (8, 4, 0)]
 
 
 def test_trajectories_of_several_episodes(tmp_path: Path) -> None:
     # along the lower and along the upper border, with a jump between
     right = torch.linspace(0, 1, 11)
     low, high = torch.zeros(11), torch.ones(10)
-    positions = torch.cat(
-        [torch.stack([right, low], -1), torch.stack([right[1:], high], -1)]
-    ).expand(2, 21, 2)
-    options = {"goal_radius": 0.1, "returns": torch.ones(2), "labels": ["a", "b"]}
-    goals = torch.tensor([[0.2, 0.5], [0.8, 0.5]])
-    plot_trajectories(positions, tmp_path / "two.png", goals=goals, num_episodes=2, **options)
-    plot_trajectories(positions, tmp_path / "one.png", goals=goals, **options)
-    check_picture(tmp_path / "two.png")
-    blue, purple = (31 / 255, 119 / 255, 180 / 255), (148 / 255, 103 / 255, 189 / 255)
-
-    def number_of(name: str, color: tuple[float, float, float]) -> int:
-        return (abs(imread(tmp_path / name)[..., :3] - color).max(-1) < 0.1).sum()
-
-    assert number_of("two.png", purple) > 100
-    assert number_of("one.png", purple) == 0
+    positions = torch.cat([torch.stack([right, low], -1), torch.stack([right[1:], high], -1)])
+    for name, max_steps in (("two", 10), ("one", 20)):
+        env: Any = Paths(positions.expand(2, 21, 2), max_steps)
+        plot_trajectories(env, env.rollout, tmp_path / f"{name}.png", num_paths=2)
+    two, one = tmp_path / "two.png", tmp_path / "one.png"
+    assert count(two, PURPLE) > 100
+    assert count(one, PURPLE) == 0
     # the jump is no part of a path
-    assert number_of("two.png", blue) + number_of("two.png", purple) < number_of("one.png", blue)
-    # without wind there is no arrow
-    assert number_of("two.png", GREEN) == 0
+    assert count(two, BLUE) + count(two, PURPLE) < count(one, BLUE)
+    # without a drift there is no arrow
+    assert count(two, GREEN) == 0
+
+
+def test_environments_that_are_in_no_plane(tmp_path: Path) -> None:
+    for env in (TMazeEnv(2), Countdown(2)):
+        assert not plot_trajectories(env, env.rollout(3), tmp_path / "paths.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_plotting_packages_are_loaded_when_a_figure_is_drawn() -> None:
+    script = "import sys, torchrl_shm.figures; print({'matplotlib', 'PIL'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr
