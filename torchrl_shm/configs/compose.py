@@ -6,12 +6,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra_zen import MISSING, ZenStore, make_config, zen
+from hydra_zen import MISSING, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from hydra_zen.wrapper import Zen
 from omegaconf import OmegaConf
@@ -19,7 +21,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.configs._help import help_template
 from torchrl_shm.configs.envs import env_config
-from torchrl_shm.configs.groups import groups, put
+from torchrl_shm.configs.groups import MEMBERS, Member
 from torchrl_shm.configs.memories import memory_config
 from torchrl_shm.configs.saved import take_up
 from torchrl_shm.modules import MemoryCell
@@ -117,13 +119,11 @@ def register(name: str, *, algo: str) -> None:
         # the run folder has its own config.yaml
         output_subdir=None,
         # other groups choose the members of these
-        help=HelpConf(app_name=name, template=help_template(groups, hidden=["tuned", "sized"])),
+        help=HelpConf(app_name=name, template=help_template(MEMBERS, hidden=["tuned", "sized"])),
     )
-    local = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
-    local(recipe, name=name)
-    local(hydra, group="hydra", name="config")
-    for store in (groups, local):
-        store.add_to_hydra_store(overwrite_ok=True)
+    store = ConfigStore.instance()
+    store.store(name, recipe)
+    store.store("config", hydra, group="hydra")
 
 
 def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> None:
@@ -145,8 +145,7 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
         >>> from torchrl_shm.modules import LRU
         >>> add_memory("lru_small", LRU, memory_size=8)
     """
-    _refuse_taken("memory", name)
-    put("memory", name, memory_config(cell, **options))
+    _add("memory", name, partial(memory_config, cell, **options))
 
 
 def add_env(
@@ -177,13 +176,15 @@ def add_env(
         >>> from torchrl_shm.configs import add_env
         >>> add_env("short_maze", TMazeEnv, length=5, tuned={"ppo": {"algo": {"gamma": 0.99}}})
     """
-    _refuse_taken("env", name)
-    put("env", name, env_config(make_env, **options))
+    _add("env", name, partial(env_config, make_env, **options))
     for algo, values in (tuned or {}).items():
-        put(f"tuned/{algo}", name, values, "_global_")
+        MEMBERS[f"tuned/{algo}/{name}"] = Member(partial(dict, values), "_global_")
 
 
-def _refuse_taken(group: str, name: str) -> None:
-    taken = {str(entry["name"]) for entry in groups if entry["group"] == group}
-    if name in taken:
-        raise ValueError(f"{group}={name} is taken; choose a name that is none of {sorted(taken)}")
+def _add(group: str, name: str, make: Callable[[], Any]) -> None:
+    if f"{group}/{name}" in MEMBERS:
+        taken = sorted(x.removeprefix(f"{group}/") for x in MEMBERS if x.startswith(f"{group}/"))
+        raise ValueError(f"{group}={name} is taken, as are all of {taken}; choose another name")
+    # an option that does not exist is refused here, not when the member is chosen
+    make()
+    MEMBERS[f"{group}/{name}"] = Member(make)

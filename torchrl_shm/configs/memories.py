@@ -6,10 +6,12 @@ Adding one is one line in `MEMORIES`; its options and their defaults come from i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from hydra_zen import builds, make_custom_builds_fn
+from hydra_zen import builds
 
+from torchrl_shm.configs.presets import Presets, factory_config
 from torchrl_shm.modules import (
     DNC,
     FFM,
@@ -36,9 +38,6 @@ _RUNTIME = (
     "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
 )  # fmt: skip
 
-# factories: the recipe calls them with what only it knows
-_builds = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
-
 
 def memory_config(cell: Callable[..., MemoryCell], **options: Any) -> Any:
     """Make the config of a memory from its cell.
@@ -62,36 +61,39 @@ def memory_config(cell: Callable[..., MemoryCell], **options: Any) -> Any:
     signature = builds(
         cell, populate_full_signature=True, zen_partial=True, zen_exclude=_RUNTIME, **options
     )
-    return _builds(make_memory, cell=cell, zen_exclude=_RUNTIME, builds_bases=(signature,))
+    return factory_config(make_memory, cell=cell, zen_exclude=_RUNTIME, builds_bases=(signature,))
 
 
 def _module(target: Any, **options: Any) -> Any:
-    return _builds(target, zen_exclude=(*_RUNTIME, "cell"), **options)
+    return factory_config(target, zen_exclude=(*_RUNTIME, "cell"), **options)
 
 
-MEMORIES: dict[str, Any] = {
-    "mlp": _module(make_mlp),
-    "frame_stack": memory_config(FrameStack),
-    "elman": memory_config(Elman),
-    "gru": _module(make_gru),
-    "lstm": _module(make_lstm),
-    "linear_attention": memory_config(LinearAttention),
-    "fast_weights": memory_config(FastWeights),
-    "fast_weights_additive": memory_config(FastWeights, rule="additive"),
-    "ffm": memory_config(FFM),
-    "mlstm": memory_config(MLSTM),
-    "s6": memory_config(S6),
-    "gpt2": memory_config(GPT2),
-    "dnc": memory_config(DNC),
-    "ntm": memory_config(NTM),
-    "lru": memory_config(LRU),
-    # the proposed memory, its ablations, and the sizes of the authors' two code bases
-    "shm": _module(SHMModule),
-    "shm_fixed": _module(SHMModule, calibration="fixed"),
-    "shm_neural": _module(SHMModule, calibration="neural"),
-    "shm_none": _module(SHMModule, calibration="none"),
-    "shm_constant": _module(SHMModule, calibration="constant"),
-    "shm_noise": _module(SHMModule, calibration="noise"),
-    "shm_popgym": _module(SHMModule, memory_size=128),
-    "shm_pomdp": _module(SHMModule, memory_size=24, clamp=100.0),
-}
+MEMORIES = Presets(
+    {
+        "mlp": partial(_module, make_mlp),
+        "frame_stack": partial(memory_config, FrameStack),
+        "elman": partial(memory_config, Elman),
+        "gru": partial(_module, make_gru),
+        "lstm": partial(_module, make_lstm),
+        "linear_attention": partial(memory_config, LinearAttention),
+        "fast_weights": partial(memory_config, FastWeights),
+        "fast_weights_additive": partial(memory_config, FastWeights, rule="additive"),
+        "ffm": partial(memory_config, FFM),
+        "mlstm": partial(memory_config, MLSTM),
+        "s6": partial(memory_config, S6),
+        "gpt2": partial(memory_config, GPT2),
+        "dnc": partial(memory_config, DNC),
+        "ntm": partial(memory_config, NTM),
+        "lru": partial(memory_config, LRU),
+        # the proposed memory, its ablations, and the sizes of the authors' two code bases
+        "shm": partial(_module, SHMModule),
+        "shm_fixed": partial(_module, SHMModule, calibration="fixed"),
+        "shm_neural": partial(_module, SHMModule, calibration="neural"),
+        "shm_none": partial(_module, SHMModule, calibration="none"),
+        "shm_constant": partial(_module, SHMModule, calibration="constant"),
+        "shm_noise": partial(_module, SHMModule, calibration="noise"),
+        "shm_popgym": partial(_module, SHMModule, memory_size=128),
+        "shm_pomdp": partial(_module, SHMModule, memory_size=24, clamp=100.0),
+    }
+)
+"""Configs by name."""

@@ -13,6 +13,7 @@ from torchrl_shm.modules.gpt2 import GPT2
 from torchrl_shm.modules.lean import MemoryPrimer, State
 from torchrl_shm.modules.linear_attention import LinearAttention
 from torchrl_shm.modules.lru import LRU
+from torchrl_shm.modules.measure import MemorySize, measure_memory
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
 from torchrl_shm.modules.mlstm import MLSTM
 from torchrl_shm.modules.ntm import NTM
@@ -40,6 +41,7 @@ __all__ = [
     "MemoryModule",
     "MemoryPrimer",
     "MemoryReport",
+    "MemorySize",
     "SHMModule",
     "State",
     "check_memory",
@@ -47,4 +49,5 @@ __all__ = [
     "make_lstm",
     "make_memory",
     "make_mlp",
+    "measure_memory",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from torchrl_shm.configs.groups import groups
+from torchrl_shm.configs.groups import MEMBERS
 
 # how hydra-zen writes a class as a value
 _CLASS = "hydra_zen.funcs.get_obj"
@@ -29,11 +29,11 @@ def check_memory_targets(config: Any, path: Path) -> None:
     # of what was read: in a file the same can be spelled with escapes
     if "${" in repr(plain):
         raise ValueError(f"{path} has interpolations, which nothing that is shared has")
-    nodes: list[Any] = [entry["node"] for entry in groups if entry["group"] == "memory"]
     allowed = {
         target
-        for node in nodes
-        for target in _targets(OmegaConf.to_container(OmegaConf.structured(node), resolve=False))
+        for name, member in MEMBERS.items()
+        if name.startswith("memory/")
+        for target in _targets(OmegaConf.to_container(OmegaConf.structured(member.make())))
     }
     for target in _targets(plain):
         # exactly these: other functions of the same modules can do more than their own makers
