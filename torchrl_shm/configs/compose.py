@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -44,6 +45,8 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
         SystemExit: an option has an old name, or the run that is to be continued cannot be.
     """
     refuse_old_options(sys.argv[1:])
+    # a million objects of imported packages stay to the end; collections need not visit them
+    gc.freeze()
     register(name, algo=algo)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
     task.hydra_main(config_name=name, config_path=None, version_base="1.3")
