@@ -24,7 +24,7 @@ from torchrl.objectives.value import GAE
 from torchrl.record.loggers import Logger
 
 from torchrl_shm.configs import PPO, run_recipe
-from torchrl_shm.networks import COMPUTED_KEYS, MemoryFactory, get_behaviour
+from torchrl_shm.networks import COMPUTED_KEYS, MemoryFactory, get_behavior
 from torchrl_shm.training import Experiment, RolloutCollector, TrainingRun, make_test_env
 
 # how far from 1 the probability ratio of a batch's first minibatch may be: nothing was learned
@@ -57,7 +57,7 @@ def main(
         policy = operator.get_policy_operator()
         rollouts = collector(
             env,
-            get_behaviour(operator),
+            get_behavior(operator),
             num_envs=experiment.num_envs,
             rollout_length=algo.rollout_length,
             total_frames=experiment.total_frames,

@@ -14,7 +14,7 @@ from torchrl.objectives.value import GAE
 
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import MEMORIES
-from torchrl_shm.networks import get_behaviour, make_actor_critic
+from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.training import RolloutCollector
 
 
@@ -27,7 +27,7 @@ def make(memory: Any, **options: Any) -> Any:
 
 def collect(operator: Any) -> Any:
     rows = RolloutCollector(
-        partial(WindEnv, max_steps=7), get_behaviour(operator), num_envs=3, rollout_length=10,
+        partial(WindEnv, max_steps=7), get_behavior(operator), num_envs=3, rollout_length=10,
         total_frames=60,
     )  # fmt: skip
     *_, batch = rows
@@ -43,7 +43,7 @@ def test_second_row_repeats_what_acted(memory: str) -> None:
     assert not batch["is_init"][:, 0].any()
     seen = {name: batch.pop(f"{name}features") for name in ("", "critic_")}
     with torch.no_grad(), set_recurrent_mode(True):
-        again = get_behaviour(operator)(batch.exclude("action", "critic_embedding", "embedding"))
+        again = get_behavior(operator)(batch.exclude("action", "critic_embedding", "embedding"))
     for name, features in seen.items():
         torch.testing.assert_close(again[f"{name}features"], features, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(seen[""], seen["critic_"])
@@ -81,6 +81,6 @@ def test_nothing_is_shared() -> None:
     critic = {id(x) for x in operator.get_value_operator().parameters()}
     assert not actor & critic
     assert actor | critic == {id(x) for x in operator.parameters()}
-    behaviour = get_behaviour(operator)
+    behavior = get_behavior(operator)
     # the value head does not act
-    assert actor < {id(x) for x in behaviour.parameters()} < actor | critic
+    assert actor < {id(x) for x in behavior.parameters()} < actor | critic

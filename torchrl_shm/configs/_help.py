@@ -1,4 +1,4 @@
-"""What `--help` says: the groups and their members, short enough to read."""
+"""The text of `--help`: the groups and their members, short enough to read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from textwrap import fill
 
 from torchrl_shm.training import Experiment
 
-# members of a group with one beginning are told in one word from this number on
+# this many members that begin alike are written as one word
 _FOLD = 3
 
 
@@ -19,10 +19,10 @@ def help_template(paths: Iterable[str], *, hidden: Iterable[str] = ()) -> str:
 
     Args:
         paths: groups and members, as in `env/wind`.
-        hidden: groups that follow from others and are not for the command line.
+        hidden: groups that are not chosen on the command line.
 
     Returns:
-        The template; Hydra puts the configuration in the place of `$CONFIG`.
+        The template; Hydra replaces `$CONFIG` by the configuration.
     """
     members: dict[str, list[str]] = defaultdict(list)
     for path in paths:

@@ -1,4 +1,4 @@
-"""From groups to a running recipe."""
+"""From groups to a running recipe, and members of your own."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from torchrl_shm.configs._help import help_template
 from torchrl_shm.configs.envs import env_config
 from torchrl_shm.configs.groups import MEMBERS, Member
 from torchrl_shm.configs.memories import memory_config
-from torchrl_shm.configs.saved import take_up
+from torchrl_shm.configs.saved import resumed_config
 from torchrl_shm.modules import MemoryCell
 from torchrl_shm.renamed import refuse_old_options
 
-# values of a recipe, besides those of its groups
 _GROUPS = ("env", "memory", "network", "experiment", "algo", "collector", "logger")
 
 
@@ -42,7 +41,7 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
         algo: default member of the group `algo`, and the folder of `tuned` that belongs to it.
 
     Raises:
-        SystemExit: an option has an old name, or the run that is to be continued cannot be.
+        SystemExit: an option has an old name, or the run to be resumed cannot be read.
     """
     refuse_old_options(sys.argv[1:])
     # a million objects of imported packages stay to the end; collections need not visit them
@@ -53,21 +52,21 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
 
 
 class _Recipe(Zen[..., Any]):
-    """A recipe's `main` that continues an old run where `experiment.resume` says so."""
+    """Calls a recipe's `main`, with the configuration of an old run if that is to be resumed."""
 
     def __call__(self, cfg: Any, /) -> Any:
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
-            config = take_up(cfg)
+            config = resumed_config(cfg)
         except (ValueError, OSError) as error:
-            # a mistake of the command line, which no traceback explains
+            # a mistake on the command line, which a traceback would not explain
             print(f"experiment.resume: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         return super().__call__(config)
 
 
 def _command() -> str:
-    """The command line that trains the run again."""
+    """The command that repeats the run."""
     script = Path(sys.argv[0])
     inside = script.absolute().is_relative_to(Path.cwd())
     shown = os.path.relpath(script) if inside else f"recipes/{script.name}"
@@ -97,23 +96,23 @@ def register(name: str, *, algo: str) -> None:
             {"env": "wind"},
             {"memory": "shm"},
             {"size": "own"},
-            # what makes the memory that large, where something is known
+            # options that make the memory that large, where there are some
             {"optional sized": "${size}_${memory}"},
             {"network": "actor_critic"},
             {"experiment": "default"},
             {"algo": algo},
-            # what suits the task, where something is known
+            # values that suit the task, where there are some
             {f"optional tuned/{algo}": "${env}"},
             {"collector": "single"},
             {"logger": "csv"},
-            # all that a run says is in its own files
+            # a run writes its own files, so Hydra writes no log
             {"override hydra/job_logging": "none"},
         ],
         **dict.fromkeys(_GROUPS, MISSING),
         zen_dataclass={"cls_name": name},
     )
     folder = f"{name}/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}"
-    # runs that start in the same second keep apart; no "=", which the command line would parse
+    # distinct for runs that start in the same second; no "=", which the command line would parse
     run = "${hydra:runtime.choices.memory}_seed${experiment.seed}"
     hydra = HydraConf(
         job=JobConf(name=name, chdir=False),
@@ -121,7 +120,7 @@ def register(name: str, *, algo: str) -> None:
         sweep=SweepDir(dir=f"multirun/{folder}", subdir=f"${{hydra.job.num}}_{run}"),
         # the run folder has its own config.yaml
         output_subdir=None,
-        # other groups choose the members of these
+        # members of these follow from the choices in other groups
         help=HelpConf(app_name=name, template=help_template(MEMBERS, hidden=["tuned", "sized"])),
     )
     store = ConfigStore.instance()
@@ -136,7 +135,7 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
 
     Args:
         name: name in the group `memory`.
-        cell: class of the cell, at the top of a module, so that it can be found again by its path;
+        cell: class of the cell, at the top level of a module, so that a saved run finds it again;
             its keyword arguments become options.
         **options: values that differ from the defaults of the cell.
 
@@ -164,9 +163,9 @@ def add_env(
 
     Args:
         name: name in the group `env`.
-        make_env: class or function at the top of a module, so that it can be found again by its
-            path. It takes `num_envs`, `seed` and `device`, and `split` where the task has a list of
-            tests; its other keyword arguments become options.
+        make_env: class or function at the top level of a module, so that a saved run finds it
+            again. It takes `num_envs`, `seed` and `device`, and `split` where the task has a list
+            of tests; its other keyword arguments become options.
         tuned: values of experiment and algorithm that suit the task, by algorithm:
             `{"ppo": {"algo": {"gamma": 0.99}, "experiment": {"total_frames": 1_000_000}}}`.
         **options: values that differ from the defaults of `make_env`.

@@ -1,6 +1,6 @@
-"""The memories to choose from, and what makes them comparable in size.
+"""The memories to choose from.
 
-Adding one is one line in `MEMORIES`; its options and their defaults come from its signature.
+Adding one takes one line in `MEMORIES`; its options and their defaults come from its signature.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torchrl_shm.modules import (
     make_mlp,
 )
 
-# what the recipe passes itself; it stays out of the config
+# arguments that the recipe passes itself; they stay out of the config
 _RUNTIME = (
     "input_size", "output_size", "in_key", "in_keys", "memory_key", "out_key", "out_keys",
     "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",

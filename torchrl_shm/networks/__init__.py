@@ -3,7 +3,7 @@
 from torchrl_shm.networks.actor_critic import (
     COMPUTED_KEYS,
     MemoryFactory,
-    get_behaviour,
+    get_behavior,
     make_actor_critic,
 )
 from torchrl_shm.networks.encoder import Encoder
@@ -16,7 +16,7 @@ __all__ = [
     "EnvSpecs",
     "Head",
     "MemoryFactory",
-    "get_behaviour",
+    "get_behavior",
     "make_actor",
     "make_actor_critic",
 ]
