@@ -41,7 +41,7 @@ def test_parts_of_a_run_are_built_again(tmp_path: Path) -> None:
     for name in ("env", "memory", "network"):
         assert as_plain(saved[name]) == as_plain(instantiate(config[name]))
     assert (saved["experiment"].seed, saved["experiment"].names["env"]) == (7, "wind")
-    assert load_config(tmp_path).algo.rollout_length == 9
+    assert load_config(tmp_path).algo.rollout_length == 60
 
 
 def test_every_member_survives_a_file() -> None:

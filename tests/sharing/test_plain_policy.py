@@ -144,7 +144,7 @@ SHM = torch.zeros(4, 24, 24)
          r"memory\['memory'\] is \[3, 24, 24\], expected \[4, 24, 24\]"),
         (LOOK, {"memory": {"recurrent_state": X}}, KeyError,
          r"no 'memory', only \['recurrent_state'\]; start with"),
-        (LOOK, {"is_init": torch.zeros(4)}, TypeError, "is_init is torch.float32, expected torch.b"),
+        (LOOK, {"is_init": torch.zeros(4)}, TypeError, "is torch.float32, expected torch.bool"),
         (LOOK, {"is_init": torch.zeros(4, 1).bool()}, ValueError, r"is \[4, 1\], expected \[4\]"),
         (LOOK, {"is_init": torch.zeros(3).bool()}, ValueError, r"is_init is \[3\], expected \[4\]"),
     ],
