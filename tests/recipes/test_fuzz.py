@@ -6,7 +6,6 @@ FUZZ_EXAMPLES=5000 pytest tests/recipes/test_fuzz.py
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import warnings
 from typing import Any
@@ -24,7 +23,7 @@ from pydantic import ValidationError
 
 from recipes import ppo_shm
 from torchrl_shm.configs import register
-from torchrl_shm.configs.groups import MEMBERS
+from torchrl_shm.configs.groups import groups
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 
@@ -36,12 +35,12 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 # not those that differ in the length of their episodes alone; other packages step theirs in Python
 ENVS = sorted(
-    path.removeprefix("env/")
-    for path in MEMBERS
-    if re.fullmatch(r"env/\w+", path)
-    and not path.endswith(("gym", "_250", "_500", "_medium", "_hard", "_original"))
+    str(entry["name"])
+    for entry in groups
+    if entry["group"] == "env"
+    and not str(entry["name"]).endswith(("gym", "_250", "_500", "_medium", "_hard", "_original"))
 )
-MEMORIES = sorted(x.removeprefix("memory/") for x in MEMBERS if x.startswith("memory/"))
+MEMORIES = sorted(str(entry["name"]) for entry in groups if entry["group"] == "memory")
 
 NUMBERS = {
     int: st.sampled_from([0, 1, 2, 3, 5, 7, -1, 10**9]),

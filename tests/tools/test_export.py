@@ -21,7 +21,7 @@ FILES = ["README.md", "config.json", "model.safetensors"]
 
 @pytest.mark.parametrize("memory", ["shm", "lstm"])
 def test_it_evaluates_as_the_run(finished: Any, tmp_path: Path, memory: str) -> None:
-    run, folder = finished(memory)[0], tmp_path / "shared"
+    run, folder = finished(memory), tmp_path / "shared"
     before = {path.name for path in run.iterdir()}
     result = tool("export", run, "--to", folder)
     assert (result.code, result.stderr) == (0, "")
