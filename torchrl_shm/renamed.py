@@ -27,6 +27,49 @@ OPTIONS = {
 """Options of the command line."""
 
 
+_MOVED = {
+    "torchrl_shm.networks": (
+        "torchrl_shm.training", "EnvSpecs", "MemoryFactory", "make_actor_critic",
+    ),
+    "torchrl_shm.figures": (
+        "torchrl_shm.training", "Episode", "Run", "comparison_table", "confidence_band",
+        "load_runs", "plot_comparison", "plot_learning_curve", "plot_trajectories",
+        "record_episode", "save_animation",
+    ),
+    "torchrl_shm.sharing": ("torchrl_shm.configs", "export_policy", "load_policy"),
+    "torchrl_shm.modules": ("torchrl_shm.training", "MemorySize", "measure_memory"),
+}  # fmt: skip
+NAMES = {
+    "torchrl_shm.training.RowCollector": "torchrl_shm.training.RolloutCollector",
+    "torchrl_shm.training.RunGuard": "torchrl_shm.training.TrainingRun",
+    "torchrl_shm.training.Interrupted": "SystemExit, which a signal raises in a TrainingRun",
+    "torchrl_shm.training.PlainPolicy": "torchrl_shm.sharing.PlainPolicy",
+    "torchrl_shm.training.get_behaviour": "torchrl_shm.networks.get_behavior",
+    "torchrl_shm.configs.run_on_run": "a tool of `torchrl-shm`",
+    "torchrl_shm.configs.save_config": "torchrl_shm.training.TrainingRun.open",
+    "torchrl_shm.modules.make_gru": 'torchrl_shm.modules.make_rnn("gru", ...)',
+    "torchrl_shm.modules.make_lstm": 'torchrl_shm.modules.make_rnn("lstm", ...)',
+    **{f"{old}.{name}": f"{new}.{name}" for new, (old, *names) in _MOVED.items() for name in names},
+}
+"""Names of Python."""
+
+
+def refuse_old_name(module: str, name: str) -> None:
+    """Raise for a name that a package had; its `__getattr__` calls this.
+
+    Args:
+        module: the package.
+        name: the name that it does not have.
+
+    Raises:
+        ImportError: the name is an old one. No AttributeError, whose text `from ... import` hides.
+        AttributeError: it is unknown.
+    """
+    if new := NAMES.get(f"{module}.{name}"):
+        raise ImportError(f"{module}.{name} is now {new}")
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
 def refuse_old_options(arguments: list[str]) -> None:
     """End with one line per option that has an old name.
 

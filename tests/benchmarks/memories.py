@@ -47,8 +47,8 @@ def measure(name: str, batch: int, steps: int, budget: float) -> dict[str, Any]:
     cell = getattr(module, "cell", None)
     index = None
     empty = x.new_zeros(batch, *(() if cell is None else cell.memory_shape))
-    if cell is not None and cell.num_theta is not None:
-        index = torch.randint(cell.num_theta, (batch, steps))
+    if cell is not None and cell.num_choices is not None:
+        index = torch.randint(cell.num_choices, (batch, steps))
         data["theta_index"] = index
 
     def sequence() -> None:

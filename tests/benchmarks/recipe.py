@@ -25,24 +25,24 @@ from torchrl.objectives.value import GAE
 from tests.benchmarks._measure import table, wait_until_idle
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
-from torchrl_shm.networks import make_actor_critic
-from torchrl_shm.training import RolloutCollector
+from torchrl_shm.networks import COMPUTED_KEYS, make_actor_critic
+from torchrl_shm.training import Experiment, RolloutCollector
 
 
 def build(algo: PPO) -> tuple[ActorValueOperator, TensorDictBase]:
     """A fresh network, and a batch that it collected."""
     torch.manual_seed(0)
-    operator = make_actor_critic(WindEnv(), SHMModule, **algo.network())
+    operator = make_actor_critic(WindEnv(), SHMModule)
     rows = RolloutCollector(
         partial(WindEnv, shaping_radii=(0.001, 10.0), mirror=True),
         operator.get_policy_operator(),
-        num_envs=algo.num_envs,
+        num_envs=Experiment.num_envs,
         rollout_length=algo.rollout_length,
         total_frames=1,
     )
     batch = next(iter(rows))
     rows.close()
-    return operator, batch.exclude("embedding", "features", "loc", "scale")
+    return operator, batch.exclude(*COMPUTED_KEYS)
 
 
 def train(operator: ActorValueOperator, batch: TensorDictBase, algo: PPO) -> list[float]:

@@ -1,4 +1,4 @@
-"""What keeping a run safe costs: time spent on remembering and saving, of all time in training.
+"""What keeping a run safe costs: time spent on saving, of all time in training.
 
 python -m tests.benchmarks.saving
 python -m tests.benchmarks.saving env=popgym_repeat_previous_easy memory=gru
@@ -26,7 +26,7 @@ from hydra_zen.third_party.pydantic import pydantic_parser
 from recipes import ppo_shm
 from tests.benchmarks._measure import wait_until_idle
 from torchrl_shm.configs import register
-from torchrl_shm.training import RunFolder, RunGuard
+from torchrl_shm.training import RunFolder, TrainingRun
 
 UPDATES = 60
 
@@ -47,31 +47,26 @@ def timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
 def main(*overrides: str) -> int:
     """Run, read the checkpoint, print the share; 1 if it is above 2 %."""
     register("saving", algo="ppo")
-    remember: list[float] = []
     save: list[float] = []
-    RunGuard._remember = timed(RunGuard._remember, remember)
-    RunGuard.save = timed(RunGuard.save, save)
+    TrainingRun.save = timed(TrainingRun.save, save)
     load = wait_until_idle(60)
     with tempfile.TemporaryDirectory() as folder, initialize(version_base="1.3", config_path=None):
-        names = ["names.env=wind", "names.memory=shm", f"run_dir={folder}"]
-        config = compose("saving", [*names, *overrides])
-        frames = UPDATES * config.algo.num_envs * config.algo.rollout_length
-        config.algo.total_frames = frames
+        config = compose("saving", [f"experiment.run_dir={folder}", *overrides])
+        frames = UPDATES * config.experiment.num_envs * config.algo.rollout_length
+        config.experiment.total_frames = frames
         with contextlib.redirect_stdout(io.StringIO()):
             zen(ppo_shm.main, instantiation_wrapper=pydantic_parser)(config)
         run = RunFolder(folder)
-        assert run.load_checkpoint()["frames"] == frames
+        assert run.checkpoints.load()["frames"] == frames
         last = (Path(folder) / "metrics.csv").read_text().splitlines()[-1].split(",")
         seconds = float(last[-2])
-        size = sum(path.stat().st_size for path in (run.path / "checkpoints").rglob("state.pt"))
-        size //= len(run.checkpoints.steps())
-    share = (sum(remember) + sum(save)) / seconds
+        size = max(path.stat().st_size for path in (run.path / "checkpoints").glob("*.pt"))
+    share = sum(save) / seconds
     print(
         json.dumps(
             {
                 "seconds": round(seconds, 1),
-                "updates": len(remember) - 1,
-                "remember_ms": round(1e3 * sum(remember) / len(remember), 2),
+                "updates": UPDATES,
                 "saves": len(save),
                 "save_ms": round(1e3 * sum(save) / len(save), 1),
                 "checkpoint_kB": size // 1000,

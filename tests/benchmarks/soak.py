@@ -32,8 +32,9 @@ from recipes import ppo_shm
 from torchrl_shm.configs import register
 
 SMALL = (
-    "algo.num_envs=32", "algo.rollout_length=50", "algo.sequences_per_minibatch=8",
-    "algo.total_frames=96000", "algo.checkpoint_interval=5", "algo.num_test_episodes=32",
+    "experiment.num_envs=32", "algo.rollout_length=50", "algo.sequences_per_minibatch=8",
+    "experiment.total_frames=96000", "experiment.checkpoint_interval=5",
+    "experiment.num_test_episodes=32",
 )  # fmt: skip
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -70,8 +71,8 @@ def main() -> int:
             initialize(version_base="1.3", config_path=None),
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            names = ["names.env=soak", "names.memory=soak", f"run_dir={folder}", f"seed={runs}"]
-            run(compose("soak", [*names, *SMALL, *overrides]))
+            place = [f"experiment.run_dir={folder}", f"experiment.seed={runs}"]
+            run(compose("soak", [*place, *SMALL, *overrides]))
         runs += 1
     stop.set()
     watcher.join()

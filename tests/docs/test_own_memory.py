@@ -14,25 +14,25 @@ from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
 def test_it_trains_and_is_evaluated(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "tutorials" / "own_memory.md").read_text()
     classes = [code for _, code in blocks(page) if "class " in code]
-    train, look = (match["code"] for match in BLOCK.finditer(page) if match["skip"])
+    (train,) = (match["code"] for match in BLOCK.finditer(page) if match["skip"])
     (tmp_path / "traces.py").write_text("\n".join(classes))
     (tmp_path / "train.py").write_text(train)
-    (tmp_path / "look.py").write_text(look)
     run(
         tmp_path,
         ["train.py", "env=memory_length", "memory=traces", "memory.memory_size=7",
-         "env.length=3", "algo.total_frames=200", "algo.num_envs=8", "algo.rollout_length=12",
-         "algo.sequences_per_minibatch=4", "algo.num_test_episodes=4", "hydra.run.dir=run"],
+         "env.length=3", "experiment.total_frames=200", "experiment.num_envs=8",
+         "algo.rollout_length=12", "algo.sequences_per_minibatch=4",
+         "experiment.num_test_episodes=4", "hydra.run.dir=run"],
     )  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 3
     assert "memory_size: 7" in (tmp_path / "run" / "config.yaml").read_text()
-    run(tmp_path, ["look.py", "run"])
+    run(tmp_path, ["-m", "torchrl_shm", "evaluate", "run"])
     assert (tmp_path / "run" / "episode.gif").read_bytes().startswith(b"GIF")
 
 
 def run(folder: Path, arguments: list[str]) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "recipes")}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "recipes"), str(ROOT)])}
     result = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
         timeout=300, check=False,

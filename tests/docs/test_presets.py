@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_code_blocks import PAGES, ROOT
+from tests.docs.test_code_blocks import BLOCK, PAGES, ROOT
 from torchrl_shm.configs.groups import MEMBERS as members
 from torchrl_shm.ops import __all__ as operations
 
 # `env=wind` and `memory=shm,gru`; what is written for the reader to fill in has no letters there
-CHOICE = re.compile(r"(?<![\w.])(env|memory|size|algo|collector|logger)=([\w/,]++)(?!<)")
+CHOICE = re.compile(
+    r"(?<![\w.])(env|memory|size|network|experiment|algo|collector|logger)=([\w/,]++)(?!<)"
+)
 # how names of presets begin; `key_to_door` alone looks like one, too
 FAMILIES = (
     "wind", "point_robot", "t_maze", "memory_length", "key_to_door", "visual_match", "popgym",
@@ -36,6 +38,8 @@ for _path in members:
 def choices(text: str) -> Iterator[tuple[str, str]]:
     """Group and name of every choice on a command line."""
     own = set(OWN.findall(text))
+    # keyword arguments of Python look the same
+    text = BLOCK.sub(lambda block: "" if block["language"].startswith("py") else block[0], text)
     for group, names in CHOICE.findall(text):
         yield from ((group, name) for name in names.split(",") if name and name not in own)
 

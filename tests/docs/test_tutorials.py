@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -30,7 +31,7 @@ def test_the_recipe_is_quoted_as_it_is() -> None:
     recipe = unindented((ROOT / "recipes" / "ppo_shm.py").read_text())
     main = recipe[recipe.index("def main(") :]
     quotes = [unindented(code) for code in skipped("first_agent.md", QUOTE)]
-    assert len(quotes) == 7
+    assert len(quotes) == 8
     # `...` leaves something out
     for part in (part for quote in quotes for part in quote.split("\n...\n")):
         assert part in main, f"not in the recipe any more:\n{part}"
@@ -44,7 +45,8 @@ def test_the_recipe_runs_from_python(tmp_path: Path) -> None:
         timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs" / "gru" / "summary.json").exists()
+    (summary,) = tmp_path.glob("outputs/ppo_shm/*/*_shm_seed0/summary.json")
+    assert json.loads(summary.read_text())["env"] == "memory_length"
 
 
 def test_bugs_break_the_promise_that_the_page_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -18,9 +19,8 @@ from torchrl_shm.modules import (
     MemoryReport,
     State,
     check_memory,
-    make_gru,
-    make_lstm,
     make_mlp,
+    make_rnn,
 )
 
 KEYS: dict[str, Any] = {"in_key": "observation", "out_key": "features"}
@@ -38,7 +38,7 @@ class Trace(nn.Module):
     """A good memory, written so that each way to break it is one method."""
 
     memory_shape = (SIZE,)
-    num_theta: int | None = None
+    num_choices: int | None = None
     input_size = SIZE
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ def test_shm_passes_with_options(options: dict[str, Any]) -> None:
     assert check_memory(make_memory(**options)).promises == PROMISES
 
 
-@pytest.mark.parametrize("make", [make_gru, make_lstm])
+@pytest.mark.parametrize("make", [partial(make_rnn, "gru"), partial(make_rnn, "lstm")])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_torchrls_memories_pass(make: Any, num_layers: int) -> None:
     assert check_memory(make(SIZE, 7, num_layers=num_layers, **KEYS)).promises == PROMISES

@@ -61,7 +61,7 @@ def make_inputs(cell: Any, batch: int = 3, steps: int = 11) -> tuple[Tensor, Ten
     is_init = torch.rand(batch, steps) < 0.25
     if batch:
         is_init[0, 0], is_init[-1, 0] = True, False
-    index = None if cell.num_theta is None else torch.randint(cell.num_theta, (batch, steps))
+    index = None if cell.num_choices is None else torch.randint(cell.num_choices, (batch, steps))
     return x, memory, is_init, index
 
 
@@ -108,7 +108,7 @@ def test_a_sequence_is_its_steps_in_single_precision(name: str) -> None:
     torch.manual_seed(2)
     x = torch.randn(2, 40, cell.input_size)
     is_init = torch.rand(2, 40) < 0.1
-    index = None if cell.num_theta is None else torch.randint(cell.num_theta, (2, 40))
+    index = None if cell.num_choices is None else torch.randint(cell.num_choices, (2, 40))
     memory = x.new_zeros(2, *cell.memory_shape)
     with torch.no_grad():
         y, _, _ = cell(x, memory, is_init, index)
@@ -134,7 +134,7 @@ def test_a_sequence_is_its_steps_on_cuda(name: str) -> None:
 def test_autocast_does_not_round_the_memory(name: str) -> None:
     cell = build(name, torch.float32).cell
     x = torch.randn(2, 6, cell.input_size)
-    index = None if cell.num_theta is None else torch.randint(cell.num_theta, (2, 6))
+    index = None if cell.num_choices is None else torch.randint(cell.num_choices, (2, 6))
     with torch.no_grad():
         y, memory, _ = cell(x, None, None, index)
         with torch.autocast("cpu", torch.bfloat16):
@@ -224,9 +224,9 @@ def test_nested_keys(name: str) -> None:
     is_init[:, [0, 3]] = True
     data = TensorDict({"observation": x, "is_init": is_init}, [2, 6])
     deep = TensorDict({("a", "x"): x, "is_init": is_init}, [2, 6])
-    if flat.theta_index_key is not None:
-        index = torch.randint(flat.cell.num_theta, (2, 6))
-        data[flat.theta_index_key], deep[nested.theta_index_key] = index, index
+    if flat.choice_key is not None:
+        index = torch.randint(flat.cell.num_choices, (2, 6))
+        data[flat.choice_key], deep[nested.choice_key] = index, index
     with torch.no_grad(), set_recurrent_mode(True):
         assert_close(nested(deep)["a", "y"], flat(data)["features"])
 

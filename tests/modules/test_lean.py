@@ -35,16 +35,16 @@ from tests.modules._helpers import (
 )
 from torchrl_shm.envs import WindEnv
 from torchrl_shm.modules import SHMModule
-from torchrl_shm.modules.lean import rebuild_row_start
+from torchrl_shm.modules.lean import rebuild_start
 
-ADVICE = r"whole rows as the collector made them.*state='stored' \(exact.*state='zero'"
+ADVICE = r"whole sequences as the collector made them.*state='stored' \(exact.*state='zero'"
 
 
 def assert_replayed(module: Any, batches: list[Any]) -> None:
     """Recurrent mode repeats what was collected, from rows that carry no per-step memory."""
     for batch in batches:
         keys = set(batch.keys(True, True))
-        assert not keys & {"memory", ("next", "memory"), ("next", "memory_row")}
+        assert not keys & {"memory", ("next", "memory"), ("next", "memory_lean_index")}
         features = batch["features"]
         tolerance = EXACT if features.dtype == torch.float64 else STEP
         assert_close(replay(module, batch)["features"], features, **tolerance)
@@ -83,18 +83,20 @@ def test_collector(options: dict[str, Any], env_device: str | None) -> None:
 
 def test_what_carries_the_row_start() -> None:
     first, second, _ = collect(make_policy(), num_steps=9)
-    assert first["memory_stripe"].shape == (3, 9, 2)
-    assert first["memory_stripe"].dtype == torch.float64
-    assert first["memory_row"].shape == (3, 9, 4)
-    assert first["memory_row"].dtype == torch.int64
-    assert not first["memory_stripe"].any()
-    clock, offset, is_init, size = second["memory_row"].unbind(-1)
+    assert first["memory_lean"].shape == (3, 9, 2)
+    assert first["memory_lean"].dtype == torch.float64
+    assert first["memory_lean_index"].shape == (3, 9, 4)
+    assert first["memory_lean_index"].dtype == torch.int64
+    assert not first["memory_lean"].any()
+    clock, offset, is_init, size = second["memory_lean_index"].unbind(-1)
     assert (size == 16).all()
     assert torch.equal(clock - clock[:, :1], torch.arange(9).expand(3, 9))
     assert torch.equal(offset, torch.arange(9).expand(3, 9))
     assert torch.equal(is_init.bool(), second["is_init"].squeeze(-1))
     # rows of one environment follow each other, those of others are far away
-    assert torch.equal(second["memory_row"][:, 0, 0], first["memory_row"][:, -1, 0] + 1)
+    assert torch.equal(
+        second["memory_lean_index"][:, 0, 0], first["memory_lean_index"][:, -1, 0] + 1
+    )
     assert clock.diff(dim=0).min() > 2**32
 
 
@@ -103,7 +105,7 @@ def test_the_memory_that_is_rebuilt_is_the_one_that_was() -> None:
     memory = torch.zeros(3, 4, 4, dtype=torch.float64)
     for batch in collect(policy, num_batches=4):
         is_init = batch["is_init"].squeeze(-1)
-        rebuilt = rebuild_row_start(batch["memory_stripe"], batch["memory_row"], is_init, (4, 4))
+        rebuilt = rebuild_start(batch["memory_lean"], batch["memory_lean_index"], is_init, (4, 4))
         expected = torch.where(is_init[:, 0, None, None], 0, memory)
         assert_close(rebuilt, expected, **EXACT)
         with torch.no_grad():
@@ -115,7 +117,7 @@ def test_the_memory_that_is_rebuilt_is_the_one_that_was() -> None:
 def test_single_precision() -> None:
     policy = make_policy(dtype=torch.float32)
     batches = collect(policy, WalkEnv(dtype=torch.float32))
-    assert batches[0]["memory_stripe"].dtype == torch.float32
+    assert batches[0]["memory_lean"].dtype == torch.float32
     assert_replayed(policy[0], batches)
 
 
@@ -128,7 +130,7 @@ def test_any_size_of_memory_and_row(memory_size: int, num_steps: int) -> None:
     policy = make_policy(make_memory(memory_size))
     batches = collect(policy, num_steps=num_steps, num_batches=5)
     width = math.ceil(memory_size**2 / num_steps)
-    assert batches[0]["memory_stripe"].shape == (3, num_steps, width)
+    assert batches[0]["memory_lean"].shape == (3, num_steps, width)
     assert not starts(batches).all()
     assert_replayed(policy[0], batches)
 
@@ -188,8 +190,8 @@ def test_a_second_collector_starts_its_rows_afresh() -> None:
         )  # fmt: skip
         batches = [batch.clone() for batch in collector]
         collector.shutdown(close_env=False)
-        assert (batches[0]["memory_row"][..., 1] == torch.arange(num_steps)).all()
-        assert batches[0]["memory_stripe"].shape[1] == num_steps
+        assert (batches[0]["memory_lean_index"][..., 1] == torch.arange(num_steps)).all()
+        assert batches[0]["memory_lean"].shape[1] == num_steps
         assert_replayed(policy[0], batches)
 
 
@@ -235,7 +237,7 @@ def test_rollout(stop: bool) -> None:
     env = make_env(policy)
     data = env.rollout(12, policy, break_when_any_done=stop)
     assert data.shape == (3, 4 if stop else 12)
-    assert "memory_row" not in data.keys()
+    assert "memory_lean_index" not in data.keys()
     assert_close(replay(policy[0], data)["features"], data["features"], **EXACT)
 
 
@@ -272,7 +274,7 @@ def test_a_copy_of_the_environment_is_not_the_collectors() -> None:
     transform: Any = collector.env.transform
     copy = TransformedEnv(WalkEnv(), transform.clone())
     data = copy.rollout(3, policy)
-    assert "memory_row" not in data.keys()
+    assert "memory_lean_index" not in data.keys()
     assert_close(replay(policy[0], data)["features"], data["features"], **EXACT)
     batches.append(next(iter(collector)).clone())
     collector.shutdown()
@@ -286,7 +288,7 @@ def leaves(data: Any) -> dict[Any, Tensor]:
     return dict(data.items(True, True))
 
 
-@pytest.mark.parametrize("state", ["row", "zero"])
+@pytest.mark.parametrize("state", ["lean", "zero"])
 def test_no_leaf_holds_a_memory_per_step(state: Any) -> None:
     size, num_steps = 16, 32
     policy = make_policy(make_memory(size, state=state))
@@ -365,9 +367,7 @@ def test_other_collectors_are_refused() -> None:
     env = make_env(make_policy())
     stepper = Stepper()
     env.register_collector(stepper)
-    with pytest.raises(
-        RuntimeError, match=r"Stepper does not step its environment row by row.*sto"
-    ):
+    with pytest.raises(RuntimeError, match=r"Stepper collects no sequences.*sto"):
         env.rollout(3, make_policy())
 
 
@@ -382,15 +382,24 @@ def row() -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        (lambda b: b[:, 3:], "3 of 3 rows start in mid-episode, but their first steps or their"),
-        (lambda b: b[:, :6], "3 of 3 rows start in mid-episode, but their first steps or their"),
-        (lambda b: b[:, ::2], "slices or joined rows, not rows"),
-        (lambda b: b.flip(1), "slices or joined rows, not rows"),
-        (lambda b: b[:, torch.tensor([0, 1, 2, 4, 3, 5, 6, 7, 8, 9])], "slices or joined rows"),
-        (lambda b: b.reshape(-1), "slices or joined rows, not rows"),
-        (lambda b: torch.cat([b[:1], b[1:2]], 1), "slices or joined rows, not rows"),
-        (lambda b: torch.cat([b, b], 1), "slices or joined rows, not rows"),
-        (lambda b: b.transpose(0, 1), "slices or joined rows, not rows"),
+        (
+            lambda b: b[:, 3:],
+            "3 of 3 sequences start in mid-episode, but their first steps",
+        ),
+        (
+            lambda b: b[:, :6],
+            "3 of 3 sequences start in mid-episode, but their first steps",
+        ),
+        (lambda b: b[:, ::2], "parts of sequences, or joined ones"),
+        (lambda b: b.flip(1), "parts of sequences, or joined ones"),
+        (
+            lambda b: b[:, torch.tensor([0, 1, 2, 4, 3, 5, 6, 7, 8, 9])],
+            "parts of sequences, or joined ones",
+        ),
+        (lambda b: b.reshape(-1), "parts of sequences, or joined ones"),
+        (lambda b: torch.cat([b[:1], b[1:2]], 1), "parts of sequences, or joined ones"),
+        (lambda b: torch.cat([b, b], 1), "parts of sequences, or joined ones"),
+        (lambda b: b.transpose(0, 1), "parts of sequences, or joined ones"),
     ],
     ids=["head", "tail", "strided", "flipped", "shuffled", "flat", "joined", "twice", "time first"],
 )
@@ -404,7 +413,7 @@ def test_flags_of_slices_are_seen(row: tuple[Any, Any]) -> None:
     """`SliceSampler` sets `is_init` where a slice starts; that is no reset of the memory."""
     module, batch = row
     batch["is_init"][1, 4] = True
-    with pytest.raises(ValueError, match=f"slices or joined rows, not rows.*{ADVICE}"):
+    with pytest.raises(ValueError, match=f"parts of sequences, or joined ones.*{ADVICE}"):
         replay(module, batch)
 
 
@@ -423,10 +432,10 @@ def test_consecutive_rows_of_one_environment_may_be_joined() -> None:
 def test_rows_that_start_with_a_reset_need_nothing() -> None:
     policy = make_policy()
     batch = collect(policy)[0]
-    assert_replayed(policy[0], [batch[:, :3], batch.exclude("memory_row", "memory_stripe")])
+    assert_replayed(policy[0], [batch[:, :3], batch.exclude("memory_lean_index", "memory_lean")])
 
 
-@pytest.mark.parametrize("key", ["memory_stripe", "memory_row"])
+@pytest.mark.parametrize("key", ["memory_lean", "memory_lean_index"])
 def test_a_missing_half(row: tuple[Any, Any], key: str) -> None:
     module, batch = row
     with pytest.raises(KeyError, match="3 of 3 sequences start in mid-episode"):
@@ -435,7 +444,7 @@ def test_a_missing_half(row: tuple[Any, Any], key: str) -> None:
 
 def test_a_row_start_of_another_precision(row: tuple[Any, Any]) -> None:
     module, batch = row
-    batch["memory_stripe"] = batch["memory_stripe"].half()
+    batch["memory_lean"] = batch["memory_lean"].half()
     with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64"):
         replay(module, batch)
 
@@ -443,7 +452,7 @@ def test_a_row_start_of_another_precision(row: tuple[Any, Any]) -> None:
 def test_a_stale_value_does_not_pass_the_reset_at_the_start() -> None:
     policy = make_policy()
     batch = collect(policy)[0]
-    batch["memory_stripe"] = torch.full_like(batch["memory_stripe"], torch.nan)
+    batch["memory_lean"] = torch.full_like(batch["memory_lean"], torch.nan)
     assert_replayed(policy[0], [batch])
 
 
@@ -453,7 +462,7 @@ def test_a_stale_value_does_not_pass_the_reset_at_the_start() -> None:
 def test_specs_tell_what_is_in_the_data() -> None:
     policy = make_policy()
     env = make_env(policy)
-    assert {"memory", "theta_index", "memory_stripe"} <= set(env.state_spec.keys())
+    assert {"memory", "theta_index", "memory_lean"} <= set(env.state_spec.keys())
     assert env.state_spec["memory"].shape == (3, 4, 4)
     fake = env.fake_tensordict()
     assert "memory" not in fake.keys()
@@ -477,6 +486,6 @@ def test_resets_prime_zeros() -> None:
 def test_rows_of_another_memory_size_are_refused() -> None:
     batch = collect(make_policy(), num_steps=9)[1]
     with pytest.raises(ValueError, match="carry a memory of 16 floats, this module's has 9"):
-        rebuild_row_start(
-            batch["memory_stripe"], batch["memory_row"], batch["is_init"].squeeze(-1), (3, 3)
+        rebuild_start(
+            batch["memory_lean"], batch["memory_lean_index"], batch["is_init"].squeeze(-1), (3, 3)
         )

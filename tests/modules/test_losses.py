@@ -68,6 +68,6 @@ def test_sac_learns_actor_and_critics_with_memories() -> None:
 
 
 def test_sac_on_lean_rows_says_what_to_do() -> None:
-    collector, loss = sac("row")
+    collector, loss = sac("lean")
     with pytest.raises(KeyError, match="choose state='zero'"):
         loss(next(iter(collector)))

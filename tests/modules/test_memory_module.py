@@ -46,7 +46,7 @@ class Leaky(nn.Module):
     """A memory that draws nothing and whose memory is a vector: the smallest `MemoryCell`."""
 
     memory_shape = (SIZE,)
-    num_theta = None
+    num_choices = None
 
     def step(
         self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
@@ -92,7 +92,7 @@ def run(module: Any, data: Any) -> Any:
     [
         (
             {"in_key": "observation", "out_key": "features"},
-            ["observation", "memory", "is_init", "theta_index", "memory_stripe", "memory_row"],
+            ["observation", "memory", "is_init", "theta_index", "memory_lean", "memory_lean_index"],
             ["features", ("next", "memory"), "theta_index"],
         ),
         (
@@ -102,7 +102,7 @@ def run(module: Any, data: Any) -> Any:
         ),
         (
             {"in_key": "x", "out_keys": ["y", ("next", "memory")], "theta_index_key": "rows"},
-            ["x", "memory", "is_init", "rows", "memory_stripe", "memory_row"],
+            ["x", "memory", "is_init", "rows", "memory_lean", "memory_lean_index"],
             ["y", ("next", "memory"), "rows"],
         ),
         (
@@ -112,7 +112,7 @@ def run(module: Any, data: Any) -> Any:
         ),
         (
             {"in_key": "x", "out_key": "y", "calibration": "none"},
-            ["x", "memory", "is_init", "memory_stripe", "memory_row"],
+            ["x", "memory", "is_init", "memory_lean", "memory_lean_index"],
             ["y", ("next", "memory")],
         ),
         (
@@ -122,8 +122,8 @@ def run(module: Any, data: Any) -> Any:
                 ("agent", "memory"),
                 "is_init",
                 ("agent", "memory_theta_index"),
-                ("agent", "memory_stripe"),
-                ("agent", "memory_row"),
+                ("agent", "memory_lean"),
+                ("agent", "memory_lean_index"),
             ],
             [("agent", "features"), ("next", "agent", "memory"), ("agent", "memory_theta_index")],
         ),
@@ -152,7 +152,7 @@ def test_keys(options: dict[str, Any], in_keys: list[NestedKey], out_keys: list[
         ({"in_key": "x", "out_keys": ["y", "memory"]}, "out_keys[1]='memory' must be ('next', in"),
         (
             {"in_key": "x", "out_key": "y", "state": "rows"},
-            "state='rows' is unknown; choose one of ('row', 'stored', 'zero')",
+            "state='rows' is unknown; choose one of ('lean', 'stored', 'zero')",
         ),
         ({"in_key": "x", "out_key": "y", "burn_in": -1}, "burn_in=-1 must not be negative"),
     ],
@@ -190,10 +190,10 @@ def test_a_foreign_cell_is_served() -> None:
     module = MemoryModule(cell, in_key="observation", out_key="features")
     data = make_sequence()
     stepped = step_through(module, data)
-    assert "theta_index" not in stepped.keys()
+    assert not {"choice", "theta_index"} & set(stepped.keys())
     assert_close(run(module, data)["features"], stepped["features"], **EXACT)
     batches = collect(join(module, make_actor_of_size(SIZE)))
-    assert batches[0]["memory_stripe"].shape == (3, 10, 1)
+    assert batches[0]["memory_lean"].shape == (3, 10, 1)
     for batch in batches:
         assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
 
@@ -206,7 +206,7 @@ def make_actor_of_size(size: int) -> Any:
 # TorchRL recognises it
 
 
-@pytest.mark.parametrize("state", ["row", "stored", "zero"])
+@pytest.mark.parametrize("state", ["lean", "stored", "zero"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_primer(state: Any, dtype: torch.dtype) -> None:
     primer: Any = make_memory(state=state, dtype=dtype).make_tensordict_primer()
@@ -297,10 +297,10 @@ def test_two_memories_in_one_model() -> None:
         out_key="features",
         burn_in=2,
     )
-    assert {first.theta_index_key, second.theta_index_key} == {"a_theta_index", "b_theta_index"}
+    assert {first.choice_key, second.choice_key} == {"a_theta_index", "b_theta_index"}
     batches = collect(join(first, second, make_actor()))
-    assert batches[0]["a_stripe"].shape == (3, 10, 1)
-    assert batches[0]["b_stripe"].shape == (3, 10, 5)
+    assert batches[0]["a_lean"].shape == (3, 10, 1)
+    assert batches[0]["b_lean"].shape == (3, 10, 5)
     assert batches[0]["b_theta_index"].max() > 5
     both = join(first, second)
     for batch in batches:
@@ -438,7 +438,7 @@ def test_step_mode_draws_again_and_recurrent_mode_does_not() -> None:
     assert_close(run(module, drawn)["features"], drawn["features"], **EXACT)
 
 
-@pytest.mark.parametrize("state", ["row", "zero", "stored"])
+@pytest.mark.parametrize("state", ["lean", "zero", "stored"])
 def test_one_two_and_many_dimensions_are_equal(state: Any) -> None:
     module = make_memory(state=state)
     stepped = step_through(module, make_sequence((2, 3, 9)))
@@ -459,7 +459,7 @@ def test_one_two_and_many_dimensions_are_equal(state: Any) -> None:
         assert_close(run(module, data.flatten())["features"], expected.reshape(-1, 6), **EXACT)
 
 
-@pytest.mark.parametrize("state", ["row", "zero"])
+@pytest.mark.parametrize("state", ["lean", "zero"])
 def test_recurrent_mode_writes_no_memory(state: Any) -> None:
     data = run(make_memory(state=state), make_sequence())
     assert set(data.keys(True, True)) == {"observation", "is_init", "features", "theta_index"}
@@ -508,7 +508,7 @@ def test_primer_can_be_pickled() -> None:
     for other in (pickle.loads(pickle.dumps(primer)), copy.deepcopy(primer)):
         assert isinstance(other.primers, Composite)
         assert other.primers == primer.primers
-        assert (other.memory_key, other.state) == ("memory", "row")
+        assert (other.memory_key, other.state) == ("memory", "lean")
 
 
 def test_step_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +572,7 @@ def start_from(module: SHMModule, data: TensorDict, memory: Tensor | None) -> Te
 
 
 def test_row_takes_the_first_memory_and_drops_it_at_a_reset() -> None:
-    module, data, memory = given_memory("row")
+    module, data, memory = given_memory("lean")
     expected = start_from(module, data, memory)
     # later ones are not looked at, nor is one that a reset drops
     stacked = torch.full((3, 9, 4, 4), torch.nan, dtype=DTYPE)
@@ -606,7 +606,7 @@ def test_stored_takes_what_is_stored_where_a_slice_starts() -> None:
         assert_close(actual[1, t], y, **EXACT)
 
 
-@pytest.mark.parametrize("state", ["row", "zero", "stored"])
+@pytest.mark.parametrize("state", ["lean", "zero", "stored"])
 @pytest.mark.parametrize("burn_in", [1, 4, 9, 30])
 def test_burn_in_changes_no_value_and_stops_gradients(state: Any, burn_in: int) -> None:
     module, data, memory = given_memory(state, burn_in=burn_in)
@@ -620,7 +620,7 @@ def test_burn_in_changes_no_value_and_stops_gradients(state: Any, burn_in: int) 
     assert_close(y, expected, **EXACT)
     # with slices a burn-in starts anew at the reset of row 1
     warm = torch.arange(9).expand(3, 9) < burn_in
-    if state != "row":
+    if state != "lean":
         warm = warm | torch.tensor([[False] * 9, [False] * 5 + [True] * 4, [False] * 9]) & (
             torch.arange(9).expand(3, 9) - 5 < burn_in
         )
@@ -629,7 +629,7 @@ def test_burn_in_changes_no_value_and_stops_gradients(state: Any, burn_in: int) 
 
 
 def test_gradient_after_burn_in_is_that_of_a_detached_memory() -> None:
-    module, data, memory = given_memory("row", burn_in=3)
+    module, data, memory = given_memory("lean", burn_in=3)
     data["memory"] = memory.unsqueeze(1).expand(3, 9, 4, 4)
     x, flags = data["observation"], data["is_init"].squeeze(-1)
     index = data["theta_index"]
@@ -648,7 +648,7 @@ def test_zero_keeps_the_memory_out_of_collections() -> None:
     module = make_memory(state="zero", burn_in=3)
     lost = 0
     for batch in collect(make_policy(module)):
-        assert not {"memory", "memory_stripe", "memory_row"} & set(batch.keys()), batch
+        assert not {"memory", "memory_lean", "memory_lean_index"} & set(batch.keys()), batch
         assert "theta_index" in batch.keys()
         replayed = replay(module, batch)["features"]
         fresh = batch["is_init"].cumsum(1).squeeze(-1) > 0
@@ -661,7 +661,7 @@ def test_stored_keeps_the_memory_of_every_step() -> None:
     module = make_memory(state="stored")
     for batch in collect(make_policy(module)):
         assert batch["memory"].shape == (3, 10, 4, 4)
-        assert "memory_row" not in batch.keys()
+        assert "memory_lean_index" not in batch.keys()
         assert not batch["memory"][batch["is_init"].squeeze(-1)].any()
         assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
 
@@ -707,7 +707,7 @@ def test_recurrent_mode_on_a_single_step() -> None:
         run(make_memory(), first_step())
 
 
-@pytest.mark.parametrize(("bad", "state"), [(7, "row"), (-1, "row"), (7, "zero"), (-3, "zero")])
+@pytest.mark.parametrize(("bad", "state"), [(7, "lean"), (-1, "lean"), (7, "zero"), (-3, "zero")])
 def test_theta_index_outside_of_the_table(bad: int, state: Any) -> None:
     data = make_sequence().set("theta_index", torch.randint(7, (3, 9)))
     data["theta_index"][1, 3] = bad
@@ -717,7 +717,7 @@ def test_theta_index_outside_of_the_table(bad: int, state: Any) -> None:
         run(make_memory(state=state), data)
 
 
-@pytest.mark.parametrize("state", ["row", "stored"])
+@pytest.mark.parametrize("state", ["lean", "stored"])
 def test_float16_memory_in_a_sequence(state: Any) -> None:
     data = make_sequence().set("memory", torch.zeros(3, 9, 4, 4).half())
     with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64.*cast"):
@@ -756,7 +756,7 @@ def test_stored_without_memories() -> None:
 def test_missing_row_start() -> None:
     data = make_sequence()
     data["is_init"][:2, 0] = False
-    message = r"2 of 3 sequences start in mid-episode.*'memory_stripe'.*'memory'.*state='zero'"
+    message = r"2 of 3 sequences start in mid-episode.*'memory_lean'.*'memory'.*state='zero'"
     with pytest.raises(KeyError, match=message):
         run(make_memory(), data)
 

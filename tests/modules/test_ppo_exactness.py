@@ -136,7 +136,7 @@ def test_updates_move_the_ratio(make: Callable[[], Agent]) -> None:
 
 
 @pytest.mark.parametrize("make_env", [WalkEnv, WindEnv])
-@pytest.mark.parametrize("state", ["row", "stored"])
+@pytest.mark.parametrize("state", ["lean", "stored"])
 def test_ratio_in_single_precision_with_fresh_parameters(make_env: Any, state: Any) -> None:
     size = {WalkEnv: 5, WindEnv: 2}[make_env]
     agent = shared(SHMModule(size, 6, state=state, **FRESH), torch.float32)
@@ -169,8 +169,8 @@ def test_memories_have_to_be_those_that_acted() -> None:
     lost: list[float] = []
 
     def check(collected: Any, batch: Any) -> None:
-        empty = torch.zeros_like(batch["memory_stripe"])
-        lost.append(ratio_error(agent, batch.copy().set("memory_stripe", empty)))
+        empty = torch.zeros_like(batch["memory_lean"])
+        lost.append(ratio_error(agent, batch.copy().set("memory_lean", empty)))
 
     train(agent, WalkEnv(), check)
     assert lost[0] <= 1e-8
@@ -200,7 +200,7 @@ def test_value_after_a_truncation_is_that_of_the_last_observation() -> None:
                 continue
             # the episode from its start, with the observation that ended it
             episode = batch[row, int(starts[-1]) : step + 1]
-            episode = episode.exclude("memory_row", "memory_stripe", "next")
+            episode = episode.exclude("memory_lean_index", "memory_lean", "next")
             last = episode[-1:].clone()
             last["observation"] = batch["next", "observation"][row, step : step + 1]
             last["is_init"] = torch.zeros_like(last["is_init"])

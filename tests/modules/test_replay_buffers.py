@@ -202,7 +202,7 @@ def test_slices_may_start_empty(
 def test_lean_rows_refuse_slices(sampler: type[Sampler], ndim: int) -> None:
     policy = make_policy()
     buffer = sliced(collect(policy), sampler, ndim, slice_len=4)
-    message = r"slices or joined rows.*SliceSampler\) build the memory with state='stored'.*'zero'"
+    message = r"parts of sequences, or joined ones.*SliceSampler\) build .* state='stored'.*'zero'"
     with pytest.raises(ValueError, match=message):
         replay(policy[0], buffer.sample())
 
@@ -213,5 +213,5 @@ def test_lean_rows_refuse_single_steps(ndim: int) -> None:
     policy = make_policy()
     buffer: Any = TensorDictReplayBuffer(storage=LazyTensorStorage(90, ndim=ndim), batch_size=24)
     buffer.extend(torch.cat(collect(policy), 1) if ndim == 2 else collect(policy)[0].reshape(-1))
-    with pytest.raises(ValueError, match="slices or joined rows"):
+    with pytest.raises(ValueError, match="parts of sequences, or joined ones"):
         replay(policy[0], buffer.sample())

@@ -44,8 +44,8 @@ def make_inputs(batch: int = 2, steps: int = 11, **options: Any) -> tuple[Tensor
 def gate(cell: SHM, x: Tensor, theta_index: Tensor | None = None) -> Tensor:
     """The product of the calibrations over a sequence: what the memory is linear in."""
     x = x.unsqueeze(1) if x.ndim == 2 else x
-    if cell.num_theta is not None and theta_index is None:
-        theta_index = torch.randint(cell.num_theta, x.shape[:2])
+    if cell.num_choices is not None and theta_index is None:
+        theta_index = torch.randint(cell.num_choices, x.shape[:2])
     zeros = x.new_zeros(len(x), *cell.memory_shape)
     with torch.no_grad():
         ends = [cell(x, memory, None, theta_index)[1] for memory in (zeros + 1, zeros)]
@@ -106,7 +106,7 @@ def test_fixed_reads_row_zero_of_the_released_table() -> None:
     expected = random(recorded["x"], recorded["M0"], theta_index=zeros)
     y, memory, theta_index = fixed(recorded["x"], recorded["M0"])
     assert theta_index is None
-    assert fixed.num_theta is None
+    assert fixed.num_choices is None
     assert_close((y, memory), expected[:2], **EXACT)
 
 
@@ -114,7 +114,7 @@ def test_released_sizes_dtype_and_options_are_kept() -> None:
     _, parameters = load("pomdp")
     cell = SHM.from_reference({key: p.float() for key, p in parameters.items()}, backend="chunked")
     assert (cell.input_size, cell.output_size, cell.memory_shape) == (10, 5, (24, 24))
-    assert (cell.num_theta, cell.clamp, cell.backend) == (128, None, "chunked")
+    assert (cell.num_choices, cell.clamp, cell.backend) == (128, None, "chunked")
     assert {p.dtype for p in cell.parameters()} == {torch.float32}
     assert SHM.from_reference(load("standalone")[1]).shortcut is None
 
@@ -221,7 +221,7 @@ def test_empty_is_zero(calibration: Calibration) -> None:
 def test_number_of_choices(calibration: Calibration) -> None:
     draws = calibration in ("random", "noise")
     cell = make(calibration, num_theta=9)
-    assert cell.num_theta == (9 if draws else None)
+    assert cell.num_choices == (9 if draws else None)
     x, _, _ = make_inputs(batch=50)
     index = cell(x)[2]
     assert (index is not None) == draws
@@ -278,7 +278,7 @@ def test_gates(calibration: Calibration) -> None:
     """What they depend on, and that they lie in (0, 2)."""
     cell = make(calibration)
     x, other = torch.randn(2, 40, 5, dtype=torch.float64)
-    index = torch.arange(40).unsqueeze(1) % 7 if cell.num_theta else None
+    index = torch.arange(40).unsqueeze(1) % 7 if cell.num_choices else None
     gates = gate(cell, x, index)
     assert ((gates > 0) & (gates < 2)).all()
     same = torch.allclose(gate(cell, other, index), gates, rtol=0, atol=1e-12)

@@ -31,7 +31,6 @@ from tests.recipes._helpers import (
     without_time,
 )
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.modules import make_gru
 from torchrl_shm.training import RunFolder
 
 COLUMNS = (
@@ -276,7 +275,7 @@ class DropsRowStart(SHMModule):
 
 
 def gru_that_starts_empty(**options: Any) -> Any:
-    module = make_gru(**options)
+    module = make_rnn("gru", **options)
     forward = module.forward
 
     def broken(tensordict: TensorDictBase) -> TensorDictBase:

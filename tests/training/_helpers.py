@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ActorValueOperator
 
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.modules import make_gru, make_lstm, make_mlp
+from torchrl_shm.modules import make_mlp, make_rnn
 from torchrl_shm.networks import make_actor_critic
 
 MEMORIES: dict[str, Any] = {
     "shm": SHMModule,
-    "gru": make_gru,
-    "lstm": make_lstm,
+    "gru": partial(make_rnn, "gru"),
+    "lstm": partial(make_rnn, "lstm"),
     "mlp": make_mlp,
 }
 KEYS = ["observation", "previous_action"]

@@ -225,7 +225,7 @@ class TestState:
         assert len(batches) == len(others)
         for one, other in zip(batches, others, strict=True):
             # numbers of rollouts, and the clock of an object
-            names = (("collector", "traj_ids"), "memory_row")
+            names = (("collector", "traj_ids"), "memory_lean_index")
             one, other = (batch.exclude(*names) for batch in (one, other))
             assert set(one.keys(True, True)) == set(other.keys(True, True))
             for key in one.keys(True, True):

@@ -31,7 +31,7 @@ def make_batch(rows: int = 3, steps: int = 4) -> TensorDict:
         {
             "observation": torch.zeros(*shape, 2),
             "action": torch.ones(shape, dtype=torch.int64),
-            "memory_stripe": torch.zeros(*shape, 5),
+            "memory_lean": torch.zeros(*shape, 5),
             "nothing": torch.zeros(*shape, 0),
             "next": {
                 "reward": torch.zeros(*shape, 1),
@@ -87,10 +87,10 @@ class TestRows:
     @pytest.mark.parametrize("sign", [1, -1])
     def test_memory_that_grows(self, sign: int, recwarn: pytest.WarningsRecorder) -> None:
         check, batch = make_check(), make_batch()
-        batch["memory_stripe"][1, 0, 3] = sign * 1e6
+        batch["memory_lean"][1, 0, 3] = sign * 1e6
         check.rows(batch)
         assert not recwarn.list
-        batch["memory_stripe"][1, 0, 3] = sign * 3.5e6
+        batch["memory_lean"][1, 0, 3] = sign * 3.5e6
         with pytest.warns(
             UserWarning, match=r"update 7: 'memory' has grown to 3\.5e\+06; bound it"
         ):
@@ -100,7 +100,7 @@ class TestRows:
 
     def test_memory_at_the_start_of_a_row(self) -> None:
         batch = make_batch()
-        batch["memory_stripe"][2, 0, 3] = torch.nan
+        batch["memory_lean"][2, 0, 3] = torch.nan
         with pytest.raises(
             FloatingPointError, match="'memory' is not finite at the start of row 2"
         ):

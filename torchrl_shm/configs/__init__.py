@@ -7,6 +7,7 @@ from torchrl_shm.configs.memories import MEMORIES, memory_config
 from torchrl_shm.configs.saved import instantiate_saved, load_config
 from torchrl_shm.configs.sizes import SIZES
 from torchrl_shm.configs.tuned import TUNED
+from torchrl_shm.renamed import refuse_old_name
 
 __all__ = [
     "ENVS",
@@ -23,3 +24,7 @@ __all__ = [
     "register",
     "run_recipe",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return refuse_old_name(__name__, name)

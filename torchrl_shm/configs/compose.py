@@ -55,6 +55,14 @@ class _Recipe(Zen[..., Any]):
     """Calls a recipe's `main`, with the configuration of an old run if that is to be resumed."""
 
     def __call__(self, cfg: Any, /) -> Any:
+        hydra = HydraConfig.get()
+        experiment = {
+            "run_dir": hydra.runtime.output_dir,
+            "names": {name: hydra.runtime.choices[name] for name in ("env", "memory")},
+        }
+        for key, value in experiment.items():
+            if cfg.experiment[key] is None:
+                OmegaConf.update(cfg, f"experiment.{key}", value)
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
             config = resumed_config(cfg)

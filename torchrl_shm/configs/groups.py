@@ -116,12 +116,7 @@ for _size, _options in SIZES.items():
 MEMBERS["network/actor_critic"] = Member(
     partial(factory_config, make_actor_critic, zen_exclude=("env", "memory", "device"))
 )
-MEMBERS["experiment/default"] = Member(
-    partial(
-        builds, Experiment, populate_full_signature=True, run_dir="${hydra:runtime.output_dir}",
-        names={"env": "${hydra:runtime.choices.env}", "memory": "${hydra:runtime.choices.memory}"},
-    )
-)  # fmt: skip
+MEMBERS["experiment/default"] = Member(partial(builds, Experiment, populate_full_signature=True))
 MEMBERS["algo/ppo"] = Member(partial(builds, PPO, populate_full_signature=True))
 
 _RUNTIME = (

@@ -20,22 +20,21 @@ from torchrl_shm.modules import (
     MLSTM,
     NTM,
     S6,
+    SHM,
     Elman,
     FastWeights,
     FrameStack,
     LinearAttention,
     MemoryCell,
-    SHMModule,
-    make_gru,
-    make_lstm,
     make_memory,
     make_mlp,
+    make_rnn,
 )
 
 # arguments that the recipe passes itself; they stay out of the config
 _RUNTIME = (
     "input_size", "output_size", "in_key", "in_keys", "memory_key", "out_key", "out_keys",
-    "theta_index_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
+    "choice_key", "is_init_key", "burn_in", "default_recurrent_mode", "device", "dtype",
 )  # fmt: skip
 
 
@@ -64,17 +63,13 @@ def memory_config(cell: Callable[..., MemoryCell], **options: Any) -> Any:
     return factory_config(make_memory, cell=cell, zen_exclude=_RUNTIME, builds_bases=(signature,))
 
 
-def _module(target: Any, **options: Any) -> Any:
-    return factory_config(target, zen_exclude=(*_RUNTIME, "cell"), **options)
-
-
 MEMORIES = Presets(
     {
-        "mlp": partial(_module, make_mlp),
+        "mlp": partial(factory_config, make_mlp, zen_exclude=_RUNTIME),
         "frame_stack": partial(memory_config, FrameStack),
         "elman": partial(memory_config, Elman),
-        "gru": partial(_module, make_gru),
-        "lstm": partial(_module, make_lstm),
+        "gru": partial(factory_config, make_rnn, "gru", zen_exclude=_RUNTIME),
+        "lstm": partial(factory_config, make_rnn, "lstm", zen_exclude=_RUNTIME),
         "linear_attention": partial(memory_config, LinearAttention),
         "fast_weights": partial(memory_config, FastWeights),
         "fast_weights_additive": partial(memory_config, FastWeights, rule="additive"),
@@ -86,14 +81,14 @@ MEMORIES = Presets(
         "ntm": partial(memory_config, NTM),
         "lru": partial(memory_config, LRU),
         # the proposed memory, its ablations, and the sizes of the authors' two code bases
-        "shm": partial(_module, SHMModule),
-        "shm_fixed": partial(_module, SHMModule, calibration="fixed"),
-        "shm_neural": partial(_module, SHMModule, calibration="neural"),
-        "shm_none": partial(_module, SHMModule, calibration="none"),
-        "shm_constant": partial(_module, SHMModule, calibration="constant"),
-        "shm_noise": partial(_module, SHMModule, calibration="noise"),
-        "shm_popgym": partial(_module, SHMModule, memory_size=128),
-        "shm_pomdp": partial(_module, SHMModule, memory_size=24, clamp=100.0),
+        "shm": partial(memory_config, SHM),
+        "shm_fixed": partial(memory_config, SHM, calibration="fixed"),
+        "shm_neural": partial(memory_config, SHM, calibration="neural"),
+        "shm_none": partial(memory_config, SHM, calibration="none"),
+        "shm_constant": partial(memory_config, SHM, calibration="constant"),
+        "shm_noise": partial(memory_config, SHM, calibration="noise"),
+        "shm_popgym": partial(memory_config, SHM, memory_size=128),
+        "shm_pomdp": partial(memory_config, SHM, memory_size=24, clamp=100.0),
     }
 )
 """Configs by name."""

@@ -6,13 +6,14 @@ from abc import abstractmethod
 from typing import Any, NamedTuple, Self
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_count
 from torchrl_shm.envs._checks import check_finite, check_indices, exact
+from torchrl_shm.torchrl_private import pack
 
 State = dict[str, Tensor]
 """What an episode is made of: tensors `[B, ...]`, replaced as a whole, never written to."""
@@ -341,10 +342,7 @@ class BatchedEnv(EnvBase):
         return self._pack(entries)
 
     def _pack(self, entries: State) -> TensorDictBase:
-        # as torchrl's own envs do: checking what is known would cost as much as six operations
-        return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
-            entries, batch_size=self.batch_size, device=self.device
-        )
+        return pack(entries, self.batch_size, self.device)
 
 
 def _where(mask: Tensor, new: State, old: State) -> State:

@@ -1,7 +1,7 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
 from torchrl_shm.modules.base_cell import BaseCell
-from torchrl_shm.modules.baselines import make_gru, make_lstm, make_mlp
+from torchrl_shm.modules.baselines import RNNKind, make_mlp, make_rnn
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
 from torchrl_shm.modules.dnc import DNC
 from torchrl_shm.modules.elman import Elman
@@ -20,6 +20,7 @@ from torchrl_shm.modules.ntm import NTM
 from torchrl_shm.modules.s6 import S6
 from torchrl_shm.modules.shm import SHM, Calibration
 from torchrl_shm.modules.shm_module import SHMModule
+from torchrl_shm.renamed import refuse_old_name
 
 __all__ = [
     "DNC",
@@ -42,12 +43,16 @@ __all__ = [
     "MemoryPrimer",
     "MemoryReport",
     "MemorySize",
+    "RNNKind",
     "SHMModule",
     "State",
     "check_memory",
-    "make_gru",
-    "make_lstm",
     "make_memory",
     "make_mlp",
+    "make_rnn",
     "measure_memory",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return refuse_old_name(__name__, name)

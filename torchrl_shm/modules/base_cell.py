@@ -46,7 +46,7 @@ class BaseCell(nn.Module):
         'calls_repeat'
     """
 
-    num_theta: int | None = None
+    num_choices: int | None = None
 
     def __init__(
         self, input_size: int, output_size: int, memory_shape: tuple[int, ...], **sizes: int
@@ -106,7 +106,7 @@ class BaseCell(nn.Module):
         x: Tensor,
         memory: Tensor | None = None,
         is_init: Tensor | None = None,
-        theta_index: Tensor | None = None,
+        choice: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None]:
         """Run over a whole sequence.
 
@@ -114,7 +114,7 @@ class BaseCell(nn.Module):
             x: inputs of shape `[B, T, D]`.
             memory: initial memory of shape `[B, *memory_shape]`; `None` starts empty.
             is_init: bool of shape `[B, T]`; where true, the memory that enters the step is zero.
-            theta_index: ignored, nothing is drawn.
+            choice: ignored, nothing is drawn.
 
         Returns:
             Outputs `[B, T, O]`, the final memory `[B, *memory_shape]`, and `None`.
@@ -135,14 +135,14 @@ class BaseCell(nn.Module):
         return y, memory, None
 
     def step(
-        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
+        self, x: Tensor, memory: Tensor | None = None, choice: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
         """Take one step, of any batch shape.
 
         Args:
             x: inputs of shape `[..., D]`.
             memory: memory of shape `[..., *memory_shape]`; `None` is empty.
-            theta_index: ignored, nothing is drawn.
+            choice: ignored, nothing is drawn.
 
         Returns:
             Outputs `[..., O]`, the new memory `[..., *memory_shape]`, and `None`.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.modules import MLP, GRUModule, LSTMModule
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules.lean import suffixed
 
+RNNKind = Literal["gru", "lstm"]
+"""TorchRL's recurrent modules."""
 
-def make_gru(
+
+def make_rnn(
+    kind: RNNKind,
     input_size: int,
     output_size: int,
     *,
@@ -22,92 +27,53 @@ def make_gru(
     out_key: NestedKey,
     memory_key: NestedKey = "recurrent_state",
     device: torch.device | str | None = None,
-) -> GRUModule | TensorDictSequential:
-    """Make TorchRL's `GRUModule`, whose output is its hidden state.
+) -> GRUModule | LSTMModule | TensorDictSequential:
+    """Make TorchRL's `GRUModule` or `LSTMModule`, whose output is its hidden state.
 
     Args:
+        kind: `"gru"` or `"lstm"`.
         input_size: number of input features.
         output_size: number of output features.
-        hidden_size: size of the hidden state. Where it differs from `output_size`, a linear map
-            follows. Default: `output_size`.
+        hidden_size: size of the hidden state, and of the cell state of an LSTM. Where it differs
+            from `output_size`, a linear map follows. Default: `output_size`.
         num_layers: number of stacked layers.
         in_key: key of the input.
         out_key: key of the output.
-        memory_key: key of the state.
+        memory_key: key of the state; an LSTM has two, with `_h` (hidden) and `_c` (cell) appended.
         device: device of the parameters.
 
     Returns:
-        The module, followed by the linear map if there is one; its state is kept per
-        step.
+        The module, followed by the linear map if there is one; its state is kept per step.
 
     Raises:
-        ValueError: `hidden_size` is not positive.
+        ValueError: `kind` is unknown, or `hidden_size` is not positive.
 
     Examples:
-        >>> from torchrl_shm.modules import make_gru
-        >>> make_gru(5, 3, in_key="observation", out_key="features").out_keys
+        >>> from torchrl_shm.modules import make_rnn
+        >>> make_rnn("gru", 5, 3, in_key="observation", out_key="features").out_keys
         ['features', ('next', 'recurrent_state')]
     """
-    return _projected(
-        GRUModule,
+    check_option("kind", kind, RNNKind)
+    width = output_size if hidden_size is None else hidden_size
+    if width < 1:
+        raise ValueError(f"hidden_size={hidden_size} must be at least 1")
+    states = [memory_key] if kind == "gru" else [suffixed(memory_key, x) for x in ("_h", "_c")]
+    fits = width == output_size
+    hidden_key = out_key if fits else suffixed(out_key, "_hidden")
+    make: Any = GRUModule if kind == "gru" else LSTMModule
+    memory = make(
         input_size,
-        output_size,
-        hidden_size,
+        width,
         num_layers,
-        in_key,
-        out_key,
-        [memory_key],
-        device,
+        in_keys=[in_key, *states, "is_init"],
+        out_keys=[hidden_key, *(unravel_key(("next", key)) for key in states)],
+        device=device,
     )
-
-
-def make_lstm(
-    input_size: int,
-    output_size: int,
-    *,
-    hidden_size: int | None = None,
-    num_layers: int = 1,
-    in_key: NestedKey,
-    out_key: NestedKey,
-    memory_key: NestedKey = "recurrent_state",
-    device: torch.device | str | None = None,
-) -> LSTMModule | TensorDictSequential:
-    """Make TorchRL's `LSTMModule`, whose output is its hidden state.
-
-    Args:
-        input_size: number of input features.
-        output_size: number of output features.
-        hidden_size: size of the hidden state and of the cell state. Where it differs from
-            `output_size`, a linear map follows. Default: `output_size`.
-        num_layers: number of stacked layers.
-        in_key: key of the input.
-        out_key: key of the output.
-        memory_key: key of the states, the hidden one with `_h` and the cell's with `_c` appended.
-        device: device of the parameters.
-
-    Returns:
-        The module, followed by the linear map if there is one; its states are kept per
-        step.
-
-    Raises:
-        ValueError: `hidden_size` is not positive.
-
-    Examples:
-        >>> from torchrl_shm.modules import make_lstm
-        >>> make_lstm(5, 3, in_key="observation", out_key="features").out_keys[0]
-        'features'
-    """
-    return _projected(
-        LSTMModule,
-        input_size,
-        output_size,
-        hidden_size,
-        num_layers,
-        in_key,
-        out_key,
-        [suffixed(memory_key, "_h"), suffixed(memory_key, "_c")],
-        device,
-    )
+    if fits:
+        return memory
+    linear = torch.nn.Linear(width, output_size, device=device)
+    modules: list[Any] = [memory, TensorDictModule(linear, [hidden_key], [out_key])]
+    return TensorDictSequential(*modules)
 
 
 def make_mlp(
@@ -128,7 +94,7 @@ def make_mlp(
         hidden_size: width of the hidden layer.
         in_key: key of the input.
         out_key: key of the output.
-        memory_key: of no use here.
+        memory_key: ignored, there is no memory.
         device: device of the parameters.
 
     Returns:
@@ -153,35 +119,3 @@ def make_mlp(
         device=device,
     )
     return TensorDictModule(network, [in_key], [out_key])
-
-
-def _projected(
-    kind: Any,
-    input_size: int,
-    output_size: int,
-    hidden_size: int | None,
-    num_layers: int,
-    in_key: NestedKey,
-    out_key: NestedKey,
-    state_keys: list[NestedKey],
-    device: torch.device | str | None,
-) -> Any:
-    """TorchRL's recurrent modules write their hidden state; a linear map makes it any size."""
-    width = output_size if hidden_size is None else hidden_size
-    if width < 1:
-        raise ValueError(f"hidden_size={hidden_size} must be at least 1")
-    fits = width == output_size
-    hidden_key = out_key if fits else suffixed(out_key, "_hidden")
-    memory = kind(
-        input_size,
-        width,
-        num_layers,
-        in_keys=[in_key, *state_keys, "is_init"],
-        out_keys=[hidden_key, *(unravel_key(("next", key)) for key in state_keys)],
-        device=device,
-    )
-    if fits:
-        return memory
-    linear = torch.nn.Linear(width, output_size, device=device)
-    modules: list[Any] = [memory, TensorDictModule(linear, [hidden_key], [out_key])]
-    return TensorDictSequential(*modules)

@@ -20,7 +20,7 @@ def make_memory(
     in_key: NestedKey,
     out_key: NestedKey,
     memory_key: NestedKey = "memory",
-    state: State = "row",
+    state: State = "lean",
     device: torch.device | str | None = None,
     **options: Any,
 ) -> MemoryModule:

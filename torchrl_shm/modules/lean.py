@@ -1,16 +1,16 @@
-"""Lean rollouts: one memory per collected row instead of one per step.
+"""Lean rollouts: one memory per collected sequence instead of one per step.
 
 A collector stacks whatever a step leaves in its TensorDict. A matrix memory would be stacked
-twice, `2 * B * T * H * H` floats, although training needs it only where a row starts. So the
+twice, `2 * B * T * H * H` floats, although training needs it only where a sequence starts. So the
 primer of this file takes the memory out of what is stacked (the policy still carries it) and
-spreads the memory at the start of each row over the row's `T` steps:
+spreads the memory at the start of each sequence over its `T` steps:
 
 | key | shape | holds |
 |---|---|---|
-| `<memory>_stripe` | `[B, T, ceil(H * H / T)]` | stripe `t` of the memory that entered step 0 |
-| `<memory>_row` | `[B, T, 4]`, int64 | clock, offset in the row, episode start, floats of memory |
+| `<memory>_lean` | `[B, T, ceil(H * H / T)]` | share `t` of the memory that entered step 0 |
+| `<memory>_lean_index` | `[B, T, 4]`, int64 | clock, offset, episode start, floats of memory |
 
-Both travel with the row through buffers, in any order; `rebuild_row_start` puts the memory
+Both travel with the sequence through buffers, in any order; `rebuild_start` puts the memory
 together again and refuses data from which that is impossible.
 """
 
@@ -27,13 +27,17 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import TensorDictPrimer
 
 from torchrl_shm.ops.shm.dispatch import is_transformed
+from torchrl_shm.torchrl_private import get_carrier, preallocates
 
-State = Literal["row", "stored", "zero"]
+State = Literal["lean", "stored", "zero"]
 """Where a sequence takes its first memory from; see `MemoryModule`."""
+
+LEAN, LEAN_INDEX = "_lean", "_lean_index"
+"""Suffixes of the two entries."""
 
 # a lane is one environment of a batch; its clock counts steps, starting well apart from others'
 _LANE = 1 << 40
-# columns of `<memory>_row`
+# columns of the index
 _CLOCK, _OFFSET, _IS_INIT, _SIZE = range(4)
 
 
@@ -53,11 +57,11 @@ class MemoryPrimer(TensorDictPrimer):
         memory_key: key of the memory.
         memory_shape: shape of one agent's memory.
         memory_dtype: dtype of the memory.
-        theta_index_key: key of the drawn rows, or `None` where the memory draws nothing.
-        num_theta: number of rows to draw from.
+        choice_key: key of the random choices, or `None` where the memory draws nothing.
+        num_choices: number of values to draw from.
         is_init_key: key of the reset flags.
-        state: `"row"` stacks the memory at the start of each row, `"zero"` none, `"stored"` that of
-            every step; see `MemoryModule`.
+        state: `"lean"` stacks the memory at the start of each sequence, `"zero"` none, `"stored"`
+            that of every step; see `MemoryModule`.
     """
 
     def __init__(
@@ -66,19 +70,17 @@ class MemoryPrimer(TensorDictPrimer):
         memory_shape: tuple[int, ...],
         memory_dtype: torch.dtype = torch.float32,
         *,
-        theta_index_key: NestedKey | None = None,
-        num_theta: int | None = None,
+        choice_key: NestedKey | None = None,
+        num_choices: int | None = None,
         is_init_key: NestedKey = "is_init",
-        state: State = "row",
+        state: State = "lean",
     ) -> None:
         primers: dict[NestedKey, Any] = {
             memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
         }
-        if theta_index_key is not None and num_theta is not None:
-            # primed, so that estimators that read ("next", theta_index) find one
-            primers[theta_index_key] = Categorical(
-                num_theta, shape=torch.Size(()), dtype=torch.int64
-            )
+        if choice_key is not None and num_choices is not None:
+            # primed, so that estimators that read ("next", choice) find one
+            primers[choice_key] = Categorical(num_choices, shape=torch.Size(()), dtype=torch.int64)
         super().__init__(Composite(primers), expand_specs=True)
         self.memory_key = memory_key
         self._memory_shape = memory_shape
@@ -91,13 +93,13 @@ class MemoryPrimer(TensorDictPrimer):
     def _forget_collector(self) -> None:
         self._seen: weakref.ref[Any] | None = None
         self._steps = 0
-        self._stripes: Tensor | None = None
+        self._shares: Tensor | None = None
         self._lanes: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, in a worker for example, serves another collector."""
         state = super().__getstate__() | {"_registered": None}
-        return state | {"_seen": None, "_steps": 0, "_stripes": None, "_lanes": None}
+        return state | {"_seen": None, "_steps": 0, "_shares": None, "_lanes": None}
 
     def clone(self) -> MemoryPrimer:
         """Copy the transform, for another environment of the same collector perhaps.
@@ -123,7 +125,7 @@ class MemoryPrimer(TensorDictPrimer):
         return collector if getattr(collector, "env", env) is env else None
 
     def transform_input_spec(self, input_spec: Composite) -> Composite:
-        """Declare the stripes, whose width follows from the collector's row length.
+        """Declare the shares, whose width follows from the length of the collected sequences.
 
         The open dimension also tells collectors not to preallocate buffers, which would bring the
         per-step memories back.
@@ -132,8 +134,8 @@ class MemoryPrimer(TensorDictPrimer):
         if self.state != "stored":
             state_spec = spec["full_state_spec"]
             shape = torch.Size((*state_spec.shape, -1))
-            stripe = Unbounded(shape, dtype=self._memory_dtype, device=spec.device)
-            state_spec[suffixed(self.memory_key, "_stripe")] = stripe
+            share = Unbounded(shape, dtype=self._memory_dtype, device=spec.device)
+            state_spec[suffixed(self.memory_key, LEAN)] = share
         return spec
 
     def transform_fake_tensordict(self, fake_tensordict: TensorDictBase) -> TensorDictBase:
@@ -152,7 +154,7 @@ class MemoryPrimer(TensorDictPrimer):
         memory = self._drop_memory(tensordict)
         collector = self.collector
         if memory is None or collector is None:
-            # outside of collectors rows start with a reset and need no memory
+            # outside of collectors sequences start with a reset and need no memory
             return tensordict, tensordict_
         if self._seen is None or self._seen() is not collector:
             self._check_collector(collector)
@@ -160,47 +162,47 @@ class MemoryPrimer(TensorDictPrimer):
             self._seen = weakref.ref(collector)
         # the collector stacks its carrier, which is another object than `tensordict` where it
         # copies between the devices of policy and environment
-        stacked: TensorDictBase = collector._carrier
+        stacked = get_carrier(collector)
+        assert stacked is not None
         stacked.pop(self.memory_key, None)
         if self.state == "zero":
             return tensordict, tensordict_
         offset = self._steps % collector.frames_per_batch
         if offset == 0:
-            self._start_row(memory, collector.frames_per_batch)
-        assert self._stripes is not None
+            self._start_sequence(memory, collector.frames_per_batch)
+        assert self._shares is not None
         assert self._lanes is not None
         clock = self._lanes + self._steps
         is_init = tensordict.get(self.is_init_key).reshape(clock.shape).to(torch.int64)
         size = math.prod(self._memory_shape)
         columns = [clock, torch.full_like(clock, offset), is_init, torch.full_like(clock, size)]
-        row = torch.stack(columns, -1)
-        stacked.set(suffixed(self.memory_key, "_row"), row)
-        stacked.set(suffixed(self.memory_key, "_stripe"), self._stripes[..., offset, :])
+        stacked.set(suffixed(self.memory_key, LEAN_INDEX), torch.stack(columns, -1))
+        stacked.set(suffixed(self.memory_key, LEAN), self._shares[..., offset, :])
         self._steps += 1
         return tensordict, tensordict_
 
     def _check_collector(self, collector: Any) -> None:
-        if not isinstance(getattr(collector, "_carrier", None), TensorDictBase):
+        if get_carrier(collector) is None:
             raise RuntimeError(
-                f"{type(collector).__name__} does not step its environment row by row, so it "
-                "cannot keep one memory per row; use torchrl.collectors.Collector, or pass "
+                f"{type(collector).__name__} collects no sequences, so it cannot "
+                "keep one memory for each; use torchrl.collectors.Collector, or pass "
                 "state='stored' to the memory module"
             )
-        if collector._use_buffers:
+        if preallocates(collector):
             raise RuntimeError(
                 "the collector preallocates buffers (use_buffers=True), which would hold the "
                 f"memory {self.memory_key!r} of every step; pass use_buffers=False to the "
                 "collector, or state='stored' to the memory module"
             )
 
-    def _start_row(self, memory: Tensor, rollout_length: int) -> None:
+    def _start_sequence(self, memory: Tensor, rollout_length: int) -> None:
         parent: Any = self.parent
         batch: torch.Size = parent.batch_size
         size = math.prod(self._memory_shape)
         width = math.ceil(size / rollout_length)
         flat = memory.reshape(*batch, size)
         padded = torch.nn.functional.pad(flat, (0, rollout_length * width - size))
-        self._stripes = padded.view(*batch, rollout_length, width)
+        self._shares = padded.view(*batch, rollout_length, width)
         if self._lanes is None or self._lanes.shape != batch:
             lanes = torch.arange(batch.numel(), device=memory.device)
             self._lanes = 1 + _LANE * lanes.view(batch)
@@ -219,40 +221,40 @@ class MemoryPrimer(TensorDictPrimer):
             )
 
 
-def rebuild_row_start(
-    stripe: Tensor, row: Tensor, is_init: Tensor, memory_shape: tuple[int, ...]
+def rebuild_start(
+    shares: Tensor, lean_index: Tensor, is_init: Tensor, memory_shape: tuple[int, ...]
 ) -> Tensor:
-    """Put together the memory that entered the first step of each row.
+    """Put together the memory that entered the first step of each sequence.
 
     Args:
-        stripe: entry `<memory>_stripe` of shape `[B, T, W]`.
-        row: entry `<memory>_row` of shape `[B, T, 4]`.
+        shares: entry `<memory>_lean` of shape `[B, T, W]`.
+        lean_index: entry `<memory>_lean_index` of shape `[B, T, 4]`.
         is_init: bool of shape `[B, T]`, the flags as the data gives them now.
         memory_shape: shape of one agent's memory.
 
     Returns:
-        The memory `[B, *memory_shape]`; zero for rows that start with a reset.
+        The memory `[B, *memory_shape]`; zero for sequences that start with a reset.
 
     Raises:
-        ValueError: the data are slices, or rows that were cut, shuffled or joined, or are of
+        ValueError: the data are parts of sequences, or shuffled or joined ones, or are of
             another memory, so that the memory cannot be known. Where nothing can be raised, under
-            `torch.compile` and `vmap`, such rows start from NaN: nothing else is ever taken for
-            a memory.
+            `torch.compile` and `vmap`, such sequences start from NaN: nothing else is ever taken
+            for a memory.
     """
-    clock, offset = row[..., _CLOCK], row[..., _OFFSET]
+    clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
     # what value estimators pad or insert has clock 0, or repeats the step before it
     real = clock > 0
     size = math.prod(memory_shape)
-    num_stripes = math.ceil(size / stripe.shape[-1])
-    row_id = clock - offset
-    useful = real & (row_id == row_id[:, :1]) & (offset < num_stripes)
-    slot = torch.where(useful, offset, num_stripes)
-    index = slot.unsqueeze(-1).expand_as(stripe)
-    flat = stripe.new_zeros(stripe.shape[0], num_stripes + 1, stripe.shape[-1])
-    flat = flat.scatter(1, index, stripe)[:, :num_stripes].flatten(1)[:, :size]
+    num_shares = math.ceil(size / shares.shape[-1])
+    start = clock - offset
+    useful = real & (start == start[:, :1]) & (offset < num_shares)
+    slot = torch.where(useful, offset, num_shares)
+    index = slot.unsqueeze(-1).expand_as(shares)
+    flat = shares.new_zeros(shares.shape[0], num_shares + 1, shares.shape[-1])
+    flat = flat.scatter(1, index, shares)[:, :num_shares].flatten(1)[:, :size]
     memory = flat.reshape(-1, *memory_shape)
     fresh = is_init[:, 0].reshape(-1, *(1 for _ in memory_shape))
-    known = _known_rows(row, is_init, real, slot, num_stripes, size).view_as(fresh)
+    known = _known_starts(lean_index, is_init, real, slot, num_shares, size).view_as(fresh)
     # only compiled or mapped code, which cannot raise, gets to see the NaN
     return torch.where(known, torch.where(fresh, 0.0, memory), torch.nan)
 
@@ -262,36 +264,37 @@ def checkable(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not is_transformed(x)
 
 
-def _known_rows(
-    row: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_stripes: int, size: int
+def _known_starts(
+    lean_index: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_shares: int, size: int
 ) -> Tensor:
-    """Which rows `[B]` hold the memory at their start; raise if not all do, where possible."""
-    clock, offset = row[..., _CLOCK], row[..., _OFFSET]
-    episode_start = row[..., _IS_INIT].bool()
-    ours = ((row[..., _SIZE] == size) | ~real).all(1)
+    """Which sequences `[B]` hold the memory at their start; raise if not all do, where possible."""
+    clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
+    episode_start = lean_index[..., _IS_INIT].bool()
+    ours = ((lean_index[..., _SIZE] == size) | ~real).all(1)
     step = clock[:, 1:] - clock[:, :-1]
     follows = (step == 0) | (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
     unbroken = follows.all(1) & ~(is_init & ~episode_start & real).any(1)
-    seen = torch.zeros_like(slot[:, :1]).expand(-1, num_stripes + 1)
-    seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_stripes].bool().all(1)
+    seen = torch.zeros_like(slot[:, :1]).expand(-1, num_shares + 1)
+    seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_shares].bool().all(1)
     whole = is_init[:, 0] | ((offset[:, 0] == 0) & seen)
-    if not checkable(row):
+    if not checkable(lean_index):
         return ours & unbroken & whole
     advice = (
-        "state='row' serves whole rows as the collector made them, in any order. For slices "
-        "(SliceSampler) build the memory with state='stored' (exact, keeps every step's memory) "
-        "or state='zero' (starts empty, see burn_in)"
+        "state='lean' serves whole sequences as the collector made them, in any order. For parts "
+        "of them (SliceSampler) build the memory with state='stored' (exact, keeps every step's "
+        "memory) or state='zero' (starts empty, see burn_in)"
     )
     if not bool(ours.all()):
         raise ValueError(
-            f"the rows carry a memory of {int(row[~ours][0, 0, _SIZE])} floats, this module's has "
-            f"{size}: they were collected with another memory_size"
+            f"the sequences carry a memory of {int(lean_index[~ours][0, 0, _SIZE])} floats, this "
+            f"module's has {size}: they were collected with another memory_size"
         )
     if not bool(unbroken.all()):
-        raise ValueError(f"the data are slices or joined rows, not rows: {advice}")
+        raise ValueError(f"the data are parts of sequences, or joined ones: {advice}")
     if not bool(whole.all()):
         raise ValueError(
-            f"{int((~whole).sum())} of {len(whole)} rows start in mid-episode, but their first "
-            f"steps or their ends were cut off, and the memory at their start with them: {advice}"
+            f"{int((~whole).sum())} of {len(whole)} sequences start in mid-episode, but their "
+            "first steps or their ends were cut off, and the memory at their start with them: "
+            f"{advice}"
         )
     return whole

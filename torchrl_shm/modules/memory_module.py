@@ -16,10 +16,12 @@ from torchrl.objectives import add_random_module
 from torchrl_shm.checks import check_option
 from torchrl_shm.modules._slices import cut_at_resets
 from torchrl_shm.modules.lean import (
+    LEAN,
+    LEAN_INDEX,
     MemoryPrimer,
     State,
     checkable,
-    rebuild_row_start,
+    rebuild_start,
     suffixed,
 )
 
@@ -28,9 +30,10 @@ from torchrl_shm.modules.lean import (
 class MemoryCell(Protocol):
     """What a memory on plain tensors has to offer; any `nn.Module` with these members serves.
 
-    `forward` and `step` must agree: a sequence is its steps. `theta_index` stands for whatever
-    random choice a step makes, one int64 number in `[0, num_theta)`; cells that choose nothing
-    have `num_theta = None`, ignore the argument and return `None`.
+    `forward` and `step` must agree: a sequence is its steps. `choice` stands for whatever
+    random choice a step makes, one int64 number in `[0, num_choices)`; cells that choose nothing
+    have `num_choices = None`, ignore the argument and return `None`. A cell may name its choice by
+    an attribute `choice_name`, which becomes the key; the default is `"choice"`.
     """
 
     @property
@@ -39,7 +42,7 @@ class MemoryCell(Protocol):
         ...
 
     @property
-    def num_theta(self) -> int | None:
+    def num_choices(self) -> int | None:
         """Number of values of the random choice of each step, or `None`."""
         ...
 
@@ -48,13 +51,14 @@ class MemoryCell(Protocol):
         x: Tensor,
         memory: Tensor | None = None,
         is_init: Tensor | None = None,
-        theta_index: Tensor | None = None,
+        choice: Tensor | None = None,
+        /,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run over `x` `[B, T, D]` from `memory` `[B, *memory_shape]`, resetting at `is_init`."""
         ...
 
     def step(
-        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
+        self, x: Tensor, memory: Tensor | None = None, choice: Tensor | None = None, /
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run one step: `x` `[..., D]`, `memory` `[..., *memory_shape]`."""
         ...
@@ -65,19 +69,19 @@ class MemoryModule(TensorDictModuleBase):
 
     **Step mode** (the default; collectors): reads one step, of any batch shape. The memory that
     enters is zero where `is_init` is true. Writes the output, `("next", memory)`, and, for cells
-    that draw, the fresh `theta_index`.
+    that draw, the fresh `choice`.
 
     **Recurrent mode** (losses, and under `torchrl.modules.set_recurrent_mode(True)`): the last
-    batch dimension is time; 1-D data are one sequence. A `theta_index` in the data is used again,
+    batch dimension is time; 1-D data are one sequence. A `choice` in the data is used again,
     so the gates that acted are the gates that learn. `("next", memory)` is not written: nothing
     reads it, and it would hold a memory per step.
 
     `state` says where a sequence takes its first memory from:
 
-    - `"row"`: lean. Collectors stack one memory per row of `T` steps instead of one per step, in
-      the entries `<memory>_stripe` `[B, T, ceil(N / T)]` (`N` floats of memory) and
-      `<memory>_row` `[B, T, 4]` (int64, see `MemoryPrimer`). Rows may be
-      stored, shuffled and batched; slices and cut rows are refused.
+    - `"lean"`: collectors stack one memory per sequence of `T` steps instead of one per step, in
+      the entries `<memory>_lean` `[B, T, ceil(N / T)]` (`N` floats of memory) and
+      `<memory>_lean_index` `[B, T, 4]` (int64, see `MemoryPrimer`). Sequences
+      may be stored, shuffled and batched; parts of them are refused.
     - `"stored"`: every step's memory is stacked, as with `GRUModule`; each sequence, and each
       slice of `SliceSampler`, starts from the memory stored at its first step.
     - `"zero"`: nothing is stacked; sequences and slices start empty. `burn_in` steps at the start
@@ -93,10 +97,10 @@ class MemoryModule(TensorDictModuleBase):
         memory_key: key of the memory, where `in_keys` does not name it.
         out_key: key of the output. Exclusive with `out_keys`.
         out_keys: `[output, ("next", memory)]`.
-        theta_index_key: key of the drawn numbers. Default: `"theta_index"`, or the memory key with
-            `_theta_index` appended where the memory is not called `"memory"`.
+        choice_key: key of the drawn numbers. Default: `"choice"`, of `SHM` `"theta_index"`,
+            appended to the memory key where the memory is not called `"memory"`.
         is_init_key: key of the reset flags, written by `torchrl.envs.InitTracker`.
-        state: `"row"`, `"stored"` or `"zero"`, see above.
+        state: `"lean"`, `"stored"` or `"zero"`, see above.
         burn_in: number of steps at the start of each sequence (with `state="stored"` or `"zero"`
             of each slice, too) through which no gradient flows; exclude them from the loss.
         default_recurrent_mode: mode outside of `set_recurrent_mode`; `None` means step mode.
@@ -125,9 +129,9 @@ class MemoryModule(TensorDictModuleBase):
         memory_key: NestedKey = "memory",
         out_key: NestedKey | None = None,
         out_keys: list[NestedKey] | None = None,
-        theta_index_key: NestedKey | None = None,
+        choice_key: NestedKey | None = None,
         is_init_key: NestedKey = "is_init",
-        state: State = "row",
+        state: State = "lean",
         burn_in: int = 0,
         default_recurrent_mode: bool | None = None,
     ) -> None:
@@ -135,8 +139,10 @@ class MemoryModule(TensorDictModuleBase):
         if not isinstance(cell, nn.Module) or not isinstance(cell, MemoryCell):
             raise TypeError(
                 f"cell is a {type(cell).__name__}; it must be an nn.Module with memory_shape, "
-                "num_theta, forward and step, see torchrl_shm.modules.MemoryCell"
+                "num_choices, forward and step, see torchrl_shm.modules.MemoryCell"
             )
+        if state == "row":
+            raise ValueError("state='row' is now state='lean'")
         check_option("state", state, State)
         if burn_in < 0:
             raise ValueError(f"burn_in={burn_in} must not be negative")
@@ -155,25 +161,24 @@ class MemoryModule(TensorDictModuleBase):
                 f"{unravel_key(('next', self.memory_key))!r}, so that the memory is carried"
             )
         self.is_init_key = unravel_key(is_init_key)
-        self.theta_index_key: NestedKey | None = None
-        if cell.num_theta is not None:
-            if theta_index_key is None:
+        self.choice_key: NestedKey | None = None
+        if cell.num_choices is not None:
+            if choice_key is None:
+                name = getattr(cell, "choice_name", "choice")
                 default = self.memory_key == "memory"
-                theta_index_key = (
-                    "theta_index" if default else suffixed(self.memory_key, "_theta_index")
-                )
-            self.theta_index_key = unravel_key(theta_index_key)
+                choice_key = name if default else suffixed(self.memory_key, f"_{name}")
+            self.choice_key = unravel_key(choice_key)
 
         # all that recurrent mode may read: value estimators select exactly the in_keys
         optional: list[NestedKey] = []
-        if self.theta_index_key is not None:
-            optional.append(self.theta_index_key)
-        if state == "row":
-            optional += [suffixed(self.memory_key, s) for s in ("_stripe", "_row")]
+        if self.choice_key is not None:
+            optional.append(self.choice_key)
+        if state == "lean":
+            optional += [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
         self.in_keys: Any = [self.in_key, self.memory_key, self.is_init_key, *optional]
         self.out_keys: Any = [self.out_key, self.next_memory_key]
-        if self.theta_index_key is not None:
-            self.out_keys.append(self.theta_index_key)
+        if self.choice_key is not None:
+            self.out_keys.append(self.choice_key)
 
     @property
     def recurrent_mode(self) -> bool:
@@ -200,14 +205,14 @@ class MemoryModule(TensorDictModuleBase):
         `torchrl.modules.utils.get_primers_from_module` call this by themselves.
 
         Returns:
-            A `MemoryPrimer`, one `TensorDictPrimer` for memory and `theta_index`.
+            A `MemoryPrimer`, one `TensorDictPrimer` for memory and `choice`.
         """
         return MemoryPrimer(
             self.memory_key,
             self.cell.memory_shape,
             self._memory_dtype,
-            theta_index_key=self.theta_index_key,
-            num_theta=self.cell.num_theta,
+            choice_key=self.choice_key,
+            num_choices=self.cell.num_choices,
             is_init_key=self.is_init_key,
             state=self.state,
         )
@@ -227,7 +232,7 @@ class MemoryModule(TensorDictModuleBase):
             ValueError: the data do not fit the mode, the memory or the device.
             TypeError: the input has another dtype than the parameters, outside of autocast, or the
                 reset flags are not bool.
-            IndexError: a `theta_index` lies outside of the table.
+            IndexError: a `choice` lies outside of the table.
         """
         if self.recurrent_mode:
             return self._forward_sequence(tensordict)
@@ -249,11 +254,11 @@ class MemoryModule(TensorDictModuleBase):
             # selection, not multiplication: 0 * NaN would carry the NaN over the reset
             memory = torch.where(expand_as_right(is_init, memory), 0, memory)
         # an index in the data is that of an earlier step: always draw
-        y, memory, theta_index = self.cell.step(x, memory)
+        y, memory, choice = self.cell.step(x, memory)
         tensordict.set(self.out_key, y)
         tensordict.set(self.next_memory_key, memory)
-        if self.theta_index_key is not None:
-            tensordict.set(self.theta_index_key, theta_index)
+        if self.choice_key is not None:
+            tensordict.set(self.choice_key, choice)
         return tensordict
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -269,27 +274,27 @@ class MemoryModule(TensorDictModuleBase):
         data = TensorDict(entries, shape).reshape(shape[:-1].numel(), shape[-1])
         x, is_init = self._read(data)
         index = None
-        if self.theta_index_key is not None:
-            index = data.get(self.theta_index_key, None)
-            self._check_theta_index(index)
+        if self.choice_key is not None:
+            index = data.get(self.choice_key, None)
+            self._check_choice(index)
         memory = data.get(self.memory_key, None)
-        if self.state == "row":
-            memory = self._row_start(data, memory, is_init)
+        if self.state == "lean":
+            memory = self._lean_start(data, memory, is_init)
             y, index = self._run(x, memory, is_init, index)
         else:
             y, index = self._run_slices(x, memory, is_init, index)
         tensordict.set(self.out_key, y.reshape(*shape, y.shape[-1]))
-        if self.theta_index_key is not None and index is not None:
-            tensordict.set(self.theta_index_key, index.reshape(shape))
+        if self.choice_key is not None and index is not None:
+            tensordict.set(self.choice_key, index.reshape(shape))
         return tensordict
 
-    def _row_start(
+    def _lean_start(
         self, data: TensorDictBase, memory: Tensor | None, is_init: Tensor
     ) -> Tensor | None:
-        keys = [suffixed(self.memory_key, suffix) for suffix in ("_stripe", "_row")]
-        stripe, row = (data.get(key, None) for key in keys)
-        if stripe is not None and row is not None:
-            return rebuild_row_start(stripe, row, is_init, self.cell.memory_shape)
+        keys = [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
+        shares, lean_index = (data.get(key, None) for key in keys)
+        if shares is not None and lean_index is not None:
+            return rebuild_start(shares, lean_index, is_init, self.cell.memory_shape)
         if memory is not None:
             # under is_init the cell drops it again
             return memory[:, 0]
@@ -299,7 +304,7 @@ class MemoryModule(TensorDictModuleBase):
             unknown = torch.where(first, 0.0, torch.nan).to(self._memory_dtype)
             return unknown.expand(-1, *self.cell.memory_shape)
         if not bool(first.all()):
-            missing = [key for key, x in zip(keys, (stripe, row), strict=True) if x is None]
+            missing = [key for key, x in zip(keys, (shares, lean_index), strict=True) if x is None]
             raise KeyError(
                 f"{int((~first).sum())} of {len(first)} sequences start in mid-episode, but "
                 f"{missing} and {self.memory_key!r}, which hold the memory at their start, are not "
@@ -393,17 +398,17 @@ class MemoryModule(TensorDictModuleBase):
             raise TypeError(f"{self.is_init_key!r} is {is_init.dtype}, expected torch.bool")
         return x, is_init.reshape(tensordict.shape)
 
-    def _check_theta_index(self, index: Tensor | None) -> None:
-        num_theta = self.cell.num_theta
-        assert num_theta is not None
+    def _check_choice(self, index: Tensor | None) -> None:
+        num_choices = self.cell.num_choices
+        assert num_choices is not None
         if index is None or not checkable(index) or not index.numel():
             return
         low, high = (int(bound) for bound in index.aminmax())
-        if low < 0 or high >= num_theta:
+        if low < 0 or high >= num_choices:
             raise IndexError(
-                f"{self.theta_index_key!r} holds {low if low < 0 else high}, outside of the "
-                f"table's rows 0..{num_theta - 1}: the data come from a module with another "
-                "num_theta"
+                f"{self.choice_key!r} holds {low if low < 0 else high}, outside of the "
+                f"choices 0..{num_choices - 1}: the data come from a module with another number "
+                "of choices, of SHM num_theta"
             )
 
     @property

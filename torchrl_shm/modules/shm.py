@@ -67,6 +67,8 @@ class SHM(nn.Module):
         (torch.Size([2, 10, 3]), torch.Size([2, 8, 8]), torch.Size([2, 10]))
     """
 
+    choice_name = "theta_index"
+
     def __init__(
         self,
         input_size: int,
@@ -138,7 +140,7 @@ class SHM(nn.Module):
         return (self.memory_size, self.memory_size)
 
     @property
-    def num_theta(self) -> int | None:
+    def num_choices(self) -> int | None:
         """Number of rows from which each step draws one, or `None` where nothing is drawn."""
         if self.calibration not in ("random", "noise"):
             return None
@@ -289,16 +291,16 @@ class SHM(nn.Module):
     def extra_repr(self) -> str:
         """Options that no submodule shows."""
         return (
-            f"memory_size={self.memory_size}, num_theta={self.num_theta}, "
+            f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
             f"calibration={self.calibration!r}, clamp={self.clamp}, backend={self.backend!r}"
         )
 
     def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:
-        if self.num_theta is None:
+        if self.num_choices is None:
             return None
         if theta_index is None:
             # torch's default generator: torch.compile, vmap and CUDA graphs need that
-            return torch.randint(self.num_theta, x.shape[:-1], device=x.device)
+            return torch.randint(self.num_choices, x.shape[:-1], device=x.device)
         if theta_index.dtype != torch.int64 or theta_index.shape != x.shape[:-1]:
             raise ValueError(
                 f"theta_index is {theta_index.dtype} of shape {list(theta_index.shape)}, expected "

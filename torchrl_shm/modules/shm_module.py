@@ -89,7 +89,7 @@ class SHMModule(MemoryModule):
         out_keys: list[NestedKey] | None = None,
         theta_index_key: NestedKey | None = None,
         is_init_key: NestedKey = "is_init",
-        state: State = "row",
+        state: State = "lean",
         burn_in: int = 0,
         default_recurrent_mode: bool | None = None,
     ) -> None:
@@ -121,7 +121,7 @@ class SHMModule(MemoryModule):
             memory_key=memory_key,
             out_key=out_key,
             out_keys=out_keys,
-            theta_index_key=theta_index_key,
+            choice_key=theta_index_key,
             is_init_key=is_init_key,
             state=state,
             burn_in=burn_in,

@@ -208,4 +208,4 @@ def _evaluation(run: RunFolder, frames: int) -> Result | None:
 
 def _draws(policy: PlainPolicy) -> bool:
     """Whether the memory chooses at random."""
-    return any(getattr(part, "num_theta", None) is not None for part in policy.modules())
+    return any(getattr(part, "num_choices", None) is not None for part in policy.modules())

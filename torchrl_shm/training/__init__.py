@@ -1,5 +1,6 @@
 """The life of a run: collection, checkpoints, evaluation. Not the loss, not the update loop."""
 
+from torchrl_shm.renamed import refuse_old_name
 from torchrl_shm.training.checkpoints import Checkpoints, Which
 from torchrl_shm.training.collection import CollectorBackend, RolloutCollector
 from torchrl_shm.training.evaluation import Evaluation, evaluate, make_test_env
@@ -26,3 +27,7 @@ __all__ = [
     "make_logger",
     "make_test_env",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return refuse_old_name(__name__, name)

@@ -83,9 +83,9 @@ class Checkpoints:
                 were there are still there.
         """
         _check_finite(state)
-        known = metric is not None and math.isfinite(metric)
+        score = -math.inf if metric is None or not math.isfinite(metric) else float(metric)
         buffer = io.BytesIO()
-        torch.save({"state": dict(state), "metric": metric if known else None}, buffer)
+        torch.save({"state": dict(state), "metric": score}, buffer)
         content = buffer.getvalue()
         name = f"{step:012d}-{_digest(content)}.pt"
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Checkpoints:
         for old in [file for file in self._files("checkpoint") if file.path != path]:
             if old.step == step or old.step not in self.steps()[-self.keep :]:
                 old.path.unlink(missing_ok=True)
-        if known and metric > self._best_metric():
+        if score > self._best_metric():
             write_atomically(self.directory / f"best-{name}", content)
             for old in self._files("best"):
                 if old.path.name != f"best-{name}":

@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase, RewardSum, Transform, TransformedEnv
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.envs.base import BatchedEnv
+from torchrl_shm.torchrl_private import get_carrier, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
 
 CollectorBackend = Literal["single", "multi_sync"]
@@ -82,7 +83,7 @@ class _Carried(Transform):
         """Tensors only: a worker sends its state as a TensorDict."""
         state: dict[str, Any] = {}
         if self.exact:
-            carrier: TensorDictBase = self._collector()._carrier
+            carrier = self._carrier()
             state["carrier"] = carrier.exclude("collector").to_dict(retain_none=False)
             state["env"] = self._env().get_extra_state()
         if self.worker:
@@ -93,10 +94,10 @@ class _Carried(Transform):
         """Go on from what `get_extra_state` returned."""
         if "env" in state:
             self._env().set_extra_state(state["env"])
-            collector = self._collector()
-            carrier: TensorDictBase = collector._carrier
+            carrier = self._carrier()
             saved = TensorDict(state["carrier"], carrier.batch_size, device=carrier.device)
-            collector._carrier = saved.update(carrier.select("collector", strict=False))
+            saved.update(carrier.select("collector", strict=False))
+            set_carrier(self.collector, saved)
         if "rng" in state:
             torch.set_rng_state(state["rng"].cpu())
 
@@ -104,10 +105,10 @@ class _Carried(Transform):
         container: Any = self.container
         return container.base_env
 
-    def _collector(self) -> Any:
-        collector = self.collector
-        assert collector is not None, "only collectors save and load this state"
-        return collector
+    def _carrier(self) -> TensorDictBase:
+        carrier = get_carrier(self.collector)
+        assert carrier is not None, "only collectors save and load this state"
+        return carrier
 
 
 class RolloutCollector:

@@ -126,3 +126,19 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     if success is not None:
         success = (success.squeeze(-1) & alive).any(-1)
     return Evaluation(returns, success, rollout)
+
+
+def episode_statistics(batch: TensorDictBase) -> dict[str, float]:
+    """Return and success of the episodes that ended in a batch; NaN if none did.
+
+    Args:
+        batch: sequences `[B, T]` of a `RolloutCollector`.
+
+    Returns:
+        `return` and, where the task has it, `success`.
+    """
+    ended: Any = batch["next"][batch["next", "done"].squeeze(-1)]
+    row = {"return": float(ended["episode_reward"].mean())}
+    if "success" in ended.keys():
+        row["success"] = float(ended["success"].double().mean())
+    return row

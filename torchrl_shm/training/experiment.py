@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.training.finite import OnNonfinite
 
@@ -61,3 +63,20 @@ class Experiment:
             check_count(f"experiment.{name}", getattr(self, name))
         check_count("experiment.seed", self.seed, 0)
         check_option("experiment.on_nonfinite", self.on_nonfinite, OnNonfinite)
+
+    def check_device(self) -> None:
+        """Refuse a device that this machine does not have; a saved experiment may name one.
+
+        Raises:
+            ValueError: `device` is unknown or missing.
+        """
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(
+                f"experiment.device={self.device!r} is unknown; use cpu or cuda"
+            ) from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"experiment.device={self.device!r}: torch finds no CUDA device; use cpu"
+            )

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchrl.envs import Transform
 
 from torchrl_shm.checks import check_option
+from torchrl_shm.modules.lean import LEAN
 
 OnNonfinite = Literal["stop", "skip"]
 """`"stop"`: end the run. `"skip"`: leave out the sequences and minibatches, and say so."""
 
-_STRIPE = "_stripe"
 # values of a memory from which float32 products are about to leave their range
 _LARGE = 1e6
 _OVERFLOWING = 1e30
@@ -127,11 +127,11 @@ class FiniteCheck:
         if self._warned:
             return
         for key in batch.keys():
-            if str(key).endswith(_STRIPE) and batch[key].numel():
+            if str(key).endswith(LEAN) and batch[key].numel():
                 largest = float(batch[key].abs().max())
                 if largest > _LARGE:
                     self._warned = True
-                    name = str(key).removesuffix(_STRIPE)
+                    name = str(key).removesuffix(LEAN)
                     warnings.warn(
                         f"update {self.update}: {name!r} has grown to {largest:.3g}; bound it "
                         "with memory.clamp=100",
@@ -219,8 +219,8 @@ def _describe_first(entries: Iterable[tuple[NestedKey, Tensor]]) -> str:
     """Describe the entry that is the earliest to be not finite."""
     bad = [(key, value) for key, value in entries if not bool(value.isfinite().all())]
     key, value = min(bad, key=lambda entry: _first_bad(entry[1])[0])
-    if isinstance(key, str) and key.endswith(_STRIPE):
-        # a row carries the memory at its start in stripes, one per step
-        name, row = key.removesuffix(_STRIPE), _first_bad(value)[1]
-        return f"{name!r} is not finite at the start of row {row}"
+    if isinstance(key, str) and key.endswith(LEAN):
+        # a sequence carries the memory at its start in shares, one per step
+        name, row = key.removesuffix(LEAN), _first_bad(value)[1]
+        return f"{name!r} is not finite at the start of sequence {row}"
     return describe_nonfinite(key, value)

@@ -6,12 +6,10 @@ import functools
 import json
 import math
 import random
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -25,11 +23,12 @@ from torchrl.record.loggers import Logger
 from tqdm import tqdm
 
 from torchrl_shm.training.collection import RolloutCollector
-from torchrl_shm.training.evaluation import evaluate
+from torchrl_shm.training.evaluation import episode_statistics, evaluate
 from torchrl_shm.training.experiment import Experiment
 from torchrl_shm.training.files import write_atomically
 from torchrl_shm.training.finite import FiniteCheck
 from torchrl_shm.training.run_folder import RunFolder
+from torchrl_shm.training.signals import Signals
 
 
 class Stateful(Protocol):
@@ -57,8 +56,7 @@ class TrainingRun:
     | one of them again | ends the process at once |
     | SIGUSR1 | saves after the update that is going on, and goes on |
 
-    An error ends the run where it is; the newest checkpoint stays. Signal handlers are set only in
-    the main thread of a process.
+    An error ends the run where it is; the newest checkpoint stays.
 
     Attributes:
         folder: the `RunFolder`.
@@ -103,10 +101,7 @@ class TrainingRun:
         self._return: float | None = None
         self._start = self._last = time.perf_counter()
         self._saved: int | None = None
-        self._save_soon = False
-        self._stop = False
-        self._updating = False
-        self._handlers: dict[int, Any] = {}
+        self._signals = Signals()
 
     @classmethod
     def open(
@@ -141,7 +136,7 @@ class TrainingRun:
         """
         if experiment.resume == "auto":
             raise ValueError("experiment.resume='auto' needs the command line; name the folder")
-        _check_device(experiment.device)
+        experiment.check_device()
         names = experiment.names or {"env": _name(env), "memory": _name(memory)}
         now = time.strftime(f"outputs/{recipe}/%Y-%m-%d/%H-%M-%S")
         default = f"{now}_{names['memory']}_seed{experiment.seed}"
@@ -203,7 +198,7 @@ class TrainingRun:
             unit="frame",
             disable=None,
         )
-        self._updating = True
+        self._signals.wait = True
         for batch in collector:
             self.check.update = self.updates
             frames = self.frames + batch.numel()
@@ -213,9 +208,8 @@ class TrainingRun:
             if self.updates == before:
                 raise RuntimeError("the algorithm must call run.log once per batch")
         self.save()
-        self._updating = False
-        if self._stop:
-            raise SystemExit(0)
+        self._signals.wait = False
+        self._signals.exit_if_asked()
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """End an update: write its row, save if it is time, and stop if a signal asked for it.
@@ -246,10 +240,10 @@ class TrainingRun:
             shown = {key: f"{row[key]:.2f}" for key in ("return", "success") if key in row}
             self._bar.set_postfix(shown)
             self._bar.update(self.frames - frames)
-        if self._save_soon or self._stop or self.updates % self.experiment.checkpoint_interval == 0:
+        due = self.updates % self.experiment.checkpoint_interval == 0
+        if due or self._signals.save or self._signals.stop:
             self.save()
-        if self._stop:
-            raise SystemExit(0)
+        self._signals.exit_if_asked()
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last update, unless that was done already.
@@ -258,7 +252,7 @@ class TrainingRun:
             FloatingPointError: the state is not finite.
             OSError: the disk is full or cannot be written to.
         """
-        self._save_soon = False
+        self._signals.save = False
         if self._saved == self.updates:
             return
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
@@ -327,10 +321,7 @@ class TrainingRun:
         return float(state["seconds"])
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-                if (number := getattr(signal, name, None)) is not None:
-                    self._handlers[number] = signal.signal(number, self._receive)
+        self._signals.__enter__()
         return self
 
     def __exit__(
@@ -343,8 +334,7 @@ class TrainingRun:
             self._bar.close()
         if self._collector is not None:
             self._collector.close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._signals.__exit__(kind, error, trace)
         self.folder.close()
         if error is not None:
             saved = self.folder.checkpoints.steps()
@@ -353,43 +343,6 @@ class TrainingRun:
                     f"stopped; all up to frame {saved[-1]} is saved, go on with "
                     f"experiment.resume={self.folder.path}"
                 )
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == getattr(signal, "SIGUSR1", None):
-            self._save_soon = True
-            return
-        # a second signal ends the process at once
-        for again in self._handlers.keys() & {signal.SIGINT, signal.SIGTERM}:
-            signal.signal(again, signal.SIG_DFL)
-        self._stop = True
-        # before and after training nothing is half done, so there is nothing to wait for
-        if not self._updating:
-            raise SystemExit(0)
-
-
-def episode_statistics(batch: TensorDictBase) -> dict[str, float]:
-    """Return and success of the episodes that ended in a batch; NaN if none did.
-
-    Args:
-        batch: sequences `[B, T]` of a `RolloutCollector`.
-
-    Returns:
-        `return` and, where the task has it, `success`.
-    """
-    ended = batch["next"][batch["next", "done"].squeeze(-1)]
-    row = {"return": float(ended["episode_reward"].mean())}
-    if "success" in ended.keys():
-        row["success"] = float(ended["success"].double().mean())
-    return row
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"experiment.device={name!r} is unknown; use cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"experiment.device={name!r}: torch finds no CUDA device; use cpu")
 
 
 def _name(factory: Any) -> str:

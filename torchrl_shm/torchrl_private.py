@@ -1,0 +1,88 @@
+"""Every private name of TorchRL and tensordict that this package stands on.
+
+The functions wrap what is read and called. `OVERRIDDEN` lists the methods that classes of ours
+override although their names start with an underscore: most are TorchRL's documented way to write
+an environment or a transform, the others are marked. A test looks for all of them, so that a new
+version of TorchRL that drops one is noticed by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+OVERRIDDEN: dict[str, tuple[str, ...]] = {
+    "torchrl.envs.EnvBase": (
+        "_reset",
+        "_step",
+        "_set_seed",
+        # whether `reset(set_state=True)` is offered; without it the keyword would be refused
+        "_supports_set_state",
+        # checks that our environments do not need; without them a step gets slower
+        "_assert_tensordict_shape",
+        "_step_proc_data",
+    ),
+    "torchrl.envs.Transform": (
+        "_step",
+        # called once per step with what is stacked; lean rollouts have no public place for it
+        "_post_step_mdp_hooks",
+        # called by batched environments that would bypass the hook; refuses them
+        "_check_batched_worker_compat",
+    ),
+}
+"""Methods by class, with what would replace them where that is known."""
+
+
+def get_carrier(collector: Any) -> TensorDictBase | None:
+    """The TensorDict that a collector hands from step to step; `None` where it has none.
+
+    Would be replaced by a public hook on what a collector stacks.
+
+    Args:
+        collector: a `torchrl.collectors.Collector`, in the process in which it steps.
+    """
+    carrier = getattr(collector, "_carrier", None)
+    return carrier if isinstance(carrier, TensorDictBase) else None
+
+
+def set_carrier(collector: Any, carrier: TensorDictBase) -> None:
+    """Let a collector go on from another TensorDict, as a resumed run does.
+
+    Would be replaced by a `state_dict` of collectors that holds the running episodes.
+
+    Args:
+        collector: a `torchrl.collectors.Collector`, in the process in which it steps.
+        carrier: what the policy reads next.
+    """
+    collector._carrier = carrier
+
+
+def preallocates(collector: Any) -> bool:
+    """Whether a collector writes into buffers that it made in advance.
+
+    Would be replaced by a public attribute of collectors.
+
+    Args:
+        collector: a `torchrl.collectors.Collector`.
+    """
+    return bool(collector._use_buffers)
+
+
+def pack(
+    entries: dict[str, Tensor], batch_size: torch.Size, device: torch.device | None
+) -> TensorDictBase:
+    """Make a TensorDict without checks, as TorchRL's own environments do.
+
+    Replaced by `TensorDict(entries, batch_size, device)`, which costs as much as six operations.
+
+    Args:
+        entries: tensors `[*batch_size, ...]` on the device.
+        batch_size: the batch size.
+        device: the device.
+    """
+    return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
+        entries, batch_size=batch_size, device=device
+    )
