@@ -7,16 +7,23 @@ import sys
 import pytest
 
 WATCHED = {
-    "gymnasium",
-    "hydra",
-    "hydra_zen",
-    "matplotlib",
-    "numba",
-    "popgym",
-    "tensordict",
-    "torch",
-    "torchrl",
-    "triton",
+    "gymnasium", "hydra", "hydra_zen", "matplotlib", "numba", "popgym", "safetensors", "tensordict",
+    "torch", "torchrl", "triton",
+}  # fmt: skip
+# in this order, in one interpreter: what each loads beyond those before it, if anything
+STEPS = {
+    "import torchrl_shm": set(),
+    "assert torchrl_shm.__version__": set(),
+    "import torch": ...,
+    "import torchrl_shm.ops": set(),
+    "from torchrl_shm import shm_scan": set(),
+    "import torchrl.modules, torchrl.envs, torchrl.objectives, torchrl.collectors": ...,
+    "import torchrl_shm.modules": set(),
+    "import torchrl_shm.envs": set(),
+    "import torchrl_shm.networks": set(),
+    "import torchrl_shm.training": set(),
+    # pictures are drawn at the end of a run
+    "import torchrl_shm.configs": {"hydra", "hydra_zen"},
 }
 
 
@@ -27,31 +34,21 @@ def run(code: str) -> str:
 
 
 @functools.cache
-def loaded(statement: str) -> set[str]:
-    """Watched packages that a fresh interpreter has loaded after a statement."""
-    names = run(f"{statement}\nimport sys\nprint(*sys.modules)").split()
-    return WATCHED & {name.partition(".")[0] for name in names}
+def loaded() -> dict[str, set[str]]:
+    """Watched packages that each step has loaded."""
+    show = "print(*{name.partition('.')[0] for name in sys.modules})"
+    lines = run("\n".join(["import sys", *(f"{step}\n{show}" for step in STEPS)])).splitlines()
+    found: dict[str, set[str]] = {}
+    before: set[str] = set()
+    for step, line in zip(STEPS, lines, strict=True):
+        now = WATCHED & set(line.split())
+        found[step], before = now - before, now
+    return found
 
 
-def test_package_loads_nothing() -> None:
-    assert loaded("import torchrl_shm") == set()
-
-
-def test_version_loads_nothing() -> None:
-    assert loaded("import torchrl_shm; assert torchrl_shm.__version__") == set()
-
-
-@pytest.mark.parametrize(
-    "statement", ["import torchrl_shm.ops", "from torchrl_shm import shm_scan"]
-)
-def test_ops_load_torch_alone(statement: str) -> None:
-    assert loaded(statement) - loaded("import torch") == set()
-
-
-@pytest.mark.parametrize("room", ["modules", "envs"])
-def test_room_loads_no_more_than_torchrl(room: str) -> None:
-    hosts = loaded("import torchrl.modules, torchrl.envs, torchrl.objectives")
-    assert loaded(f"import torchrl_shm.{room}") - hosts == set()
+@pytest.mark.parametrize("step", [step for step, expected in STEPS.items() if expected != ...])
+def test_nothing_else_is_loaded(step: str) -> None:
+    assert loaded()[step] == STEPS[step]
 
 
 def test_ops_run_where_torchrl_is_not_installed() -> None:

@@ -1,87 +1,83 @@
-"""Data flows one way: recipes -> configs -> training -> {modules, envs} -> ops."""
+"""Who imports whom is what docs/pictures/rooms.toml says, and what the docs draw."""
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
-# what each room may import: rooms of ours, then packages of others
-ROOMS = {
-    "ops": (set(), {"torch", "triton", "numba", "numpy"}),
-    "modules": ({"ops"}, {"torch", "tensordict", "torchrl"}),
-    "envs": ({"ops"}, {"torch", "tensordict", "torchrl", "numpy", "gymnasium", "popgym"}),
-    "training": (
-        {"ops", "modules", "envs"},
-        {
-            "torch",
-            "tensordict",
-            "torchrl",
-            "numpy",
-            "matplotlib",
-            "PIL",
-            "tqdm",
-            "tensorboard",
-            "wandb",
-        },
-    ),
-    "configs": (
-        {"ops", "modules", "envs", "training"},
-        {
-            "torch",
-            "tensordict",
-            "torchrl",
-            "hydra",
-            "hydra_zen",
-            "omegaconf",
-            "pydantic",
-            "safetensors",
-        },
-    ),
-}
-FILES = sorted((ROOT / "torchrl_shm").rglob("*.py"))
-RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
+PICTURES = ROOT / "docs" / "pictures"
+ROOMS = tomllib.loads((PICTURES / "rooms.toml").read_text())
+FILES = sorted([*(ROOT / "torchrl_shm").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")])
 
 
-def name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+def room_of(path: Path) -> str:
+    """A folder of the package, a file beside them, or `recipes`."""
+    first, *rest = path.relative_to(ROOT).parts
+    return rest[0].removesuffix(".py") if first == "torchrl_shm" else first
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports, at any depth of its code."""
-    for node in ast.walk(ast.parse(path.read_text(), path)):
+def imports(tree: ast.AST, *, lazy: bool = False) -> Iterator[tuple[str, bool]]:
+    """Dotted names that are imported at any depth, and whether a function does it."""
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, lazy) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name(path)}:{node.lineno} is a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            assert node.level == 0, f"line {node.lineno} is a relative import"
+            yield from ((f"{node.module}.{alias.name}", lazy) for alias in node.names)
+        else:
+            inside = lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            yield from imports(node, lazy=inside)
 
 
-def test_every_folder_is_a_room_that_this_test_knows() -> None:
-    folders = {path.parent.name for path in (ROOT / "torchrl_shm").glob("*/*.py")}
-    assert folders <= ROOMS.keys()
+def found(room: str) -> dict[str, set[str]]:
+    ours: dict[str, set[bool]] = {}
+    others: set[str] = set()
+    for path in FILES:
+        if room_of(path) != room:
+            continue
+        for name, lazy in imports(ast.parse(path.read_text(), path)):
+            package, _, rest = name.partition(".")
+            if package == "torchrl_shm":
+                ours.setdefault(rest.partition(".")[0], set()).add(lazy)
+            elif package not in sys.stdlib_module_names:
+                others.add(package)
+    ours.pop(room, None)
+    lazily = {name for name, ways in ours.items() if ways == {True}}
+    return {"ours": set(ours), "lazily": lazily, "others": others}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_package_imports_follow_the_arrows(path: Path) -> None:
-    room = path.relative_to(ROOT / "torchrl_shm").parts[0]
-    if room == "__init__.py":
-        ours, others = set(ROOMS), set()
-    else:
-        ours, others = ROOMS[room]
-        ours = ours | {room}
-    for imported in imports(path):
-        package, _, rest = imported.partition(".")
-        if package == "torchrl_shm":
-            assert rest.partition(".")[0] in ours, f"{room} must not import {imported}"
-        elif package not in sys.stdlib_module_names:
-            assert package in others, f"{room} must not import {imported}"
+def test_the_table_has_every_room() -> None:
+    assert {room_of(path) for path in FILES} == ROOMS.keys()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_recipes_stand_on_the_package_alone(path: Path) -> None:
-    packages = {imported.partition(".")[0] for imported in imports(path)}
-    assert not packages & {"recipes", "tests"}, "a recipe is read on its own"
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_are_those_of_the_table(room: str) -> None:
+    declared = {key: set(ROOMS[room].get(key, ())) for key in ("ours", "lazily", "others")}
+    assert found(room) == declared
+
+
+def test_rooms_depend_on_each_other_one_way() -> None:
+    """Without the lazy arrows there is an order."""
+    arrows = {name: {*room["ours"]} - {*room.get("lazily", ())} for name, room in ROOMS.items()}
+    while free := {name for name, ours in arrows.items() if not ours}:
+        arrows = {name: ours - free for name, ours in arrows.items() if name not in free}
+    assert arrows == {}
+    assert "envs" not in ROOMS["modules"]["ours"]
+    assert "modules" not in ROOMS["envs"]["ours"]
+
+
+def test_the_drawing_is_made_from_the_table() -> None:
+    draw = run_path(str(PICTURES / "rooms.py"))["draw"]
+    assert (PICTURES / "rooms.svg").read_text() == draw(ROOMS), "run python docs/pictures/rooms.py"
+
+
+def test_the_pages_name_every_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name, room in ROOMS.items():
+        place = f"torchrl_shm/{name}" if name != "recipes" else name
+        assert "at" not in room or f"| `{place}/` |" in text

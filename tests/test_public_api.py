@@ -12,7 +12,10 @@ import pytest
 import torchrl_shm
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["configs", "envs", "envs.popgym", "modules", "ops", "training"]
+ROOMS = [
+    "configs", "envs", "envs.popgym", "figures", "modules", "networks", "ops", "sharing",
+    "training",
+]  # fmt: skip
 
 
 def load(package: str) -> ModuleType:

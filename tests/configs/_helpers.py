@@ -5,11 +5,10 @@ from omegaconf import DictConfig
 
 from torchrl_shm.configs import register
 
-# outside of a run there is no Hydra to ask
-_RESOLVED = ("names.env=wind", "names.memory=shm", "run_dir=run")
 
-
-def compose_recipe(*overrides: str) -> DictConfig:
-    register("recipe", algo="ppo")
+def compose_recipe(*overrides: str, recipe: str = "recipe", algo: str = "ppo") -> DictConfig:
+    register(recipe, algo=algo)
+    # outside of a run there is no Hydra to ask for names and folders
+    fixed = ("experiment.names={env: wind, memory: shm}", "experiment.run_dir=run")
     with initialize(version_base="1.3", config_path=None):
-        return compose("recipe", [*_RESOLVED, *overrides])
+        return compose(recipe, [*fixed, *overrides])

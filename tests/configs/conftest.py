@@ -1,18 +1,15 @@
-"""What must not happen while a file is read."""
+"""Members that a test adds are gone after it."""
 
-from __future__ import annotations
-
-import os
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
+from torchrl_shm.configs.groups import MEMBERS
 
-@pytest.fixture
-def trapped_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where a configuration gets to run a command."""
 
-    def trap(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("foreign code ran")
-
-    monkeypatch.setattr(os, "system", trap)
+@pytest.fixture(autouse=True)
+def _members() -> Iterator[None]:
+    before = dict(MEMBERS)
+    yield
+    MEMBERS.clear()
+    MEMBERS.update(before)

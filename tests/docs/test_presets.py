@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.test_code_blocks import BLOCK, PAGES, ROOT
-from torchrl_shm.configs.groups import groups
+from torchrl_shm.configs.groups import MEMBERS as members
 from torchrl_shm.ops import __all__ as operations
 
 # `env=wind` and `memory=shm,gru`; what is written for the reader to fill in has no letters there
@@ -29,17 +29,10 @@ QUOTED = re.compile(rf"`((?:{'|'.join(FAMILIES)})(?:_[a-z0-9_]*\*?)?)`")
 OWN = re.compile(r"add_memory\(\"(\w+)\"")
 
 
-def _members() -> dict[str, set[str]]:
-    members: dict[str, set[str]] = {}
-    for entry in groups:
-        # `env/popgym` is the first part of a name
-        group, _, folder = str(entry["group"]).partition("/")
-        name = f"{folder}/{entry['name']}" if folder else str(entry["name"])
-        members.setdefault(group, set()).add(name)
-    return members
-
-
-MEMBERS = _members()
+MEMBERS: dict[str, set[str]] = {}
+for _path in members:
+    _group, _, _name = _path.partition("/")
+    MEMBERS.setdefault(_group, set()).add(_name)
 
 
 def choices(text: str) -> Iterator[tuple[str, str]]:

@@ -18,18 +18,17 @@ from torchrl.objectives import ClipPPOLoss
 
 from tests.training._helpers import KEYS, MEMORIES, Countdown, make_operator
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.networks import make_actor_critic
-from torchrl_shm.networks.actor_critic import _Embedding
+from torchrl_shm.networks import Encoder, make_actor_critic
 from torchrl_shm.training import RolloutCollector
 
 
 def collect(operator: Any) -> Any:
-    rows = RolloutCollector(
-        partial(WindEnv, max_steps=7), operator.get_policy_operator(), num_envs=3, rollout_length=10,
-        total_frames=60,
+    collector = RolloutCollector(
+        partial(WindEnv, max_steps=7), operator.get_policy_operator(), num_envs=3,
+        rollout_length=10, total_frames=60,
     )  # fmt: skip
-    *_, batch = rows
-    rows.close()
+    *_, batch = collector
+    collector.close()
     return batch
 
 
@@ -42,12 +41,12 @@ def count_calls(operator: Any, memory: str) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", ["shm", "mlp"])
 def test_entries_and_sizes(memory: str) -> None:
-    env = WindEnv(3)
     operator = make_actor_critic(
-        env, MEMORIES[memory], policy_keys=["observation"], embedding_size=6, hidden_sizes=(5,)
-    )
+        WindEnv(3), MEMORIES[memory], policy_keys=["observation"], embedding_size=6,
+        hidden_sizes=(5,),
+    )  # fmt: skip
     batch = collect(operator)
     with torch.no_grad(), set_recurrent_mode(True):
         batch = operator.get_value_operator()(batch)
@@ -58,17 +57,15 @@ def test_entries_and_sizes(memory: str) -> None:
     assert embedding.in_features == 2
 
 
-@pytest.mark.parametrize("scale", [0.3, 1.0])
-def test_initial_actions(scale: float) -> None:
+def test_initial_actions() -> None:
     """Near zero, with the scale asked for: small steps in every direction."""
-    env = WindEnv(64)
-    operator = make_actor_critic(env, SHMModule, policy_keys=KEYS, init_scale=scale)
+    operator = make_actor_critic(WindEnv(64), SHMModule, policy_keys=KEYS, init_scale=0.7)
     batch = collect(operator)
-    torch.testing.assert_close(batch["scale"], torch.full_like(batch["scale"], scale))
+    assert_close(batch["scale"], torch.full_like(batch["scale"], 0.7))
     assert batch["loc"].abs().max() < 0.05
 
 
-@pytest.mark.parametrize("hidden_sizes", [(), (2,), (2, 2), (16, 2), (64, 64)])
+@pytest.mark.parametrize("hidden_sizes", [(), (2, 2), (16, 2)])
 def test_heads(hidden_sizes: tuple[int, ...]) -> None:
     """Hidden layers may be as wide as the output without being taken for it."""
     operator = make_actor_critic(
@@ -88,11 +85,11 @@ def test_heads(hidden_sizes: tuple[int, ...]) -> None:
             weight = layer.weight.detach()
             rows = weight if len(weight) <= weight.shape[1] else weight.T
             gram = rows @ rows.T
-            torch.testing.assert_close(gram, expected**2 * torch.eye(len(rows)))
+            assert_close(gram, expected**2 * torch.eye(len(rows)))
             assert not layer.bias.any()
 
 
-@pytest.mark.parametrize("memory", ["shm", "gru", "lstm"])
+@pytest.mark.parametrize("memory", ["shm", "lstm"])
 def test_the_loss_runs_the_memory_once_and_trains_all(memory: str) -> None:
     operator = make_operator(MEMORIES[memory])
     batch = collect(operator).exclude("embedding", "features", "loc", "scale")
@@ -165,11 +162,11 @@ def test_discrete_actions(spec: Any, logits: int, action: tuple[int, ...]) -> No
 
 def test_bytes_and_images_are_flattened_and_scaled() -> None:
     shapes = [torch.Size((3, 5, 5)), torch.Size((2,))]
-    embedding = _Embedding(shapes, 8, None)
-    assert embedding.linear.in_features == 77
+    encoder = Encoder(shapes, 8, None)
+    assert encoder.linear.in_features == 77
     image, vector = torch.randint(256, (4, 6, 3, 5, 5), dtype=torch.uint8), torch.randn(4, 6, 2)
     scaled = torch.cat([image.flatten(-3) / 255, vector], -1)
-    assert_close(embedding(image, vector), torch.tanh(embedding.linear(scaled)))
+    assert_close(encoder(image, vector), torch.tanh(encoder.linear(scaled)))
 
 
 def test_keys_are_the_choice_of_the_environment() -> None:
@@ -180,23 +177,36 @@ def test_keys_are_the_choice_of_the_environment() -> None:
     assert operator.module[0].module[0].in_keys == ["observation"]
 
 
-class TestMistakes:
-    def test_unknown_key_lists_the_others(self) -> None:
-        with pytest.raises(KeyError, match=r"\['place'\].*observation.*previous_action") as error:
-            make_actor_critic(WindEnv(2), SHMModule, policy_keys=["observation", "place"])
-        assert "shaping" not in str(error.value)
+def test_unknown_key_lists_the_others() -> None:
+    with pytest.raises(KeyError, match=r"\['place'\].*observation.*previous_action") as error:
+        make_actor_critic(WindEnv(2), SHMModule, policy_keys=["observation", "place"])
+    assert "shaping" not in str(error.value)
 
-    @pytest.mark.parametrize(
-        "spec",
-        [
-            MultiCategorical([3, 4], shape=(2, 2)),
-            OneHot(3, shape=(2, 3)),
-            Bounded(0, 3, shape=(2, 1), dtype=torch.int64),
-            Unbounded(shape=(2, 1), dtype=torch.int64),
-        ],
-        ids=lambda spec: type(spec).__name__,
-    )
-    def test_actions_of_other_kinds(self, spec: Any) -> None:
-        env = Countdown(2, action_spec=spec)
-        with pytest.raises(TypeError, match=r"(?s)are not supported.*continuous action, an index"):
-            make_actor_critic(env, SHMModule, policy_keys=KEYS)
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embedding_size": 0}, r"network\.embedding_size must be at least 1"),
+        ({"hidden_sizes": (8, 0)}, r"network\.hidden_sizes must be at least 1"),
+        ({"init_scale": 0.0}, r"network\.init_scale=0\.0 must be positive"),
+    ],
+)
+def test_sizes_are_positive(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_actor_critic(WindEnv(2), SHMModule, **options)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MultiCategorical([3, 4], shape=(2, 2)),
+        OneHot(3, shape=(2, 3)),
+        Bounded(0, 3, shape=(2, 1), dtype=torch.int64),
+        Unbounded(shape=(2, 1), dtype=torch.int64),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_actions_of_other_kinds(spec: Any) -> None:
+    env = Countdown(2, action_spec=spec)
+    with pytest.raises(TypeError, match=r"(?s)are not supported.*continuous action, an index"):
+        make_actor_critic(env, SHMModule, policy_keys=KEYS)

@@ -26,18 +26,21 @@ def make(memory: Any, **options: Any) -> Any:
 
 
 def collect(operator: Any) -> Any:
-    rows = RolloutCollector(
+    collector = RolloutCollector(
         partial(WindEnv, max_steps=7), get_behavior(operator), num_envs=3, rollout_length=10,
         total_frames=60,
     )  # fmt: skip
-    *_, batch = rows
-    rows.close()
+    *_, batch = collector
+    collector.close()
     return batch
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_second_row_repeats_what_acted(memory: str) -> None:
-    """Both memories start where the row before ended."""
+# ablations and presets differ from these in a number or a word
+@pytest.mark.parametrize(
+    "memory", [x for x in MEMORIES if not x.startswith(("shm_", "fast_weights_"))]
+)
+def test_second_rollout_repeats_what_acted(memory: str) -> None:
+    """Both memories start where the first rollout ended."""
     operator = make(instantiate(MEMORIES[memory]))
     batch = collect(operator)
     assert not batch["is_init"][:, 0].any()
@@ -49,7 +52,7 @@ def test_second_row_repeats_what_acted(memory: str) -> None:
     assert not torch.allclose(seen[""], seen["critic_"])
 
 
-@pytest.mark.parametrize("memory", ["shm", "gru", "lstm", "mlp"])
+@pytest.mark.parametrize("memory", ["shm", "lstm", "mlp"])
 def test_loss_of_each_reaches_its_own(memory: str) -> None:
     operator = make(instantiate(MEMORIES[memory]))
     batch = collect(operator).exclude("embedding", "features", "critic_features", "loc", "scale")
@@ -81,6 +84,6 @@ def test_nothing_is_shared() -> None:
     critic = {id(x) for x in operator.get_value_operator().parameters()}
     assert not actor & critic
     assert actor | critic == {id(x) for x in operator.parameters()}
-    behaviour = get_behavior(operator)
+    behavior = get_behavior(operator)
     # the value head does not act
-    assert actor < {id(x) for x in behaviour.parameters()} < actor | critic
+    assert actor < {id(x) for x in behavior.parameters()} < actor | critic

@@ -60,8 +60,9 @@ def replay(policy: PlainPolicy, data: Any, **options: Any) -> Tensor:
     return torch.stack(actions, 1)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(
+    ("task", "memory"), [*((task, "shm") for task in TASKS), *(("keys", x) for x in MEMORIES)]
+)
 def test_it_acts_as_in_an_environment(task: str, memory: str) -> None:
     env = TASKS[task](3)
     policy = make(env, MEMORIES[memory], KEYS.get(task))
@@ -69,158 +70,96 @@ def test_it_acts_as_in_an_environment(task: str, memory: str) -> None:
     # episodes start within the rollout, too
     assert data["is_init"][:, 1:].any()
     assert torch.equal(replay(policy, data), data["action"])
+    drawn = rollout(policy, env, ExplorationType.RANDOM)
+    assert torch.equal(replay(policy, drawn, deterministic=False), drawn["action"])
+    assert not torch.equal(replay(policy, drawn), drawn["action"])
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_it_draws_as_in_an_environment(task: str) -> None:
-    env = TASKS[task](3)
-    policy = make(env, keys=KEYS.get(task))
-    data = rollout(policy, env, ExplorationType.RANDOM)
-    assert torch.equal(replay(policy, data, deterministic=False), data["action"])
-    assert not torch.equal(replay(policy, data), data["action"])
-
-
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_rows_start_anew_where_told(memory: str) -> None:
-    env = WindEnv(3)
-    policy = make(env, MEMORIES[memory], ["observation"])
+@pytest.mark.parametrize(
+    ("memory", "keys"),
+    [
+        ("shm", {"memory"}),
+        ("gru", {"recurrent_state"}),
+        ("lstm", {"recurrent_state_h", "recurrent_state_c"}),
+        ("mlp", set()),
+    ],
+)
+def test_memory_is_passed_on_and_starts_anew_where_told(memory: str, keys: set[str]) -> None:
+    policy = make(WindEnv(3), MEMORIES[memory], ["observation"])
     first, second = torch.randn(2, 3, 2)
-    torch.manual_seed(2)
-    _, memory_after = policy(first, policy.initial_memory(3))
-    is_init = torch.tensor([False, True, False])
+    before = policy.initial_memory(3)
+    _, after = policy(first, before)
+    shapes = {key: (x.shape, x.dtype) for key, x in before.items()}
+    assert {key: (x.shape, x.dtype) for key, x in after.items()} == shapes
+    assert before.keys() == keys
+    for key in keys:
+        # what comes in is never changed
+        assert not before[key].any()
+        assert after[key].any()
+        assert not after[key].requires_grad
 
     def act(memory: Any, is_init: Tensor | None = None) -> Tensor:
         torch.manual_seed(3)
         return policy(second, memory, is_init)[0]
 
-    found, kept, fresh = (
-        act(memory_after, is_init), act(memory_after), act(policy.initial_memory(3)),
-    )  # fmt: skip
+    is_init = torch.tensor([False, True, False])
+    found, kept, fresh = act(after, is_init), act(after), act(before)
     assert torch.equal(found, torch.where(is_init[:, None], fresh, kept))
     # with a memory the past matters
     assert torch.equal(kept, fresh) == (memory == "mlp")
 
 
-def test_a_single_entry_needs_no_dictionary_and_others_are_ignored() -> None:
-    policy = make(WindEnv(2), MEMORIES["gru"], ["observation"])
-    memory = policy.initial_memory(2)
-    x = torch.randn(2, 2)
-    alone, _ = policy(x, memory)
-    among_others, _ = policy({"time": torch.zeros(2), "observation": x}, memory)
-    assert torch.equal(alone, among_others)
-
-
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_memory_is_handed_on_and_never_changed(memory: str) -> None:
-    policy = make(WindEnv(2), MEMORIES[memory], ["observation"])
-    before = policy.initial_memory(2)
-    _, after = policy(torch.randn(2, 2), before)
-    shapes = {key: (x.shape, x.dtype) for key, x in before.items()}
-    assert {key: (x.shape, x.dtype) for key, x in after.items()} == shapes
-    assert (
-        set(before)
-        == {
-            "shm": {"memory"},
-            "gru": {"recurrent_state"},
-            "lstm": {"recurrent_state_h", "recurrent_state_c"},
-            "mlp": set(),
-        }[memory]
-    )
-    for key in before:
-        assert not before[key].any()
-        assert after[key].any()
-        assert not after[key].requires_grad
-
-
-def test_modes_of_the_caller_do_not_matter() -> None:
+def test_one_entry_needs_no_dictionary_and_modes_of_the_caller_do_not_matter() -> None:
     policy = make(WindEnv(2), MEMORIES["gru"], ["observation"])
     x, memory = torch.randn(2, 2), policy.initial_memory(2)
     expected, _ = policy(x, memory)
     with set_recurrent_mode(True), set_exploration_type(ExplorationType.RANDOM):
-        found, _ = policy(x, memory)
+        # further entries are ignored
+        found, _ = policy({"time": torch.zeros(2), "observation": x}, memory)
     assert torch.equal(found, expected)
     assert not found.requires_grad
 
 
-class TestMistakes:
-    @pytest.fixture
-    def policy(self) -> PlainPolicy:
-        return make(WindEnv(2))
+X = torch.zeros(4, 2)
+LOOK = {"observation": X, "previous_action": X}
+SHM = torch.zeros(4, 24, 24)
 
-    @staticmethod
-    def look(**replace: Any) -> dict[str, Any]:
-        return {"observation": torch.zeros(4, 2), "previous_action": torch.zeros(4, 2), **replace}
 
-    @pytest.mark.parametrize(
-        ("replace", "error", "message"),
-        [
-            (
-                {"observation": torch.zeros(4, 3)},
-                ValueError,
-                r"'observation' is \[4, 3\], expected \[B, 2\]",
-            ),
-            ({"observation": torch.zeros(2)}, ValueError, r"is \[2\], .*x\.unsqueeze\(0\)"),
-            (
-                {"previous_action": torch.zeros(5, 2)},
-                ValueError,
-                r"'previous_action' is \[5, 2\], expected \[4, 2\]",
-            ),
-            (
-                {"observation": torch.zeros(4, 2).double()},
-                TypeError,
-                r"torch\.float64, expected torch\.float32; convert it with \.to\(torch\.float32\)",
-            ),
-            ({"observation": [[0.0, 0.0]]}, TypeError, r"'observation' is a list; make a tensor"),
-            ({"observation": torch.zeros(4, 2, device="meta")}, ValueError, "is on meta but the"),
-        ],
-        ids=["shape", "no batch", "other batch", "dtype", "list", "device"],
-    )
-    def test_observation(
-        self, policy: PlainPolicy, replace: Any, error: type[Exception], message: str
-    ) -> None:
-        with pytest.raises(error, match=message):
-            policy(self.look(**replace), policy.initial_memory(4))
+@pytest.mark.parametrize(
+    ("observation", "options", "error", "message"),
+    [
+        (LOOK | {"observation": torch.zeros(4, 3)}, {}, ValueError,
+         r"'observation' is \[4, 3\], expected \[B, 2\]"),
+        (LOOK | {"observation": torch.zeros(2)}, {}, ValueError,
+         r"is \[2\], .*x\.unsqueeze\(0\)"),
+        (LOOK | {"previous_action": torch.zeros(5, 2)}, {}, ValueError,
+         r"'previous_action' is \[5, 2\], expected \[4, 2\]"),
+        (LOOK | {"observation": X.double()}, {}, TypeError,
+         r"torch\.float64, expected torch\.float32; convert it with \.to\(torch\.float32\)"),
+        (LOOK | {"observation": [[0.0, 0.0]]}, {}, TypeError, "'observation' is a list; make a"),
+        (LOOK | {"observation": X.to("meta")}, {}, ValueError, "is on meta but the policy on cpu"),
+        ({"observation": X}, {}, KeyError, r"\['previous_action'\] are missing.*got \['obs"),
+        (X, {}, TypeError, r"reads \['observation', 'previous_action'\]: pass"),
+        (LOOK, {"memory": {"memory": SHM[:3]}}, ValueError,
+         r"memory\['memory'\] is \[3, 24, 24\], expected \[4, 24, 24\]"),
+        (LOOK, {"memory": {"recurrent_state": X}}, KeyError,
+         r"no 'memory', only \['recurrent_state'\]; start with"),
+        (LOOK, {"is_init": torch.zeros(4)}, TypeError, "is torch.float32, expected torch.bool"),
+        (LOOK, {"is_init": torch.zeros(4, 1).bool()}, ValueError, r"is \[4, 1\], expected \[4\]"),
+        (LOOK, {"is_init": torch.zeros(3).bool()}, ValueError, r"is_init is \[3\], expected \[4\]"),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    observation: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    policy = make(WindEnv(2))
+    with pytest.raises(error, match=message):
+        policy(observation, **({"memory": {"memory": SHM}} | options))
 
-    def test_missing_entry(self, policy: PlainPolicy) -> None:
-        with pytest.raises(KeyError, match=r"\['previous_action'\] are missing.*got \['obs"):
-            policy({"observation": torch.zeros(4, 2)}, policy.initial_memory(4))
 
-    def test_tensor_for_several_entries(self, policy: PlainPolicy) -> None:
-        with pytest.raises(TypeError, match=r"reads \['observation', 'previous_action'\]: pass"):
-            policy(torch.zeros(4, 2), policy.initial_memory(4))
-
-    def test_memory_of_another_batch_size(self, policy: PlainPolicy) -> None:
-        with pytest.raises(
-            ValueError, match=r"memory\['memory'\] is \[3, 24, 24\], expected \[4, 24, 24\]"
-        ):
-            policy(self.look(), policy.initial_memory(3))
-
-    def test_memory_of_another_policy(self, policy: PlainPolicy) -> None:
-        other = make(WindEnv(2), MEMORIES["gru"])
-        with pytest.raises(KeyError, match=r"no 'memory', only \['recurrent_state'\]; start with"):
-            policy(self.look(), other.initial_memory(4))
-
-    @pytest.mark.parametrize(
-        ("is_init", "error", "message"),
-        [
-            (torch.zeros(4), TypeError, r"is_init is torch\.float32, expected torch\.bool"),
-            (
-                torch.zeros(4, 1, dtype=torch.bool),
-                ValueError,
-                r"is_init is \[4, 1\], expected \[4\]",
-            ),
-            (torch.zeros(3, dtype=torch.bool), ValueError, r"is_init is \[3\], expected \[4\]"),
-        ],
-    )
-    def test_flags(
-        self, policy: PlainPolicy, is_init: Tensor, error: type[Exception], message: str
-    ) -> None:
-        with pytest.raises(error, match=message):
-            policy(self.look(), policy.initial_memory(4), is_init)
-
-    def test_batch_size(self, policy: PlainPolicy) -> None:
-        with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-            policy.initial_memory(0)
+def test_batch_size() -> None:
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        make(WindEnv(2)).initial_memory(0)
 
 
 def test_specs_stand_in_for_an_environment() -> None:

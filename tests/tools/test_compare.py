@@ -5,46 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.figures.test_plots import check_picture
-from tests.recipes._helpers import FRAMES, TINY, command, process
+from tests.recipes._helpers import FRAMES, TINY, command
+from tests.tools._helpers import tool
 from torchrl_shm.configs import MEMORIES
 
 
 def test_two_commands_compare_memories(tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    names = ("lru", "linear_attention", "mlp")
+    sweep, names = tmp_path / "sweep", {"lru", "mlp"}
     result = command(
-        "ppo_shm.py", "-m", *TINY, f"memory={','.join(names)}", "seed=0,1", "size=params",
-        f"hydra.sweep.dir={sweep}",
+        "ppo_shm.py", "-m", *TINY, f"memory={','.join(names)}", "experiment.seed=0,1",
+        "size=params", f"hydra.sweep.dir={sweep}",
     )  # fmt: skip
     assert result.code == 0, result.stderr
-    result = process("compare.py", str(sweep), cwd=tmp_path)
+    result = tool("compare", sweep)
+    assert (result.code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert {line.split("`")[1] for line in lines[2:]} == set(names)
+    assert {line.split("`")[1] for line in lines[2:]} == names
     assert all(f"| 2 | {FRAMES:,} |" in line.replace("`", "") for line in lines[2:])
     assert (sweep / "comparison.md").read_text().splitlines() == lines
     check_picture(sweep / "comparison.png")
-    other = tmp_path / "other"
-    again = process("compare.py", str(sweep), "--output", str(other), cwd=tmp_path)
-    assert again.stdout == result.stdout
-    check_picture(other.with_suffix(".png"))
-
-
-def test_a_mistyped_folder_is_not_made(tmp_path: Path) -> None:
-    result = process("compare.py", "typo", cwd=tmp_path)
-    assert result.code == 2
-    assert "typo" in result.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_help_of_the_table_of_sizes() -> None:
-    result = command("memories.py", "--help")
-    assert result.code == 0
-    assert "such as size=params" in result.stdout
+    # a name may have dots, and folders are made
+    other = tmp_path / "new" / "v1.2"
+    assert tool("compare", sweep, "--output", other).stdout == result.stdout
+    check_picture(other.with_name("v1.2.png"))
 
 
 def test_table_of_sizes() -> None:
-    result = command("memories.py", "size=params", "algo.embedding_size=16")
+    result = tool("memories", "--size", "params", "--features", 16)
     header, _, *lines = result.stdout.splitlines()
     cells = [cell.strip() for cell in header.strip("|").split("|")]
     assert cells == ["memory", "parameters", "state floats", "FLOPs per step"]
     assert [line.split("`")[1] for line in lines] == list(MEMORIES)
+    # sizes are those of `size=params`
+    (own,) = (x for x in tool("memories").stdout.splitlines() if "`lru`" in x)
+    assert own not in lines

@@ -1,4 +1,4 @@
-"""What `--help` says: the groups and their members, short enough to read."""
+"""The text of `--help`: the groups and their members, short enough to read."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ from collections import defaultdict
 from collections.abc import Iterable
 from textwrap import fill
 
-from hydra_zen import ZenStore
-
 from torchrl_shm.training import Experiment
 
-# members of a group with one beginning are told in one word from this number on
+# this many members that begin alike are written as one word
 _FOLD = 3
 
 
-def help_template(groups: ZenStore, *, hidden: Iterable[str] = ()) -> str:
+def help_template(paths: Iterable[str], *, hidden: Iterable[str] = ()) -> str:
     """Hydra's template of `--help` with the members of each group folded and wrapped.
 
     Args:
-        groups: the store that holds the groups.
-        hidden: groups that follow from others and are not for the command line.
+        paths: groups and members, as in `env/wind`.
+        hidden: groups that are not chosen on the command line.
 
     Returns:
-        The template; Hydra puts the configuration in the place of `$CONFIG`.
+        The template; Hydra replaces `$CONFIG` by the configuration.
     """
     members: dict[str, list[str]] = defaultdict(list)
-    for entry in groups:
-        group, name = str(entry["group"]), entry["name"]
-        if group.split("/")[0] not in hidden:
-            parent, _, folder = group.partition("/")
-            members[parent].append(f"{folder}/{name}" if folder else name)
+    for path in paths:
+        group, _, name = path.partition("/")
+        if group not in hidden:
+            members[group].append(name)
     lines = [
         fill(f"{group}: {', '.join(_fold(names))}", 98, subsequent_indent="    ",
              break_long_words=False, break_on_hyphens=False)

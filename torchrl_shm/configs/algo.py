@@ -1,4 +1,4 @@
-"""Numbers of the algorithms: one dataclass each, for the group `algo`."""
+"""Hyperparameters of the algorithms: one dataclass each, for the group `algo`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchrl_shm.checks import check_count
 
 @dataclass
 class PPO:
-    """Numbers of `recipes/ppo_shm.py`.
+    """Hyperparameters of `recipes/ppo_shm.py`.
 
     Attributes:
         rollout_length: steps per environment and batch; also the length of back-propagation

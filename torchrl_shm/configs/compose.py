@@ -1,17 +1,20 @@
-"""From groups to a running recipe."""
+"""From groups to a running recipe, and members of your own."""
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra_zen import MISSING, ZenStore, make_config, zen
+from hydra_zen import MISSING, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from hydra_zen.wrapper import Zen
 from omegaconf import OmegaConf
@@ -19,13 +22,12 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.configs._help import help_template
 from torchrl_shm.configs.envs import env_config
-from torchrl_shm.configs.groups import groups, put
+from torchrl_shm.configs.groups import MEMBERS, Member
 from torchrl_shm.configs.memories import memory_config
-from torchrl_shm.configs.saved import take_up
+from torchrl_shm.configs.saved import resumed_config
 from torchrl_shm.modules import MemoryCell
 from torchrl_shm.renamed import refuse_old_options
 
-# values of a recipe, besides those of its groups
 _GROUPS = ("env", "memory", "network", "experiment", "algo", "collector", "logger")
 
 
@@ -39,16 +41,18 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
         algo: default member of the group `algo`, and the folder of `tuned` that belongs to it.
 
     Raises:
-        SystemExit: an option has an old name, or the run that is to be continued cannot be.
+        SystemExit: an option has an old name, or the run to be resumed cannot be read.
     """
     refuse_old_options(sys.argv[1:])
+    # a million objects of imported packages stay to the end; collections need not visit them
+    gc.freeze()
     register(name, algo=algo)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
     task.hydra_main(config_name=name, config_path=None, version_base="1.3")
 
 
 class _Recipe(Zen[..., Any]):
-    """A recipe's `main` that continues an old run where `experiment.resume` says so."""
+    """Calls a recipe's `main`, with the configuration of an old run if that is to be resumed."""
 
     def __call__(self, cfg: Any, /) -> Any:
         hydra = HydraConfig.get()
@@ -61,16 +65,16 @@ class _Recipe(Zen[..., Any]):
                 OmegaConf.update(cfg, f"experiment.{key}", value)
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
-            config = take_up(cfg)
+            config = resumed_config(cfg)
         except (ValueError, OSError) as error:
-            # a mistake of the command line, which no traceback explains
+            # a mistake on the command line, which a traceback would not explain
             print(f"experiment.resume: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         return super().__call__(config)
 
 
 def _command() -> str:
-    """The command line that trains the run again."""
+    """The command that repeats the run."""
     script = Path(sys.argv[0])
     inside = script.absolute().is_relative_to(Path.cwd())
     shown = os.path.relpath(script) if inside else f"recipes/{script.name}"
@@ -100,23 +104,23 @@ def register(name: str, *, algo: str) -> None:
             {"env": "wind"},
             {"memory": "shm"},
             {"size": "own"},
-            # what makes the memory that large, where something is known
+            # options that make the memory that large, where there are some
             {"optional sized": "${size}_${memory}"},
             {"network": "actor_critic"},
             {"experiment": "default"},
             {"algo": algo},
-            # what suits the task, where something is known
+            # values that suit the task, where there are some
             {f"optional tuned/{algo}": "${env}"},
             {"collector": "single"},
             {"logger": "csv"},
-            # all that a run says is in its own files
+            # a run writes its own files, so Hydra writes no log
             {"override hydra/job_logging": "none"},
         ],
         **dict.fromkeys(_GROUPS, MISSING),
         zen_dataclass={"cls_name": name},
     )
     folder = f"{name}/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}"
-    # runs that start in the same second keep apart; no "=", which the command line would parse
+    # distinct for runs that start in the same second; no "=", which the command line would parse
     run = "${hydra:runtime.choices.memory}_seed${experiment.seed}"
     hydra = HydraConf(
         job=JobConf(name=name, chdir=False),
@@ -124,14 +128,12 @@ def register(name: str, *, algo: str) -> None:
         sweep=SweepDir(dir=f"multirun/{folder}", subdir=f"${{hydra.job.num}}_{run}"),
         # the run folder has its own config.yaml
         output_subdir=None,
-        # other groups choose the members of these
-        help=HelpConf(app_name=name, template=help_template(groups, hidden=["tuned", "sized"])),
+        # members of these follow from the choices in other groups
+        help=HelpConf(app_name=name, template=help_template(MEMBERS, hidden=["tuned", "sized"])),
     )
-    local = ZenStore(name=name, deferred_hydra_store=True, overwrite_ok=True)
-    local(recipe, name=name)
-    local(hydra, group="hydra", name="config")
-    for store in (groups, local):
-        store.add_to_hydra_store(overwrite_ok=True)
+    store = ConfigStore.instance()
+    store.store(name, recipe)
+    store.store("config", hydra, group="hydra")
 
 
 def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> None:
@@ -141,7 +143,7 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
 
     Args:
         name: name in the group `memory`.
-        cell: class of the cell, at the top of a module, so that it can be found again by its path;
+        cell: class of the cell, at the top level of a module, so that a saved run finds it again;
             its keyword arguments become options.
         **options: values that differ from the defaults of the cell.
 
@@ -153,8 +155,7 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
         >>> from torchrl_shm.modules import LRU
         >>> add_memory("lru_small", LRU, memory_size=8)
     """
-    _refuse_taken("memory", name)
-    put("memory", name, memory_config(cell, **options))
+    _add("memory", name, partial(memory_config, cell, **options))
 
 
 def add_env(
@@ -170,9 +171,9 @@ def add_env(
 
     Args:
         name: name in the group `env`.
-        make_env: class or function at the top of a module, so that it can be found again by its
-            path. It takes `num_envs`, `seed` and `device`, and `split` where the task has a list of
-            tests; its other keyword arguments become options.
+        make_env: class or function at the top level of a module, so that a saved run finds it
+            again. It takes `num_envs`, `seed` and `device`, and `split` where the task has a list
+            of tests; its other keyword arguments become options.
         tuned: values of experiment and algorithm that suit the task, by algorithm:
             `{"ppo": {"algo": {"gamma": 0.99}, "experiment": {"total_frames": 1_000_000}}}`.
         **options: values that differ from the defaults of `make_env`.
@@ -185,13 +186,15 @@ def add_env(
         >>> from torchrl_shm.configs import add_env
         >>> add_env("short_maze", TMazeEnv, length=5, tuned={"ppo": {"algo": {"gamma": 0.99}}})
     """
-    _refuse_taken("env", name)
-    put("env", name, env_config(make_env, **options))
+    _add("env", name, partial(env_config, make_env, **options))
     for algo, values in (tuned or {}).items():
-        put(f"tuned/{algo}", name, values, "_global_")
+        MEMBERS[f"tuned/{algo}/{name}"] = Member(partial(dict, values), "_global_")
 
 
-def _refuse_taken(group: str, name: str) -> None:
-    taken = {str(entry["name"]) for entry in groups if entry["group"] == group}
-    if name in taken:
-        raise ValueError(f"{group}={name} is taken; choose a name that is none of {sorted(taken)}")
+def _add(group: str, name: str, make: Callable[[], Any]) -> None:
+    if f"{group}/{name}" in MEMBERS:
+        taken = sorted(x.removeprefix(f"{group}/") for x in MEMBERS if x.startswith(f"{group}/"))
+        raise ValueError(f"{group}={name} is taken, as are all of {taken}; choose another name")
+    # an option that does not exist is refused here, not when the member is chosen
+    make()
+    MEMBERS[f"{group}/{name}"] = Member(make)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
-from hydra_zen import make_custom_builds_fn
-
+from torchrl_shm.configs.presets import Presets, factory_config
 from torchrl_shm.envs import (
     KeyToDoorEnv,
     MemoryLengthEnv,
@@ -18,10 +19,8 @@ from torchrl_shm.envs import (
     popgym,
 )
 
-# what a run passes itself; it stays out of the config
+# arguments that a run passes itself; they stay out of the config
 RUNTIME = ("num_envs", "split", "seed", "device")
-
-_builds = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
 
 
 def env_config(make_env: Any, **options: Any) -> Any:
@@ -43,7 +42,7 @@ def env_config(make_env: Any, **options: Any) -> Any:
         >>> instantiate(env_config(WindEnv, max_steps=20))(num_envs=3).batch_size
         torch.Size([3])
     """
-    return _builds(make_env, zen_exclude=RUNTIME, **options)
+    return factory_config(make_env, zen_exclude=RUNTIME, **options)
 
 
 # help in training only: discs from a tenth of the goal, for precision, to beyond where a random
@@ -53,32 +52,36 @@ _POINT: dict[str, Any] = {"shaping_radii": (0.001, 10.0)}
 _WIND: dict[str, Any] = {**_POINT, "mirror": True}
 _HARD = {"num_train_tasks": 10, "num_test_tasks": 190}
 
-ENVS: dict[str, Any] = {
-    "wind": env_config(WindEnv, **_WIND),
-    "wind_hard": env_config(WindEnv, **_HARD, **_WIND),
-    "wind_original": env_config(
+
+def _preset(make_env: Any, **options: Any) -> Callable[[], Any]:
+    return partial(env_config, make_env, **options)
+
+
+_ENVS: dict[str, Callable[[], Any]] = {
+    "wind": _preset(WindEnv, **_WIND),
+    "wind_hard": _preset(WindEnv, **_HARD, **_WIND),
+    "wind_original": _preset(
         WindEnv, num_tasks=60, num_train_tasks=40, num_test_tasks=20, max_wind=0.08,
         goal_radius=0.03, max_steps=75, **_WIND,
     ),
-    "point_robot": env_config(PointRobotEnv, **_POINT),
-    "point_robot_hard": env_config(PointRobotEnv, **_HARD, **_POINT),
-    "point_robot_original": env_config(
+    "point_robot": _preset(PointRobotEnv, **_POINT),
+    "point_robot_hard": _preset(PointRobotEnv, **_HARD, **_POINT),
+    "point_robot_original": _preset(
         PointRobotEnv, num_tasks=100, num_train_tasks=80, num_test_tasks=20, goal_radius=0.2,
         max_steps=60, **_POINT,
     ),
-    "t_maze_passive": env_config(TMazeEnv, length=50),
-    "t_maze_active": env_config(TMazeEnv, length=50, passive=False),
-    "memory_length": env_config(MemoryLengthEnv),
-    "key_to_door_original": env_config(KeyToDoorEnv, frames=(15, 60, 10), final_reward=5.0),
-    "gym": env_config(make_gym_env, id="CartPole-v1"),
+    "t_maze_passive": _preset(TMazeEnv, length=50),
+    "t_maze_active": _preset(TMazeEnv, length=50, passive=False),
+    "memory_length": _preset(MemoryLengthEnv),
+    "key_to_door_original": _preset(KeyToDoorEnv, frames=(15, 60, 10), final_reward=5.0),
+    "gym": _preset(make_gym_env, id="CartPole-v1"),
 }  # fmt: skip
-"""Configs by name; a name with a `/` is a member of a group below `env`."""
 
 for _frames in (100, 250, 500):
     _rooms: dict[str, Any] = {"frames": (15, _frames, 10)}
-    ENVS[f"visual_match_{_frames}"] = env_config(VisualMatchEnv, **_rooms)
-    ENVS[f"visual_match_active_{_frames}"] = env_config(VisualMatchEnv, passive=False, **_rooms)
-    ENVS[f"key_to_door_{_frames}"] = env_config(KeyToDoorEnv, frames=(10, _frames, 3))
+    _ENVS[f"visual_match_{_frames}"] = _preset(VisualMatchEnv, **_rooms)
+    _ENVS[f"visual_match_active_{_frames}"] = _preset(VisualMatchEnv, passive=False, **_rooms)
+    _ENVS[f"key_to_door_{_frames}"] = _preset(KeyToDoorEnv, frames=(10, _frames, 3))
 
 _POPGYM: dict[str, Any] = {
     "autoencode": popgym.AutoencodeEnv,
@@ -98,9 +101,12 @@ _POPGYM: dict[str, Any] = {
 }
 for _name, _target in _POPGYM.items():
     for _level in get_args(popgym.Level):
-        ENVS[f"popgym_{_name}_{_level}"] = env_config(_target, level=_level)
-        # the package itself, for whoever wants the original
+        _ENVS[f"popgym_{_name}_{_level}"] = _preset(_target, level=_level)
+        # the original, from the package popgym
         _original = f"{_target.__name__.removesuffix('Env')}{_level.capitalize()}"
-        ENVS[f"popgym/{_original}"] = _builds(
-            make_popgym_env, _original, zen_exclude=(*RUNTIME, "name")
+        _ENVS[f"popgym/{_original}"] = partial(
+            factory_config, make_popgym_env, _original, zen_exclude=(*RUNTIME, "name")
         )
+
+ENVS = Presets(_ENVS)
+"""Configs by name; a name with a `/` is a member of a group below `env`."""

@@ -1,4 +1,4 @@
-"""The groups that a command line chooses from, as one store for Hydra.
+"""The groups that a command line chooses from, and where Hydra finds them.
 
 A member is one line in `ENVS`, `MEMORIES`, `TUNED` or below; its options and their defaults come
 from a signature.
@@ -6,68 +6,130 @@ from a signature.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
-from hydra_zen import ZenStore, builds, make_custom_builds_fn
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra_zen import builds
+from omegaconf import OmegaConf
 
 from torchrl_shm.configs.algo import PPO
 from torchrl_shm.configs.envs import ENVS
 from torchrl_shm.configs.memories import MEMORIES
+from torchrl_shm.configs.presets import factory_config
 from torchrl_shm.configs.sizes import SIZES
 from torchrl_shm.configs.tuned import TUNED
 from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector, make_logger
 
-# factories: a recipe calls them with what only it knows, which stays out of the config
-_partial = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
 
-groups = ZenStore(name="torchrl_shm", deferred_hydra_store=True)
+class Member(NamedTuple):
+    """A member of a group.
 
-
-def put(group: str, name: str, config: Any, package: str | None = None) -> None:
-    """Store a member; a `/` in its name makes it a member of a group below.
-
-    Args:
-        group: the group.
-        name: the member.
-        config: the config.
-        package: where in the configuration its values go. Default: the group.
+    Attributes:
+        make: makes its config.
+        package: where in the configuration its values go. `None` is the place of its group.
     """
-    folder, _, last = name.rpartition("/")
-    place: Any = {} if package is None else {"package": package}
-    groups(config, group=f"{group}/{folder}" if folder else group, name=last, **place)
+
+    make: Callable[[], Any]
+    package: str | None = None
 
 
-for _name, _config in ENVS.items():
-    put("env", _name, _config)
+MEMBERS: dict[str, Member] = {}
+"""By group and name, as in `env/wind` and `tuned/ppo/wind`."""
+
+
+class GroupSource(ConfigSource):
+    """Shows `MEMBERS` to Hydra, which asks for the few that a run needs.
+
+    Hydra's own store wants all of them made beforehand, and copies them whenever it composes.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """What its places on the search path begin with."""
+        return "torchrl-shm"
+
+    def available(self) -> bool:
+        """Whether there is something to be found."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether there are members below a path."""
+        return any(path.startswith(f"{config_path.rstrip('/')}/") for path in MEMBERS)
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether a path is that of a member."""
+        return config_path.removesuffix(".yaml") in MEMBERS
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Names right below a path."""
+        start = f"{config_path}/" if config_path else ""
+        below = [path[len(start) :].split("/") for path in MEMBERS if path.startswith(start)]
+        configs = {name for name, *rest in below if not rest}
+        folders = {name for name, *rest in below if rest}
+        found = {ObjectType.CONFIG: configs, ObjectType.GROUP: folders}
+        return sorted(configs | folders if results_filter is None else found[results_filter])
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Make the config of a member."""
+        member = MEMBERS[config_path.removesuffix(".yaml")]
+        return ConfigResult(
+            provider=self.provider,
+            path=self.full_path(),
+            config=OmegaConf.structured(member.make()),
+            header={"package": member.package},
+        )
+
+
+class GroupSearchPath(SearchPathPlugin):
+    """Puts `GroupSource` on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the groups behind the files of the user, which may replace members."""
+        search_path.append("torchrl_shm", f"{GroupSource.scheme()}://")
+
+
+Plugins.instance().register(GroupSource)
+Plugins.instance().register(GroupSearchPath)
+
+for _name in ENVS:
+    MEMBERS[f"env/{_name}"] = Member(partial(ENVS.__getitem__, _name))
 for _algo, _envs in TUNED.items():
     for _name, _values in _envs.items():
-        put(f"tuned/{_algo}", _name, _values, "_global_")
+        MEMBERS[f"tuned/{_algo}/{_name}"] = Member(partial(dict, _values), "_global_")
 
-for _name, _config in MEMORIES.items():
-    put("memory", _name, _config)
+for _name in MEMORIES:
+    MEMBERS[f"memory/{_name}"] = Member(partial(MEMORIES.__getitem__, _name))
 # how large: as its signature says, or comparable to the others by one measure
 for _size in ("own", *SIZES):
-    put("size", _size, {}, "_global_")
+    MEMBERS[f"size/{_size}"] = Member(dict, "_global_")
 for _size, _options in SIZES.items():
     for _name, _values in _options.items():
-        put("sized", f"{_size}_{_name}", _values, "memory")
+        MEMBERS[f"sized/{_size}_{_name}"] = Member(partial(dict, _values), "memory")
 
-put("network", "actor_critic", _partial(make_actor_critic, zen_exclude=("env", "memory", "device")))
-
-put("experiment", "default", builds(Experiment, populate_full_signature=True))
-
-put("algo", "ppo", builds(PPO, populate_full_signature=True))
+MEMBERS["network/actor_critic"] = Member(
+    partial(factory_config, make_actor_critic, zen_exclude=("env", "memory", "device"))
+)
+MEMBERS["experiment/default"] = Member(partial(builds, Experiment, populate_full_signature=True))
+MEMBERS["algo/ppo"] = Member(partial(builds, PPO, populate_full_signature=True))
 
 _RUNTIME = (
     "make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed", "device",
 )  # fmt: skip
-put("collector", "single", _partial(RolloutCollector, zen_exclude=(*_RUNTIME, "num_workers")))
-put(
-    "collector",
-    "multi_sync",
-    _partial(RolloutCollector, zen_exclude=_RUNTIME, backend="multi_sync"),
+MEMBERS["collector/single"] = Member(
+    partial(factory_config, RolloutCollector, zen_exclude=(*_RUNTIME, "num_workers"))
+)
+MEMBERS["collector/multi_sync"] = Member(
+    partial(factory_config, RolloutCollector, zen_exclude=_RUNTIME, backend="multi_sync")
 )
 
 for _kind in ("csv", "tensorboard", "wandb"):
-    put("logger", _kind, _partial(make_logger, kind=_kind, zen_exclude=("run_dir",)))
+    MEMBERS[f"logger/{_kind}"] = Member(
+        partial(factory_config, make_logger, kind=_kind, zen_exclude=("run_dir",))
+    )

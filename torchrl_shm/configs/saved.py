@@ -1,4 +1,4 @@
-"""The configuration of a run on disk, read again to rebuild its objects or to continue it."""
+"""The configuration of a run on disk: read to rebuild its objects or to resume it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PLACES = ("hydra.run.dir=", "hydra.sweep.dir=")
 def load_config(run_dir: str | Path) -> DictConfig:
     """Read the `config.yaml` of a run.
 
-    What it names is built when the run is evaluated or continued, so read only runs that you
-    trust; to share a policy with strangers, export it.
+    Evaluating or resuming a run builds whatever this file names, so use only runs that you trust.
+    To share a policy with strangers, export it.
 
     Args:
         run_dir: folder of the run.
@@ -33,7 +33,7 @@ def load_config(run_dir: str | Path) -> DictConfig:
 
     Raises:
         FileNotFoundError: the folder has no `config.yaml`.
-        ValueError: the file is no configuration, or that of an older version.
+        ValueError: the file is not the configuration of a run, or was written by an older version.
     """
     path = Path(run_dir) / "config.yaml"
     if not path.exists():
@@ -60,14 +60,14 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder has no `config.yaml`.
-        ValueError: the file is no configuration, or that of an older version.
+        ValueError: the file is not the configuration of a run, or was written by an older version.
     """
     config = load_config(run_dir)
     return {name: instantiate(config[name]) for name in ("env", "memory", "network", "experiment")}
 
 
-def take_up(config: DictConfig) -> DictConfig:
-    """Replace a composed configuration by that of the run which `experiment.resume` names.
+def resumed_config(config: DictConfig) -> DictConfig:
+    """Take the configuration of the run that `experiment.resume` names.
 
     Args:
         config: the composed configuration of a recipe. `experiment.resume` is null, the folder of a
@@ -75,7 +75,7 @@ def take_up(config: DictConfig) -> DictConfig:
 
     Returns:
         The configuration of that run, with its folder; or `config` itself, with `resume` null, if
-        there is no run to continue.
+        there is no run to resume.
 
     Raises:
         FileNotFoundError: `experiment.resume` is not the folder of a run.
@@ -94,11 +94,11 @@ def take_up(config: DictConfig) -> DictConfig:
         config.experiment.resume = None
         return config
     saved = load_config(folder)
-    # only now is it known that Hydra's new folder is not needed
+    # the folder that Hydra has made for a new run is not needed
     fresh = Path(config.experiment.run_dir)
     if fresh.resolve() != folder.resolve():
         with suppress(OSError):
-            # with the parents that hold nothing else, up to the folder of all runs
+            # with its parents, as long as they are empty, up to the folder of all runs
             for path in (fresh, *fresh.parents):
                 path.rmdir()
                 if path.name in _ROOTS:
@@ -114,17 +114,17 @@ def _refuse_other_values() -> None:
     others = [override for override in overrides if not override.startswith("experiment.resume=")]
     if others:
         raise ValueError(
-            f"experiment.resume=<folder> goes on with that run's configuration; leave out {others},"
+            f"experiment.resume=<folder> keeps that run's configuration; leave out {others},"
             " or start a new run without it"
         )
 
 
 def _newest_unfinished(config: DictConfig) -> Path | None:
     own = Path(config.experiment.run_dir)
-    # the folder that the command leads to is meant, even if its run is finished
+    # the folder that the command leads to comes first, even if its run is finished
     if (own / "config.yaml").exists() and _same(own, config):
         return own
-    # and no other, if the command names it
+    # and is the only candidate if the command names it
     if any(given.startswith(_PLACES) for given in HydraConfig.get().overrides.hydra):
         return None
     name = HydraConfig.get().job.name
@@ -138,14 +138,14 @@ def _newest_unfinished(config: DictConfig) -> Path | None:
 
 def _same(folder: Path, config: DictConfig) -> bool:
     """Whether the folder's run has the configuration, wherever it writes."""
-    # a configuration of another version, or one that cannot be read, is another
+    # one that is of another version or cannot be read is not the same
     with suppress(ValueError, OSError):
         return comparable(load_config(folder)) == comparable(config)
     return False
 
 
 def comparable(config: DictConfig) -> dict[str, Any]:
-    """All values that decide what a run computes, without its place and its command."""
+    """All values that decide what a run computes, without its folder and its command."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain.pop("command", None)
     for name in ("run_dir", "resume"):

@@ -1,6 +1,6 @@
 """Options that make the memories comparable, at 64 features in and out.
 
-`recipes/memories.py` prints what they come to, and a test keeps each within a tenth of the goal.
+`torchrl-shm memories` prints the sizes, and a test keeps each within a tenth of the goal.
 """
 
 from __future__ import annotations
@@ -54,6 +54,6 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Options by measure and memory; `size=params` and `size=state` on the command line.
 
-They are for `algo.embedding_size=64`, and leave alone what they do not name: `shm_popgym` and
-`shm_pomdp`, which have the sizes of the authors' code, and memories that `add_memory` was given.
+They hold for `network.embedding_size=64`. Memories without an entry keep their size: those of
+`add_memory`, and `shm_popgym` and `shm_pomdp`, which have the sizes of the authors' code.
 """

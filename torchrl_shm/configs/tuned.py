@@ -1,7 +1,7 @@
 """Values of experiment and algorithm that suit a task: `tuned/<algo>/<env>`.
 
-They are chosen together with the task and the algorithm, and the command line overrides them. An
-algorithm without values for a task runs with its defaults.
+Choosing a task and an algorithm chooses them; the command line overrides them. An algorithm
+without values for a task runs with its defaults.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Values = dict[str, dict[str, Any]]
 
 # rewards far away are worth as much as those at hand, and random actions have to go on
 _DISCRETE: dict[str, Any] = {"gamma": 0.99, "entropy_coeff": 0.1, "learning_rate": 1e-3}
-# environments in python are stepped one after the other, so a step of all takes as long as they are
+# environments in python are stepped one after the other, so there are fewer of them
 _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 # the eye follows a mean over this share of the updates
 _SMOOTH = 0.08
@@ -24,8 +25,8 @@ class Run:
     Attributes:
         summary: its `summary.json`.
         metrics: its `metrics.csv`, column by column, each of shape `[updates]`.
-        config: lines of its `config.yaml` but for seed and folder; equal in runs that may be
-            averaged.
+        config: lines of its `config.yaml` without seed, folder and command; equal in runs that may
+            be averaged.
     """
 
     summary: Mapping[str, Any]
@@ -59,10 +60,8 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
         with open(summary.with_name("metrics.csv"), newline="") as file:
             rows = list(csv.DictReader(file))
         metrics = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
-        config = summary.with_name("config.yaml")
-        lines = config.read_text().splitlines() if config.exists() else []
-        same = tuple(line for line in lines if not line.startswith(("seed:", "run_dir:")))
-        runs.append(Run(json.loads(summary.read_text()), metrics, same))
+        config = _repeated(summary.with_name("config.yaml"))
+        runs.append(Run(json.loads(summary.read_text()), metrics, config))
     return sorted(runs, key=lambda run: (run.summary["memory"], run.summary["seed"]))
 
 
@@ -166,6 +165,17 @@ def comparison_table(runs: Sequence[Run]) -> str:
             f"{_with_interval(_scores(group))} | {rate} | {minutes:.1f} |"
         )
     return "\n".join(lines)
+
+
+def _repeated(path: Path) -> tuple[str, ...]:
+    """Lines of a `config.yaml` that repetitions of a run share."""
+    if not path.exists():
+        return ()
+    config: Any = OmegaConf.load(path)
+    for place in (config, config.get("experiment", {})):
+        for key in ("seed", "run_dir", "command"):
+            place.pop(key, None)
+    return tuple(OmegaConf.to_yaml(config).splitlines())
 
 
 def _by_memory(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -53,16 +53,21 @@ def measure_memory(module: nn.Module, *, input_size: int, in_key: str) -> Memory
     data = TensorDict({in_key: torch.randn(1, input_size)}, [1])
     data["is_init"] = torch.zeros(1, 1, dtype=torch.bool)
     state = 0
-    primers: Any = get_primers_from_module(module, warn=False)
-    for primer in [] if primers is None else primers if hasattr(primers, "__iter__") else [primers]:
-        for key, spec in primer.primers.items(True, True):
-            data[key] = spec.expand(1, *spec.shape).zero()
-            state += spec.shape.numel() if spec.dtype.is_floating_point else 0
+    for key, spec in primed_specs(module).items():
+        data[key] = spec.expand(1, *spec.shape).zero()
+        state += spec.shape.numel() if spec.dtype.is_floating_point else 0
     parameters = sum(p.numel() for p in module.parameters())
     # random generators are left as they were
     with torch.no_grad(), torch.random.fork_rng([]), _FlopCounter() as counter:
         module(data)
     return MemorySize(parameters, state, counter.flops)
+
+
+def primed_specs(module: nn.Module) -> dict[Any, Any]:
+    """Specs of the entries that the primers of a module fill, by key."""
+    primers: Any = get_primers_from_module(module, warn=False)
+    found = [] if primers is None else primers if hasattr(primers, "__iter__") else [primers]
+    return {key: spec for primer in found for key, spec in primer.primers.items(True, True)}
 
 
 class _FlopCounter(TorchDispatchMode):

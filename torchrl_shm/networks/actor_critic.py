@@ -51,9 +51,9 @@ def make_actor_critic(
     categorical, independent of each other where there are several.
 
     Args:
-        env: environment whose specs give the sizes, or these alone. Its action is continuous, of
-            shape `[A]`, or an index (`Categorical`), or several indices (`MultiCategorical` of
-            equal sizes).
+        env: environment whose specs give the sizes, or these specs alone. Its action is
+            continuous, of shape `[A]`, or an index (`Categorical`), or several indices
+            (`MultiCategorical` of equal sizes).
         memory: factory of the memory module, with as many outputs as inputs.
         policy_keys: observation entries that the policy reads, flattened and concatenated; bytes
             are scaled to [0, 1]. `None` is the environment's own choice, see `EnvSpecs.of`.
@@ -66,9 +66,9 @@ def make_actor_critic(
 
     Returns:
         The operator; `get_policy_operator()` gives the actor, `get_value_operator()` the critic,
-        `get_value_head()` what is left of the critic where the actor has run already, and
-        `get_behavior` what collects. Entries: `embedding`, `features`, `loc` and `scale` or
-        `logits`, `action`, `state_value`.
+        `get_value_head()` the part of the critic that remains to be run after the actor, and
+        `get_behavior` the part that collects data. Entries: `embedding`, `features`, `loc` and
+        `scale` or `logits`, `action`, `state_value`.
 
     Raises:
         KeyError: a policy key is not an observation of the environment.
@@ -123,14 +123,14 @@ def make_actor_critic(
 
 
 def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDictModuleBase:
-    """Take from an operator what collects data.
+    """Take the part of an operator that collects data.
 
     Args:
         operator: what `make_actor_critic` returned.
 
     Returns:
-        The policy. Where the critic has a memory of its own, that runs as well, so that the rows
-        carry the memory with which they start.
+        The policy. Where the critic has a memory of its own, that memory runs as well, so that
+        every sequence records the memory with which it starts.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv

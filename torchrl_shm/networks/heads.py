@@ -17,15 +17,15 @@ from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unb
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
-"""What a head reads: what the memory gave, and the current step itself."""
+"""Entries that a head reads: the output of the memory, and the embedding of the current step."""
 
 
 class Head(nn.Module):
-    """A tanh network over concatenated inputs, with the orthogonal start that is usual for PPO.
+    """A tanh network over concatenated inputs, with the orthogonal initialization usual for PPO.
 
     Args:
         sizes: number of inputs, widths of the hidden layers, number of outputs.
-        gain: gain of the last layer at the start.
+        gain: gain of the last layer at initialization.
         device: device of the parameters.
     """
 

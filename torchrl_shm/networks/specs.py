@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 
 @dataclass(frozen=True)
 class EnvSpecs:
-    """What a policy has to know of its environment; stands in where there is none.
+    """What a policy has to know of its environment; enough to build one without it.
 
     Attributes:
         observation_spec_unbatched: specs of the entries that the policy reads.

@@ -1,4 +1,4 @@
-"""The model card of a shared policy: what it is, how good, how to use it."""
+"""The model card of a shared policy: what it is, how well it does, how to use it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def model_card(config: PolicyFile) -> str:
     """Write the card, in the format of the Hugging Face hub: front matter in YAML, then Markdown.
 
     Args:
-        config: all that the card says follows from it.
+        config: contents of `config.json`, from which the whole card follows.
 
     Returns:
         The text of `README.md`; its Python block runs in the folder of the policy.
     """
     tags = ["reinforcement-learning", "torchrl", "partial-observability", "memory",
             config.memory_name, config.task]  # fmt: skip
-    # JSON is YAML, whatever the names are made of
+    # JSON is valid YAML, whatever characters the names have
     front = f"""\
 ---
 library_name: torchrl_shm
 pipeline_tag: reinforcement-learning
 tags: {json.dumps(tags)}
-# license: say here under which licence you share it, apache-2.0 for example
+# license: name the license under which you share it, for example apache-2.0
 ---
 """
     return f"""\
@@ -59,7 +59,7 @@ With `torchrl_shm` installed, in this folder:
 {_example(config)}
 ```
 
-The memory that comes out of a step goes into the next one. Where episodes start, pass `is_init`,
+Pass the memory that a step returns to the next step. Where episodes start, pass `is_init`,
 bool of shape `[B]`. `deterministic=False` draws actions, as in training. `policy.module` is the
 policy as a module of TorchRL. Loading runs no code of these files: the weights are safetensors, and
 `config.json` may name nothing but memories of `torchrl_shm`.
@@ -115,7 +115,7 @@ def _results(config: PolicyFile) -> str:
 
 
 def _example(config: PolicyFile) -> str:
-    """Loads the policy and takes steps, with zeros for observations."""
+    """Code that loads the policy and takes steps, with zeros for observations."""
     tensors = {
         entry.key: f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
         for entry in config.observations
@@ -131,7 +131,7 @@ from torchrl_shm.sharing import load_policy
 
 policy = load_policy(".")
 memory = policy.initial_memory(batch_size=1)
-# what the environment shows, here nothing
+# put the observation of your environment here
 observation = {observation}
 for step in range(3):
     action, memory = policy(observation, memory)
@@ -140,8 +140,8 @@ print(action)"""
 
 def _limits(config: PolicyFile) -> str:
     limits = [
-        "It knows its task alone, and observations in the scales of that task.",
-        "Its memory is right only if it starts empty and is handed on at every step.",
+        "It was trained on this task alone and expects observations on the scales of this task.",
+        "Its memory must start empty and be passed on from every step to the next.",
     ]
     if isinstance(config.action, ContinuousAction):
         limits.append(

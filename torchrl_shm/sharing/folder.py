@@ -1,9 +1,8 @@
-"""A policy as a folder to be shared: safetensors, `config.json`, a model card; no code in it."""
+"""A policy as a folder to be shared: safetensors, `config.json` and a model card, no code."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +38,14 @@ def export_policy(
 ) -> Path:
     """Write the policy of a run into a folder that `load_policy` reads, and that can be uploaded.
 
-    The files are `model.safetensors`, with all that acting takes and without the value head, which
-    serves training alone; `config.json`; and `README.md`, a model card without a licence, which
-    is yours to choose.
+    The files are `model.safetensors`, with all weights that acting needs and without the value
+    head; `config.json`; and `README.md`, a model card, in which you choose the license.
 
     Args:
         run: folder of a run.
-        to: folder to write to, new, empty, or one of these that nobody has edited since. Default:
-            `export` in the folder of the run.
-        checkpoint: which of the run's, see `Checkpoints.load`.
+        to: folder to write to: a new one, an empty one, or an earlier export that nobody has
+            edited. Default: `export` in the folder of the run.
+        checkpoint: which checkpoint of the run, see `Checkpoints.load`.
 
     Returns:
         The folder.
@@ -101,7 +99,7 @@ def export_policy(
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.contiguous() for name, x in policy.module.state_dict().items()}
-    # the configuration goes first and comes last: without it a folder is not loaded
+    # removed first and written last, because a folder without it is not loaded
     (folder / _CONFIG).unlink(missing_ok=True)
     for name, content in {
         _WEIGHTS: save(weights, {"format": "pt"}),
@@ -115,32 +113,30 @@ def export_policy(
 def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> PlainPolicy:
     """Rebuild a policy that `export_policy` wrote; its environment need not be installed.
 
-    Nothing in the files is run: weights are read as safetensors, and `config.json` may build
-    nothing but memories of `torchrl_shm` and those that `add_memory` was given in this process.
+    No code in the files is run: weights are read as safetensors, and `config.json` may build only
+    memories of `torchrl_shm` and those that `add_memory` was given in this process.
 
     Args:
         folder: the folder.
         device: device of the parameters.
 
     Returns:
-        The policy, for one step at a time; `policy.module` is that for TorchRL.
+        The policy, for one step at a time; `policy.module` is the policy for TorchRL.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
-        ValueError: a file is damaged, is of a newer version, names something to build that is not
-            ours, or does not fit the other file.
+        ValueError: a file is damaged, is of another version, would build something other than a
+            memory, or does not fit the other file.
     """
     folder = Path(folder)
     path = folder / _CONFIG
     config = read_policy_file(path)
     memory = _build_memory(config, path)
     options: dict[str, Any] = config.network
-    if unknown := options.keys() - signature(make_actor_critic).parameters.keys():
-        raise ValueError(f"{path} has options of the network that are unknown: {sorted(unknown)}")
     try:
         specs = config.specs()
         operator = make_actor_critic(specs, memory, **options)
-    # values of the right types can still be wrong for what they are passed to
+    # values of the right types can still be refused by what they are passed to
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{path} does not build a policy: {error}") from error
     policy = PlainPolicy(operator.get_policy_operator(), specs)
@@ -162,7 +158,7 @@ def _build_memory(config: PolicyFile, path: Path) -> Any:
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
-    """Load a file that has the tensors of the module, all of them and no others."""
+    """Load a file that has exactly the tensors of the module."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; copy the whole folder of the policy")
     try:
@@ -175,7 +171,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         if here != there:
             raise ValueError(
                 f"{path} does not fit {_CONFIG}: {name} is {there}, expected {here}; the files "
-                "are of two policies, or of versions of torchrl_shm that differ"
+                "come from two policies, or from two versions of torchrl_shm"
             )
     module.load_state_dict(found)
 
@@ -185,7 +181,7 @@ def _describe(tensor: torch.Tensor | None) -> str:
 
 
 def _check_free(folder: Path) -> None:
-    """Refuse to overwrite what is not an export, or was edited after it."""
+    """Refuse to overwrite anything but an export that nobody has edited."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if not folder.exists() or (folder.is_dir() and not names):
         return
@@ -203,7 +199,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _evaluation(run: RunFolder, frames: int) -> Result | None:
-    """The evaluation with which the run ended, if it was that of this checkpoint."""
+    """The final evaluation of the run, if it used this checkpoint."""
     summary = run.summary
     if summary is None or summary["frames"] != frames:
         return None

@@ -1,4 +1,4 @@
-"""A policy on plain tensors, one step at a time, for loops that know nothing of TorchRL."""
+"""A policy on plain tensors, one step at a time, for loops without TorchRL."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
-from torchrl.modules.utils import get_primers_from_module
 
-from torchrl_shm.networks.actor_critic import EnvSpecs
+from torchrl_shm.modules.measure import primed_specs
+from torchrl_shm.networks import EnvSpecs
 
 
 class PlainPolicy(nn.Module):
     """Takes observations and a memory, gives actions and the next memory.
 
-    It does step by step what the policy does in an environment of TorchRL. Memories that draw, as
-    `shm` does, draw from torch's default generator: seed it to repeat what was done. Gradients are
-    not kept; train `module`.
+        Step by step it acts as the policy does in an environment of TorchRL. Memories that draw random
+        numbers, as `shm` does, use torch's default generator: seed it to repeat their actions. No
+        gradients are kept; to train, use `module`.
 
-    Args:
-        module: the policy on TensorDicts; it remains usable as `policy.module`, for example with
-            `torchrl_shm.training.evaluate`.
-        specs: what the policy reads and does. `policy.specs.action_spec_unbatched` has the bounds
-            of continuous actions, which are not clipped.
+        Args:
+            module: the policy on TensorDicts; it remains usable as `policy.module`, for example with
+                `torchrl_shm.training.evaluate`.
+            specs: what the policy reads and does. `policy.specs.action_spec_unbatched` has the bounds
+                of continuous actions, which are not clipped.
 
-    Examples:
-        >>> import torch
-        >>> from torchrl_shm import SHMModule, WindEnv
-        >>> from torchrl_shm.networks import EnvSpecs, make_actor_critic
-        >>> from torchrl_shm.sharing import PlainPolicy
-        >>> specs = EnvSpecs.of(WindEnv(4), ["observation"])
-        >>> operator = make_actor_critic(specs, SHMModule)
-        >>> policy = PlainPolicy(operator.get_policy_operator(), specs)
-        >>> memory = policy.initial_memory(batch_size=3)
-        >>> for step in range(5):
-        ...     action, memory = policy(torch.zeros(3, 2), memory)
-        >>> action.shape
-        torch.Size([3, 2])
+        Examples:
+            >>> import torch
+            >>> from torchrl_shm import SHMModule, WindEnv
+            >>> from torchrl_shm.modules.measure import primed_specs
+    from torchrl_shm.networks import EnvSpecs, make_actor_critic
+            >>> from torchrl_shm.sharing import PlainPolicy
+            >>> specs = EnvSpecs.of(WindEnv(4), ["observation"])
+            >>> operator = make_actor_critic(specs, SHMModule)
+            >>> policy = PlainPolicy(operator.get_policy_operator(), specs)
+            >>> memory = policy.initial_memory(batch_size=3)
+            >>> for step in range(5):
+            ...     action, memory = policy(torch.zeros(3, 2), memory)
+            >>> action.shape
+            torch.Size([3, 2])
     """
 
     def __init__(self, module: TensorDictModuleBase, specs: EnvSpecs) -> None:
@@ -53,18 +54,17 @@ class PlainPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are, and where observations have to be."""
+        """Device of the parameters, on which observations have to be."""
         return next(self.parameters()).device
 
     def initial_memory(self, batch_size: int) -> dict[str, Tensor]:
-        """Make the memory with which episodes start.
+        """Make the memory with which an episode starts.
 
         Args:
             batch_size: number of agents, B.
 
         Returns:
-            Tensors `[B, ...]`, to be handed back to the policy as they are; none for a policy
-            without a memory.
+            Tensors `[B, ...]` for the first step; none for a policy without a memory.
 
         Raises:
             ValueError: `batch_size` is not positive.
@@ -90,13 +90,13 @@ class PlainPolicy(nn.Module):
         Args:
             observation: `[B, ...]` by key, in the shapes and dtypes of the specs; further entries
                 are ignored. A tensor alone will do where the policy reads a single entry.
-            memory: that of `initial_memory` or of the step before.
+            memory: what `initial_memory` or the previous step returned.
             is_init: bool of shape `[B]`; where true, an episode starts, with an empty memory.
             deterministic: take the mean, or the most likely action; else draw it.
 
         Returns:
-            The action, `[B, A]` where it is continuous or several indices, and `[B]` where it is
-            one, and the next memory.
+            The action, `[B, A]` if it is continuous or several indices and `[B]` if it is one
+            index, and the next memory.
 
         Raises:
             KeyError: an entry of the observation or of the memory is missing.
@@ -112,7 +112,7 @@ class PlainPolicy(nn.Module):
             if key not in memory:
                 raise KeyError(
                     f"memory has no {key!r}, only {sorted(memory)}; start with "
-                    "policy.initial_memory(batch_size) and hand back what the last step gave"
+                    "policy.initial_memory(batch_size) and pass on what the last step returned"
                 )
             self._check(f"memory[{key!r}]", memory[key], spec.shape, spec.dtype, batch_size)
         data = TensorDict(
@@ -120,7 +120,7 @@ class PlainPolicy(nn.Module):
         )
         data["is_init"] = is_init.unsqueeze(-1)
         mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-        # whatever mode the caller is in, this is a step
+        # this is a single step, whatever mode the caller has set
         with set_exploration_type(mode), set_recurrent_mode(False):
             data = self.module(data)
         return data["action"], {key: data["next", key] for key in self._memory_specs}
@@ -143,7 +143,7 @@ class PlainPolicy(nn.Module):
         for key in keys:
             spec = self.specs.observation_spec_unbatched[key]
             self._check(f"observation {key!r}", entries[key], spec.shape, spec.dtype, batch_size)
-            # all others have as many rows as the first
+            # all entries have the batch size of the first
             batch_size = len(entries[key])
         return {key: entries[key] for key in keys}
 
@@ -163,7 +163,7 @@ class PlainPolicy(nn.Module):
         if x.ndim != len(shape) + 1 or x.shape[1:] != shape or rows not in ("B", len(x)):
             raise ValueError(
                 f"{name} is {list(x.shape)}, expected [{', '.join(map(str, (rows, *shape)))}], "
-                "the rows of a batch first; x.unsqueeze(0) makes a batch of one agent"
+                "with the batch first; x.unsqueeze(0) makes a batch of one agent"
             )
         if x.device != self.device:
             raise ValueError(
@@ -174,12 +174,9 @@ class PlainPolicy(nn.Module):
 
 def _memory_specs(module: TensorDictModuleBase) -> dict[str, TensorSpec]:
     """Specs of what a policy carries from step to step."""
-    primers: Any = get_primers_from_module(module, warn=False)
-    found = [] if primers is None else primers if hasattr(primers, "__iter__") else [primers]
     return {
         key: spec
-        for primer in found
-        for key, spec in primer.primers.items(True, True)
-        # what was drawn in a step is in the data, too, but not read again
+        for key, spec in primed_specs(module).items()
+        # random choices are primed, too, but are not carried to the next step
         if unravel_key(("next", key)) in module.out_keys
     }

@@ -1,4 +1,4 @@
-"""`config.json` of a shared policy: what it holds, and how it becomes specs again."""
+"""`config.json` of a shared policy: its contents, and how they become specs again."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ class Result(_Entry):
 
 
 class PolicyFile(_Entry):
-    """All of `config.json`; what rebuilds the policy is `observations` to `memory`."""
+    """Contents of `config.json`; `observations` to `memory` rebuild the policy."""
 
     format_version: int = FORMAT_VERSION
     observations: list[ObservationEntry] = Field(min_length=1)
     action: Action
     network: dict[str, JsonValue]
     memory: dict[str, JsonValue]
-    # from here on for people
+    # from here on information for people
     task: str
     memory_name: str
     seed: int
@@ -113,7 +113,7 @@ def read_policy_file(path: Path) -> PolicyFile:
         )
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-        # first of all: other versions may have other entries
+        # checked first, because other versions may have other entries
         version = data["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the configuration of a shared policy: {error!r}") from None
@@ -167,7 +167,7 @@ def action_spec(action: Action) -> TensorSpec:
     if action.low is None or action.high is None:
         return Unbounded(shape, dtype=dtype)
     bounds = (torch.tensor(bound, dtype=dtype) for bound in (action.low, action.high))
-    # where their number is wrong, this raises
+    # raises if their number is wrong
     low, high = (bound.reshape(shape) for bound in bounds)
     return Bounded(low=low, high=high, shape=shape, dtype=dtype)
 

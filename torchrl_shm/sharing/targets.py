@@ -1,4 +1,4 @@
-"""What the `config.json` of a stranger may build: memories, and nothing else."""
+"""What a `config.json` from a stranger may build: memories, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from torchrl_shm.configs.groups import groups
+from torchrl_shm.configs.groups import MEMBERS
 
 # how hydra-zen writes a class as a value
 _CLASS = "hydra_zen.funcs.get_obj"
 
 
 def check_memory_targets(config: Any, path: Path) -> None:
-    """Refuse a configuration that would build what is no memory, or resolve anything.
+    """Refuse a configuration that has interpolations or would build anything but memories.
 
     Args:
         config: the configuration of a memory.
@@ -26,17 +26,17 @@ def check_memory_targets(config: Any, path: Path) -> None:
             `torchrl_shm` nor one that `add_memory` was given in this process.
     """
     plain = OmegaConf.to_container(config, resolve=False)
-    # of what was read: in a file the same can be spelled with escapes
+    # looked for after parsing, because a file can spell it with escapes
     if "${" in repr(plain):
-        raise ValueError(f"{path} has interpolations, which nothing that is shared has")
-    nodes: list[Any] = [entry["node"] for entry in groups if entry["group"] == "memory"]
+        raise ValueError(f"{path} has interpolations, which a shared policy never has")
     allowed = {
         target
-        for node in nodes
-        for target in _targets(OmegaConf.to_container(OmegaConf.structured(node), resolve=False))
+        for name, member in MEMBERS.items()
+        if name.startswith("memory/")
+        for target in _targets(OmegaConf.to_container(OmegaConf.structured(member.make())))
     }
     for target in _targets(plain):
-        # exactly these: other functions of the same modules can do more than their own makers
+        # exactly these: other functions of the same modules may do harm
         if target not in allowed:
             raise ValueError(
                 f"{path} would build {target!r}; only memories of torchrl_shm are accepted, and "
@@ -49,7 +49,7 @@ def _targets(config: Any) -> Iterator[str]:
     if isinstance(config, dict):
         for key, value in config.items():
             if key in ("_target_", "_zen_target"):
-                # of a class as a value counts which class it is
+                # a class that is passed as a value counts by its own path
                 yield str(config.get("path") if value == _CLASS else value)
             else:
                 yield from _targets(value)

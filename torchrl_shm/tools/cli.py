@@ -1,4 +1,4 @@
-"""The command `torchrl-shm`: one word for the tool, then its options."""
+"""The command `torchrl-shm`: the name of a tool, then its options."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: name of the tool and its options. Default: the command line.
 
     Returns:
-        The exit code: 0, or 2 after a mistake, which is told in a line.
+        The exit code: 0, or 2 after a mistake of the command line, which is reported in one line.
     """
-    tool, *options = [*(sys.argv[1:] if arguments is None else arguments), ""]
-    if tool in ("", "-h", "--help"):
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
         print(_HELP)
         return 0
+    tool, *options = given
     if tool not in TOOLS:
         near = difflib.get_close_matches(tool, TOOLS, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(TOOLS)}"
         print(f"torchrl-shm: there is no tool {tool!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        import_module(f"torchrl_shm.tools.{tool}").main(options[:-1])
+        import_module(f"torchrl_shm.tools.{tool}").main(options)
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         # a mistake of the command line, which no traceback explains
         print(f"torchrl-shm {tool}: {error}", file=sys.stderr)

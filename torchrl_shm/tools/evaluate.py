@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--num-paths", type=int, default=8, help="paths, for tasks in the plane")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of what the environment draws, and of random gates"
+        "--seed", type=int, default=0, help="of the environments and of random gates"
     )
     options = parser.parse_args(arguments)
     if options.num_paths < 1:
