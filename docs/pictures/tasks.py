@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from tensordict.nn import TensorDictModule
 
 from torchrl_shm.envs import KeyToDoorEnv, PointRobotEnv, VisualMatchEnv
 from torchrl_shm.figures import plot_trajectories
@@ -19,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def draw_rooms(env: KeyToDoorEnv | VisualMatchEnv, titles: list[str], path: Path) -> None:
-    """Draw the board in the middle of each room, of a player who goes at random."""
+    """Draw the board in the middle of each room, of a player who moves at random."""
     torch.manual_seed(0)
     middles = [sum(env.frames[:room]) + 2 for room in range(3)]
     figure = Figure(figsize=(5, 1.5), layout="constrained")
@@ -36,25 +37,13 @@ def draw_rooms(env: KeyToDoorEnv | VisualMatchEnv, titles: list[str], path: Path
 
 
 def draw_point_robot(path: Path) -> None:
-    """Draw two episodes of a player who knows the goal."""
-    env = PointRobotEnv(split="test", seed=0)
-    data = env.reset()
-    seen, total = [data["observation"]], torch.zeros(env.batch_size)
-    for _ in range(env.num_episodes * env.max_steps):
-        data["action"] = ((env.goal - data["observation"]) / 0.1).float()
-        data = env.step(data)["next"]
-        seen.append(data["observation"])
-        total += data["reward"].squeeze(-1)
-    picked = [0, 1]
-    plot_trajectories(
-        torch.stack(seen, 1)[picked],
-        path,
-        goals=env.test_tasks[picked],
-        goal_radius=env.goal_radius,
-        returns=total[picked],
-        labels=[f"test task {i}" for i in picked],
-        num_episodes=env.num_episodes,
+    """Draw the paths of a player who knows the goal in two tasks."""
+    env = PointRobotEnv(split="test", num_test_tasks=2, seed=0)
+
+    policy = TensorDictModule(
+        lambda seen: ((env.goal - seen) / 0.1).float(), ["observation"], ["action"]
     )
+    plot_trajectories(env, env.rollout(1_000, policy), path, num_paths=2)
 
 
 if __name__ == "__main__":
@@ -63,7 +52,7 @@ if __name__ == "__main__":
     )
     draw_rooms(
         VisualMatchEnv(1, seed=0),
-        ["see a colour", "apples", "choose the field"],
+        ["see a color", "apples", "choose the field"],
         HERE / "visual_match_rooms.png",
     )
     draw_point_robot(HERE / "point_robot.png")

@@ -1,4 +1,4 @@
-"""Environments of gymnasium and of the original popgym package, for whoever wants those."""
+"""Environments of the packages gymnasium and popgym."""
 
 from __future__ import annotations
 

@@ -107,10 +107,10 @@ class KeyToDoorEnv(GridEnv):
     All rooms lie on boards of 7 rows and 11 columns. Cells are (row, column) from the upper left.
 
     1. *The key*, `frames[0]` steps: a room of rows 1 to 5 and columns 3 to 7 (row 3: 4 to 6). The
-       key lies in rows 1 and 2, the player starts in rows 4 and 5. Who steps on the key has it. In
+       key lies in rows 1 and 2, the player starts in rows 4 and 5. Stepping on it takes it. In
        the observation of just that step, cell (0, 5) of the wall is white, the indicator.
     2. *The apples*, `frames[1]` steps: a room of rows 1 to 5 and columns 1 to 9. The player starts
-       at (5, 5); `num_apples` of 22 cells have an apple. Who steps on one eats it, and it is back
+       at (5, 5); `num_apples` of 22 cells have an apple. Stepping on one eats it, and it is back
        `respawn_every + 1` steps later; if the player stands there, it is eaten one step after that.
     3. *The door*, `frames[2]` steps: a room of rows 2 to 4 and columns 4 to 6, the player starts at
        (3, 5), the door is at (1, 5). It stops players without the key. Players with the key are

@@ -90,7 +90,7 @@ class PointRobotEnv(NavigationEnv):
         num_tasks: number of tasks that are drawn.
         num_train_tasks: how many of them are for training.
         num_test_tasks: how many of them are for tests.
-        goal_radius: distance from the goal that is close enough.
+        goal_radius: largest distance from the goal that is rewarded.
         max_steps: length of each of the episodes.
         num_episodes: how many episodes a task is played for.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.

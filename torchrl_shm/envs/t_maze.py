@@ -60,8 +60,8 @@ class TMazeEnv(BatchedEnv):
     ## Rewards
 
     At the last step, 1 in the arm of the goal and 0 elsewhere. At the others, `penalty` if the
-    agent is behind the schedule of whoever does not tarry, and otherwise 0: if x < t - o after
-    step t, with o = 0 if `passive` and otherwise 1. The schedule has time for the oracle
+    agent is behind the schedule of the fastest way, and otherwise 0: if x < t - o after step t,
+    with o = 0 if `passive` and otherwise 1. The schedule has time for the oracle
     and the way to the goal, so 1 is the best return. With the default penalty, -1 is the worst, or
     -1 - 1/L if not `passive`.
 

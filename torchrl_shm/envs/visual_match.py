@@ -137,7 +137,7 @@ class VisualMatchEnv(GridEnv):
        room of rows 1 to 5 and columns 3 to 7 (row 3: 4 to 6), in which one of the 26 cells of the
        wall has the color and has to be found.
     2. *The apples*, `frames[1]` steps: a room of rows 1 to 5 and columns 1 to 9. The player starts
-       at (5, 5); `num_apples` of 22 cells have an apple. Who steps on one eats it, and it is back
+       at (5, 5); `num_apples` of 22 cells have an apple. Stepping on one eats it, and it is back
        `respawn_every + 1` steps later; if the player stands there, it is eaten one step after that.
     3. *The choice*, `frames[2]` steps: the player starts at (5, 5), the fields lie at (1, 2),
        (1, 5) and (1, 8). The first one that is stepped on counts, and all three vanish.

@@ -43,7 +43,7 @@ class WindEnv(NavigationEnv):
     1 for every step that ends at a distance of at most `goal_radius` from the goal at (0, 1),
     otherwise 0.
 
-    So small a disc is hardly ever hit by chance. With `shaping_radii=(smallest, largest)` the
+    Such a small disc is hardly ever hit by chance. With `shaping_radii=(smallest, largest)` the
     training split also emits `shaping`: the share of the discs around the goal with radii between
     the two, evenly spread on a logarithmic scale, that the point is in. It grows by the same
     amount with every halving of the distance. The reward itself is never changed; a training loop
@@ -78,7 +78,7 @@ class WindEnv(NavigationEnv):
         num_train_tasks: how many of them are for training.
         num_test_tasks: how many of them are for tests.
         max_wind: bound on each component of the wind, per step.
-        goal_radius: distance from the goal that is close enough.
+        goal_radius: largest distance from the goal that is rewarded.
         max_steps: length of an episode.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
         mirror: mirror every training episode with a probability of one half.

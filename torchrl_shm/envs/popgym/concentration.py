@@ -16,7 +16,7 @@ class ConcentrationEnv(CardEnv):
     ## Description
 
     All cards lie face down. The agent turns over one card per step; two cards of equal value stay
-    up, others are turned back. Who remembers what lay where finds pairs at once. POPGym's
+    up, others are turned back. An agent that remembers all positions finds pairs at once. POPGym's
     `Concentration` (`popgym/envs/concentration.py`), step by step.
 
     ## Action Space

@@ -16,7 +16,7 @@ class HigherLowerEnv(CardEnv):
     ## Description
 
     A card is shown, and the agent guesses whether the rank of the next one is higher or lower.
-    Who remembers the cards that were dealt knows what is left. POPGym's `HigherLower`
+    An agent that remembers the cards that were dealt knows what is left. POPGym's `HigherLower`
     (`popgym/envs/higher_lower.py`), step by step.
 
     ## Action Space
