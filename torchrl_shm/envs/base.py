@@ -133,7 +133,14 @@ class BatchedEnv(EnvBase):
         """Raise ValueError if a given layout cannot be played."""
 
     def render(self, index: int = 0) -> Tensor | None:
-        """Draw one environment, uint8 `[H, W, 3]` on the CPU; `None` if there is no picture."""
+        """Draw one environment.
+
+        Args:
+            index: which of the environments.
+
+        Returns:
+            uint8 of shape `[H, W, 3]`, on the CPU; `None` if there is no picture.
+        """
         return None
 
     def plane(self) -> Plane | None:

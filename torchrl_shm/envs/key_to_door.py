@@ -107,7 +107,7 @@ class KeyToDoorEnv(GridEnv):
     All rooms lie on boards of 7 rows and 11 columns. Cells are (row, column) from the upper left.
 
     1. *The key*, `frames[0]` steps: a room of rows 1 to 5 and columns 3 to 7 (row 3: 4 to 6). The
-       key lies in rows 1 and 2, the player starts in rows 4 and 5. Stepping on it takes it. In
+       key lies in rows 1 and 2, the player starts in rows 4 and 5. Stepping on the key takes it. In
        the observation of just that step, cell (0, 5) of the wall is white, the indicator.
     2. *The apples*, `frames[1]` steps: a room of rows 1 to 5 and columns 1 to 9. The player starts
        at (5, 5); `num_apples` of 22 cells have an apple. Stepping on one eats it, and it is back
