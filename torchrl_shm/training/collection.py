@@ -202,7 +202,15 @@ class RolloutCollector:
             yield rows.refine_names(..., "time")
 
     def update_policy(self) -> None:
-        """Send the current parameters to where the policy acts."""
+        """Send the current parameters to where the policy acts.
+
+        Raises:
+            RuntimeError: a worker has died.
+        """
+        # TorchRL would wait for its answer without end
+        for worker in getattr(self._collector, "procs", ()):
+            if not worker.is_alive():
+                raise RuntimeError(f"worker {worker.name} has died, exit code {worker.exitcode}")
         self._collector.update_policy_weights_()
 
     def state_dict(self) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class RunFolder:
         if not resume:
             for name in ("checkpoints", "summary.json"):
                 if (folder.path / name).exists():
+                    folder.close()
                     raise FileExistsError(
                         f"{folder.path / name} is of another run, which would be overwritten; "
                         f"continue it with experiment.resume={folder.path}, choose another "
