@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
@@ -112,25 +112,6 @@ class TestSummary:
         summary = {"env": "wind", "eval_return": 1.5, "eval_success": None}
         folder.write_summary(summary)
         assert json.loads((tmp_path / "summary.json").read_text()) == folder.summary == summary
-
-    def test_the_old_one_stays_until_the_new_one_is_whole(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder = RunFolder(tmp_path)
-        folder.write_summary({"frames": 1})
-
-        def crash(*_: Any) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", crash)
-            with pytest.raises(KeyboardInterrupt):
-                folder.write_summary({"frames": 2})
-        assert folder.summary == {"frames": 1}
-        # what the crash left behind does not matter
-        folder.write_summary({"frames": 3})
-        assert folder.summary == {"frames": 3}
-        assert not (tmp_path / "summary.json.part").exists()
 
     def test_content_is_on_disk_before_the_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

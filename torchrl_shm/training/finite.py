@@ -74,7 +74,7 @@ class FiniteCheck:
             for key, value in batch.items(True, True)
             if value.is_floating_point() and value.numel()
         ]
-        # one wait for the device if all is well
+        # if all is finite, this waits for the device only once
         if bool(torch.stack([value.isfinite().all() for _, value in entries]).all()):
             return batch
         self._stop_or_say(f"non-finite data: {_describe_first(entries)}")
