@@ -31,9 +31,10 @@ from tests.recipes._helpers import (
     train,
     without_time,
 )
+from tests.training._helpers import MEMORIES
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
-from torchrl_shm.modules import make_gru, make_lstm, make_mlp
+from torchrl_shm.modules import make_mlp
 from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector
 
@@ -104,9 +105,9 @@ class TestRun:
         assert without_time(other) != without_time(here)
 
 
-@pytest.mark.parametrize("memory", [make_gru, make_lstm, make_mlp])
-def test_other_memories(tmp_path: Path, memory: Any) -> None:
-    train(tmp_path, memory=memory)
+@pytest.mark.parametrize("memory", ["gru", "lstm", "mlp"])
+def test_other_memories(tmp_path: Path, memory: str) -> None:
+    train(tmp_path, memory=MEMORIES[memory])
     check_metrics(tmp_path)
 
 
@@ -145,9 +146,9 @@ class TestFromPython:
     def test_plain_objects(self, tmp_path: Path) -> None:
         """They name themselves."""
         folder = tmp_path / "run"
-        summary = train(folder, total_frames=1, memory=partial(make_gru, num_layers=2), seed=3)
+        summary = train(folder, total_frames=1, memory=partial(make_mlp, hidden_size=9), seed=3)
         assert summary == json.loads((folder / "summary.json").read_text())
-        assert (summary["env"], summary["memory"], summary["seed"]) == ("WindEnv", "make_gru", 3)
+        assert (summary["env"], summary["memory"], summary["seed"]) == ("WindEnv", "make_mlp", 3)
         assert not (folder / "config.yaml").exists()
 
     def test_launch(self, tmp_path: Path) -> None:

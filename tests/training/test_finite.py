@@ -11,6 +11,8 @@ from torch import nn
 
 from torchrl_shm.training import FiniteCheck
 
+# where a module keeps the memory at the start of a sequence
+START = "memory_stripe"
 ADVICE = r"It did not reach the parameters; lower algo\.learning_rate, bound .* memory\.clamp=100"
 
 
@@ -22,7 +24,7 @@ def batch() -> TensorDict:
         {
             "observation": torch.zeros(*shape, 2),
             "action": torch.ones(shape, dtype=torch.int64),
-            "memory_stripe": torch.zeros(*shape, 5),
+            START: torch.zeros(*shape, 5),
             "nothing": torch.zeros(*shape, 0),
             "next": {
                 "reward": torch.zeros(*shape, 1),
@@ -60,7 +62,7 @@ class TestRollouts:
             make_check().rollouts(batch)
 
     def test_a_memory_at_the_start_of_a_sequence(self, batch: TensorDict) -> None:
-        batch["memory_stripe"][2, 0, 3] = torch.nan
+        batch[START][2, 0, 3] = torch.nan
         match = "'memory' is not finite at the start of sequence 2"
         with pytest.raises(FloatingPointError, match=match):
             make_check().rollouts(batch)
@@ -85,10 +87,10 @@ class TestRollouts:
         self, batch: TensorDict, sign: int, recwarn: pytest.WarningsRecorder
     ) -> None:
         check = make_check()
-        batch["memory_stripe"][1, 0, 3] = sign * 1e6
+        batch[START][1, 0, 3] = sign * 1e6
         check.rollouts(batch)
         assert not recwarn.list
-        batch["memory_stripe"][1, 0, 3] = sign * 3.5e6
+        batch[START][1, 0, 3] = sign * 3.5e6
         match = r"update 7: 'memory' has grown to 3\.5e\+06; bound it with memory\.clamp=100"
         with pytest.warns(UserWarning, match=match):
             check.rollouts(batch)

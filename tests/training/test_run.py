@@ -20,7 +20,7 @@ from tensordict import TensorDict
 from tests._processes import Child, wait_until
 from tests.recipes._helpers import check_same_runs, read_metrics, saved_state
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.modules import LRU, make_gru, make_memory
+from torchrl_shm.modules import LRU, make_memory, make_mlp
 from torchrl_shm.training import Experiment, RunFolder, TrainingRun
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -213,7 +213,7 @@ class TestOpen:
         [
             (SHMModule, "SHMModule"),
             (partial(SHMModule, memory_size=8), "SHMModule"),
-            (make_gru, "make_gru"),
+            (make_mlp, "make_mlp"),
             (partial(partial(make_memory, cell=partial(LRU, memory_size=8)), burn_in=1), "LRU"),
         ],
     )
