@@ -1,28 +1,11 @@
-"""One short run per memory, made when a test first asks for it, and a folder to start runs in."""
+"""A folder to start runs in, and commands that start quickly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
-
-from tests.recipes._helpers import TINY, Result, command
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Result]]:
-    """Folder and output of a run with a memory; copy the folder before writing to it."""
-
-    @cache
-    def make(memory: str) -> tuple[Path, Result]:
-        folder = tmp_path_factory.mktemp(memory)
-        result = command("ppo_shm.py", *TINY, f"memory={memory}", f"hydra.run.dir={folder}")
-        assert result.code == 0, result.stderr
-        return folder, result
-
-    return make
+from hydra.core.config_store import ConfigStore
 
 
 @pytest.fixture
@@ -30,3 +13,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be in an empty folder: Hydra makes folders where it is started."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _share_the_store() -> None:
+    """Hydra copies all configs of all groups per command, and copies again what it loads of them.
+
+    The first copy costs a third of a second; `--help` makes it a hundred times.
+    """
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
