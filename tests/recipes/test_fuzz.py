@@ -23,8 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from recipes import ppo_shm
+from torchrl_shm.configs import ENVS as ALL_ENVS
+from torchrl_shm.configs import MEMORIES as ALL_MEMORIES
 from torchrl_shm.configs import register
-from torchrl_shm.configs.groups import groups
+from torchrl_shm.configs.groups import MEMBERS
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 
@@ -36,12 +38,12 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 # not those that differ in the length of their episodes alone; other packages step theirs in Python
 ENVS = sorted(
-    str(entry["name"])
-    for entry in groups
-    if entry["group"] == "env"
-    and not str(entry["name"]).endswith(("gym", "_250", "_500", "_medium", "_hard", "_original"))
+    name
+    for name in ALL_ENVS
+    if "/" not in name
+    and not name.endswith(("gym", "_250", "_500", "_medium", "_hard", "_original"))
 )
-MEMORIES = sorted(str(entry["name"]) for entry in groups if entry["group"] == "memory")
+MEMORIES = sorted(ALL_MEMORIES)
 
 NUMBERS = {
     int: st.sampled_from([0, 1, 2, 3, 5, 7, -1, 10**9]),
@@ -70,7 +72,9 @@ PLACES = ("run_dir", "resume", "names", "threads")
 @cache
 def options_of(group: str, name: str) -> dict[str, Any]:
     """Options of a member and their defaults."""
-    options: Any = OmegaConf.to_container(OmegaConf.structured(groups[group, name]), resolve=False)
+    options: Any = OmegaConf.to_container(
+        OmegaConf.structured(MEMBERS[f"{group}/{name}"].make()), resolve=False
+    )
     return {
         key: value
         for key, value in sorted(options.items())

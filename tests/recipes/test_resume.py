@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from tests._processes import Child, wait_until
-from tests.configs.test_groups import MEMBERS
 from tests.recipes._helpers import (
     Result,
     check_same_runs,
@@ -24,6 +23,7 @@ from tests.recipes._helpers import (
     read_metrics,
     without_time,
 )
+from torchrl_shm.configs import ENVS, MEMORIES
 from torchrl_shm.training import RunFolder
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -110,9 +110,9 @@ class TestKilled:
     @pytest.mark.parametrize(
         ("group", "name"),
         [
-            *((group, name) for group, name in MEMBERS if group == "memory"),
+            *(("memory", name) for name in MEMORIES),
             # see test_episodes_of_other_packages_start_anew
-            *(x for x in MEMBERS if x[0] == "env" and x[1] != "gym" and "/" not in x[1]),
+            *(("env", name) for name in ENVS if name != "gym" and "/" not in name),
             ("collector", "multi_sync"),
         ],
     )
