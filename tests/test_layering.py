@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # what each room may import: rooms of ours, then packages of others
 ROOMS = {
-    "ops": (set(), {"torch", "triton", "numba", "numpy", "fla"}),
+    "ops": (set(), {"torch", "triton", "numba", "numpy"}),
     "modules": ({"ops"}, {"torch", "tensordict", "torchrl"}),
     "envs": ({"ops"}, {"torch", "tensordict", "torchrl", "numpy", "gymnasium", "popgym"}),
     "training": (

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from tests.modules._helpers import EXACT
 from torchrl_shm.modules.fast_weights import FastWeights, Rule
-from torchrl_shm.ops import delta_scan, fla_scan, gated_scan
 
 both = pytest.mark.parametrize("rule", ["delta", "additive"])
 
@@ -110,33 +109,7 @@ def test_the_delta_rule_only_shrinks_what_is_there() -> None:
 def test_options_are_shown(rule: Rule) -> None:
     cell = make(rule)
     assert (cell.beta is None) == (rule == "additive")
-    assert f"memory_size=6, rule={rule!r}, backend='torch'" in repr(cell)
-
-
-@both
-def test_backend_runs_sequences_and_torch_runs_steps(
-    monkeypatch: pytest.MonkeyPatch, rule: Rule
-) -> None:
-    calls: list[bool] = []
-
-    def scan(q: Tensor, k: Tensor, v: Tensor, beta: Any, memory: Tensor, is_init: Any) -> Any:
-        calls.append(beta is None)
-        if beta is not None:
-            return delta_scan(q, k, v, beta, memory, is_init)
-        y, _, memory = gated_scan(q, k, v, memory=memory, is_init=is_init)
-        return y, memory
-
-    monkeypatch.setattr(fla_scan, "find_spec", lambda name: name)
-    monkeypatch.setattr(fla_scan, "scan", scan)
-    cell, plain = make(rule, backend="fla"), make(rule)
-    plain.load_state_dict(cell.state_dict())
-    x = torch.randn(2, 9, 5, dtype=torch.float64)
-    memory = torch.randn(2, 6, 6, dtype=torch.float64)
-    is_init = torch.rand(2, 9) < 0.2
-    assert_close(cell(x, memory, is_init), plain(x, memory, is_init), **EXACT)
-    assert calls == [rule == "additive"]
-    assert_close(cell.step(x[:, 0], memory), plain.step(x[:, 0], memory), **EXACT)
-    assert len(calls) == 1
+    assert f"memory_size=6, rule={rule!r}" in repr(cell)
 
 
 def test_options_that_do_not_fit() -> None:
@@ -146,11 +119,3 @@ def test_options_that_do_not_fit() -> None:
         make(unknown)
     with pytest.raises(ValueError, match="memory_size=0 must be at least 1"):
         FastWeights(5, 3, 0)
-    with pytest.raises(ValueError, match="backend='triton' is unknown; choose one of"):
-        make("delta", backend="triton")
-
-
-def test_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fla_scan, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="backend='fla' needs the package flash-linear-att"):
-        make("delta", backend="fla")

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from tests.modules._helpers import EXACT
 from torchrl_shm.modules.linear_attention import LinearAttention
-from torchrl_shm.ops import fla_scan, gated_scan
 
 both = pytest.mark.parametrize("normalised", [True, False])
 
@@ -123,42 +122,12 @@ def test_what_is_seen_again_and_again(normalised: bool) -> None:
 def test_shape_of_the_memory(normalised: bool) -> None:
     cell = make(normalised=normalised)
     assert cell.memory_shape == (7 if normalised else 6, 6)
-    assert f"memory_size=6, normalised={normalised}, backend='torch'" in repr(cell)
+    assert f"memory_size=6, normalised={normalised}" in repr(cell)
 
 
 def test_no_size_of_zero() -> None:
     with pytest.raises(ValueError, match="memory_size=0 must be at least 1"):
         LinearAttention(5, 3, 0)
-
-
-@both
-def test_backend_runs_sequences_and_torch_runs_steps(
-    monkeypatch: pytest.MonkeyPatch, normalised: bool
-) -> None:
-    calls: list[Any] = []
-
-    def scan(q: Tensor, k: Tensor, v: Tensor, beta: Any, memory: Tensor, is_init: Any) -> Any:
-        calls.append(beta)
-        y, _, memory = gated_scan(q, k, v, memory=memory, is_init=is_init)
-        return y, memory
-
-    monkeypatch.setattr(fla_scan, "find_spec", lambda name: name)
-    monkeypatch.setattr(fla_scan, "scan", scan)
-    cell, plain = make(normalised=normalised, backend="fla"), make(normalised=normalised)
-    plain.load_state_dict(cell.state_dict())
-    x, memory, is_init = make_inputs(plain)
-    assert_close(cell(x, memory, is_init), plain(x, memory, is_init), **EXACT)
-    assert calls == [None]
-    assert_close(cell.step(x[:, 0], memory), plain.step(x[:, 0], memory), **EXACT)
-    assert calls == [None]
-
-
-def test_backends_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="backend='triton' is unknown; choose one of"):
-        make(backend="triton")
-    monkeypatch.setattr(fla_scan, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="backend='fla' needs the package flash-linear-att"):
-        make(backend="fla")
 
 
 def test_features_that_round_to_zero_make_no_nan() -> None:

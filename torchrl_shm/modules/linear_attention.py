@@ -95,7 +95,7 @@ class LinearAttention(BaseCell):
 
     def extra_repr(self) -> str:
         """Options that no submodule shows."""
-        return f"memory_size={self.memory_size}, normalised={self.normalised}, "
+        return f"memory_size={self.memory_size}, normalised={self.normalised}"
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed = self.norm(x)
