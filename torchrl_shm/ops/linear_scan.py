@@ -74,8 +74,7 @@ def linear_scan(
         state = b.new_zeros(row)
     elif state.shape != row:
         raise ValueError(f"state is {list(state.shape)}, expected {list(row)}")
-    if is_init is not None:
-        check_is_init(is_init, b)
+    check_is_init(is_init, b)
     dtype = reduce(torch.promote_types, (a.dtype, b.dtype, state.dtype), torch.float32)
     b, state = b.to(dtype), state.to(dtype)
     a = a.to(dtype if a.is_complex() else b.real.dtype)

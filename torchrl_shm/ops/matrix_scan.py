@@ -245,7 +245,6 @@ def _check(
     for name, gate in gates.items():
         if gate is not None and gate.shape != q.shape[:2]:
             raise ValueError(f"{name} is {list(gate.shape)}, expected {list(q.shape[:2])}")
-    if is_init is not None:
-        check_is_init(is_init, q)
+    check_is_init(is_init, q)
     dtype = reduce(torch.promote_types, (x.dtype for x in (q, k, v, memory)), torch.float32)
     return q.to(dtype), k.to(dtype), v.to(dtype), memory.to(dtype)

@@ -41,8 +41,7 @@ def causal_windows(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tu
         raise ValueError(
             f"x {list(x.shape)} and past {list(past.shape)} must be [B, T, D] and [B, k - 1, D]"
         )
-    if is_init is not None:
-        check_is_init(is_init, x)
+    check_is_init(is_init, x)
     size = past.shape[1] + 1
     inputs = torch.cat([past, x], 1)
     if not x.shape[1]:

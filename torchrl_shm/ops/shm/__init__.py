@@ -2,7 +2,7 @@
 
 `scan` and `step` check their arguments and hand over to a backend, which `dispatch` chooses.
 `reference` is the definition. `operator` makes the fast backends (`chunked`, `numba_scan`,
-`triton_scan`) one operator of torch.
+`triton_scan`) one operator of torch; `backend` says what such a backend is.
 """
 
 from torchrl_shm.ops.shm.dispatch import Backend, StepBackend

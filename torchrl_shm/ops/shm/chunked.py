@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK = 8
+from torchrl_shm.ops.shm.backend import STORE, Options, Vectors
+
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -21,35 +22,24 @@ def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
     return None
 
 
-def num_checkpoints(steps: int) -> int:
-    """Count the states that `forward` saves."""
-    return -(-steps // _CHUNK)
-
-
 def forward(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     memory: Tensor,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    steps = theta.shape[1]
-    theta, vc, v, k, q = (_time_major(x) for x in (theta, vc, v, k, q))
-    chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=False)
-    for n, t in enumerate(range(0, steps, _CHUNK)):
+    """Run the recurrence, see `FastBackend`."""
+    y = torch.empty_like(vectors.v, memory_format=torch.contiguous_format)
+    steps = y.shape[1]
+    vectors = vectors.map(_time_major)
+    chunk = _Chunk(vectors, is_init, options.clamp, mark_unclamped=False)
+    for n, t in enumerate(range(0, steps, STORE)):
         if len(checkpoints):
             checkpoints[n] = memory
         states, gates = chunk.replay(t, memory)
-        products = torch.mul(states[1:], _columns(q, t), out=gates)
-        y[:, t : t + _CHUNK] = products.sum(-1).transpose(0, 1)
+        products = torch.mul(states[1:], _columns(vectors.q, t), out=gates)
+        y[:, t : t + STORE] = products.sum(-1).transpose(0, 1)
         memory = states[-1]
     return y, memory.clone(memory_format=torch.contiguous_format)
 
@@ -57,25 +47,20 @@ def forward(
 def backward(
     dy: Tensor,
     dmemory: Tensor,
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the adjoint of the recurrence; return the gradients of theta, vc, v, k, q and memory."""
-    dy, theta, vc, v, k, q = (_time_major(x) for x in (dy, theta, vc, v, k, q))
-    dtheta, dvc, dv, dk, dq = (torch.empty_like(dy) for _ in range(5))
-    chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=clamp is not None)
+) -> tuple[Vectors, Tensor]:
+    """Run the adjoint of the recurrence, see `FastBackend`."""
+    dy, vectors = _time_major(dy), vectors.map(_time_major)
+    theta, vc, v, k, q = vectors
+    grads = dtheta, dvc, dv, dk, dq = Vectors(*(torch.empty_like(dy) for _ in range(5)))
+    chunk = _Chunk(vectors, is_init, options.clamp, mark_unclamped=options.clamp is not None)
     # adjoint[s + 1] belongs to the state that step s writes, adjoint[0] to the entering one
     buffer = torch.empty_like(chunk.states)
     buffer[0] = dmemory
-    for n, t in reversed(list(enumerate(range(0, len(theta), _CHUNK)))):
+    for n, t in reversed(list(enumerate(range(0, len(theta), STORE)))):
         states, gates = chunk.replay(t, checkpoints[n])
         adjoint = buffer[: len(states)]
         torch.mul(_rows(dy, t), _columns(q, t), out=adjoint[1:])
@@ -102,8 +87,7 @@ def backward(
         x.mul_(4)  # 2 * sigmoid(2 * z) has the derivative 4 * sigmoid'(2 * z)
         if is_init is not None:
             x.masked_fill_(is_init.T.unsqueeze(-1), 0)  # these gates met no memory
-    dtheta, dvc, dv, dk, dq = (_time_major(x) for x in (dtheta, dvc, dv, dk, dq))
-    return dtheta, dvc, dv, dk, dq, buffer[0].clone()
+    return grads.map(_time_major), buffer[0].clone()
 
 
 class _Chunk:
@@ -118,17 +102,14 @@ class _Chunk:
 
     def __init__(
         self,
-        theta: Tensor,
-        vc: Tensor,
-        v: Tensor,
-        k: Tensor,
+        vectors: Vectors,
         is_init: Tensor | None,
         clamp: float | None,
         mark_unclamped: bool,
     ) -> None:
-        (steps, batch, size), bits = theta.shape, _BITS[theta.dtype]
-        self.vectors, self.clamp = (theta, vc, v, k), clamp
-        self.states = theta.new_empty(min(steps, _CHUNK) + 1, batch, size, size)
+        (steps, batch, size), bits = vectors.theta.shape, _BITS[vectors.theta.dtype]
+        self.vectors, self.clamp = vectors, clamp
+        self.states = vectors.theta.new_empty(min(steps, STORE) + 1, batch, size, size)
         self.gates = torch.empty_like(self.states[1:])
         self.spare = torch.empty_like(self.states[0])
         self.keep = None if is_init is None else is_init.T[..., None, None].to(bits) - 1
@@ -136,7 +117,7 @@ class _Chunk:
 
     def replay(self, start: int, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Run the chunk that begins at step `start` with `memory`; return its states and gates."""
-        theta, vc, v, k = self.vectors
+        theta, vc, v, k, _ = self.vectors
         gates = self.gates[: len(theta) - start]
         states = self.states[: len(gates) + 1]
         states[0] = memory
@@ -170,8 +151,8 @@ def _time_major(x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor, start: int) -> Tensor:
-    return x[start : start + _CHUNK].unsqueeze(-1)
+    return x[start : start + STORE].unsqueeze(-1)
 
 
 def _columns(x: Tensor, start: int) -> Tensor:
-    return x[start : start + _CHUNK].unsqueeze(-2)
+    return x[start : start + STORE].unsqueeze(-2)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from torchrl_shm.ops.shm import operator
+from torchrl_shm.ops.shm.backend import load
 
 Backend = Literal["auto", "reference", "chunked", "numba", "triton"]
 """Names of the backends of `shm_scan`; `"auto"` picks the fastest that can run."""
@@ -89,7 +89,7 @@ def fuses_step(backend: str, inputs: tuple[Tensor, ...], records: bool) -> bool:
 
 
 def _refusal(name: str, device: torch.device, dtype: torch.dtype, size: int) -> str | None:
-    return operator.load(name).refuse(device, dtype, int(size))
+    return load(name).refuse(device, dtype, int(size))
 
 
 @cache

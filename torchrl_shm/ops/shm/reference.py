@@ -8,18 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrl_shm.ops.shm.backend import Vectors
+
 
 def scan(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
-    memory: Tensor,
-    is_init: Tensor | None,
-    clamp: float | None,
+    vectors: Vectors, memory: Tensor, is_init: Tensor | None, clamp: float | None
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
+    theta, vc, v, k, q = vectors
     outputs: list[Tensor] = []
     for t in range(theta.shape[1]):
         if is_init is not None:

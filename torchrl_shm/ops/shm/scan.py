@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from torchrl_shm.ops.checks import check_is_init
-from torchrl_shm.ops.shm import operator, reference
+from torchrl_shm.ops.shm import reference
+from torchrl_shm.ops.shm.backend import Vectors
 from torchrl_shm.ops.shm.checks import check, check_segments
 from torchrl_shm.ops.shm.dispatch import Backend, choose
+from torchrl_shm.ops.shm.operator import needs_gradient, scan_op
 
 
 def shm_scan(
@@ -73,21 +75,16 @@ def shm_scan(
         >>> y.shape, memory.shape
         (torch.Size([2, 7, 4]), torch.Size([2, 4, 4]))
     """
-    start = check(theta, vc, v, k, q, memory, clamp, ndim=3)
-    if is_init is not None:
-        check_is_init(is_init, theta)
-    if segments is not None:
-        check_segments(segments, clamp)
-    inputs = (theta, vc, v, k, q, start)
-    name = choose(backend, inputs)
-    dtype = theta.dtype
-    theta, vc, v, k, q = (x.to(start.dtype) for x in inputs[:5])
+    vectors = Vectors(theta, vc, v, k, q)
+    start = check(vectors, memory, clamp, ndim=3)
+    check_is_init(is_init, theta)
+    check_segments(segments, clamp)
+    name = choose(backend, (*vectors, start))
+    vectors = Vectors(*(x.to(start.dtype) for x in vectors))
     if name == "reference":
-        y, final = reference.scan(theta, vc, v, k, q, start, is_init, clamp)
+        y, final = reference.scan(vectors, start, is_init, clamp)
     else:
-        save = operator.needs_gradient(*inputs)
         bound = None if clamp is None else float(clamp)
-        y, final, _ = operator.scan(
-            theta, vc, v, k, q, start, is_init, bound, fast_gate, segments, name, save
-        )
-    return y.to(dtype), final
+        save = needs_gradient(*vectors, start)
+        y, final, _ = scan_op(*vectors, start, is_init, bound, fast_gate, segments, name, save)
+    return y.to(theta.dtype), final
