@@ -1,4 +1,4 @@
-"""What the scan refuses before anything runs; each message names the value and the fix."""
+"""Checks of the arguments of scan and step; each message names the value and the fix."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A fast scan in plain torch, on any device, with its own backward.
 
-The state is kept once per chunk of steps and the backward replays each chunk from there. Buffers
-of matrices are time-major, `[C, B, H, H]`, and serve every chunk, so only the checkpoints grow
-with T. The gate `1 + tanh(z)` is computed as `2 * sigmoid(2 * z)`: on CPU several times faster,
-and more accurate near 0.
+The state is stored once per chunk of C = `STORE` steps and the backward replays each chunk from
+there. Buffers of matrices are time-major, `[C, B, H, H]`, and are reused by every chunk, so only
+the checkpoints grow with T. The gate `1 + tanh(z)` is computed as `2 * sigmoid(2 * z)`: on CPU
+several times faster, and more accurate near 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
-    """Say why it cannot scan such tensors here: it always can."""
+    """Return None: it can scan any tensors."""
     del device, dtype, size
     return None
 
@@ -91,12 +91,12 @@ def backward(
 
 
 class _Chunk:
-    """The recurrence over one chunk of steps, in buffers that serve every chunk.
+    """The recurrence over one chunk of steps, in buffers that every chunk reuses.
 
     Attributes:
         states: `[C + 1, B, H, H]`, the entering state, then what each step wrote.
         gates: `[C, B, H, H]`, halved: the factor 2 is applied where they are.
-        keep: `[T, B, 1, 1]`, selects the rows that no reset clears.
+        keep: `[T, B, 1, 1]`, selects the memories that no reset clears.
         unclamped: `[C, B, H, H]`, selects the elements that the clamp let through.
     """
 
@@ -137,16 +137,16 @@ class _Chunk:
 
 
 def _select(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-    """Take `x` where `mask` is -1, all bits set, and 0 where it is 0, even from NaN and inf.
+    """Take `x` where `mask` is -1, with all bits set, and 0 where it is 0, even of NaN and inf.
 
-    On the bits, because that vectorizes: `torch.where` with a mask costs five times as much on CPU.
+    It works on bits because that vectorizes: `torch.where` costs five times as much on CPU.
     """
     torch.bitwise_and(x.view(mask.dtype), mask, out=out.view(mask.dtype))
     return out
 
 
 def _time_major(x: Tensor) -> Tensor:
-    """`[B, T, H]` to `[T, B, H]` and back; contiguous, for matmul is slow on expanded views."""
+    """`[B, T, H]` to `[T, B, H]` and back; contiguous, because matmul is slow on expanded views."""
     return x.transpose(0, 1).contiguous()
 
 

@@ -1,7 +1,7 @@
 """The scan on CPU, compiled by numba: one pass over the matrix per step, which stays in the cache.
 
-Each sequence is worked on by one thread, of torch's number. The columns are padded to whole vector
-registers. Compiled at the first call, in seconds, and cached on disk for later processes.
+Sequences are spread over as many threads as torch uses. The columns are padded to whole vector
+registers. Compilation takes seconds at the first call and is cached on disk for later processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchrl_shm.ops.shm.backend import STORE, Options, Vectors
 
-# elements times steps for which one more thread is worth starting
+# elements times steps that are worth one more thread
 _PER_THREAD = 1 << 20
 
 
@@ -89,7 +89,7 @@ def _run(
     if threads <= 1:
         kernel(0, batch, STORE, bound, *arrays)
         return
-    # the kernels release the GIL; numba's own threads would neither bear a fork of the process nor
+    # the kernels release the GIL. numba's own threads survive neither a fork of the process nor
     # calls from several threads, and do not follow torch.set_num_threads
     edges = [batch * n // threads for n in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:

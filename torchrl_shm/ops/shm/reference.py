@@ -1,6 +1,7 @@
-"""The definition of truth: the equations, one line each, in a loop over time.
+"""The definition: the equations, one line each, in a loop over time.
 
-Slow and differentiable any number of times; every other backend is tested against it in float64.
+It is slow and can be differentiated any number of times. Every other backend is tested against it
+in float64.
 """
 
 from __future__ import annotations

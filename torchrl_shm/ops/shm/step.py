@@ -35,10 +35,10 @@ def shm_step(
         memory: memory of shape `[..., H, H]`, or `None` for zeros.
         clamp: bound on `|M|` after the write; `None` for no bound.
         backend: `"reference"`, plain operations of torch; `"triton"`, one kernel, without
-            gradients; or `"auto"`, the kernel on CUDA where no gradient is recorded.
+            gradients; or `"auto"`, the kernel on CUDA if no gradient is recorded.
         fast_gate: as in `shm_scan`.
-        inplace: write the new memory over `memory` and return that, for one that is not needed any
-            more. No shape, stride or address changes, so a CUDA graph can replay the call.
+        inplace: write the new memory into `memory` and return that tensor. Its shape, strides and
+            address stay the same, so a CUDA graph can replay the call.
 
     Returns:
         The output `[..., H]` and the new memory `[..., H, H]`; dtypes as in `shm_scan`.
@@ -46,8 +46,8 @@ def shm_step(
     Raises:
         ValueError: a shape does not fit, `clamp` is not positive, or `inplace` without a memory.
         TypeError: a dtype is not supported.
-        RuntimeError: tensors are on different devices, the kernel cannot run here, or it or
-            `inplace` is asked for while gradients are recorded.
+        RuntimeError: tensors are on different devices, `"triton"` cannot run here, or gradients are
+            recorded with `"triton"` or `inplace`.
 
     Examples:
         >>> import torch

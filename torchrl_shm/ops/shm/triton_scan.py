@@ -34,7 +34,7 @@ _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 @cache
 def _kernels() -> Any:
-    # triton is imported when the first kernel runs
+    # imports triton, so not before the first kernel runs
     return import_module("torchrl_shm.ops.shm.triton_kernels")
 
 
@@ -151,8 +151,8 @@ class _Run:
         length: steps per segment of time.
         count: number of segments.
         rows: rows per tile of the forward kernels.
-        is_init: the reset flags as bytes; any tensor where there are none.
-        clamp: the bound; any number where there is none.
+        is_init: the reset flags as bytes; if there are none, any tensor, which is not read.
+        clamp: the bound; if there is none, any number, which is not read.
         clamped: whether there is a bound.
         constants: the compile-time arguments that all kernels have.
     """
