@@ -119,6 +119,8 @@ def test_two_calls_are_bit_equal_under_autocast_too(backend: Backend) -> None:
 
 
 @every
+# of numpy, on which the interpreter of triton computes
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize(
     ("value", "reset", "clamp"),
     [(float("nan"), STORE, None), (float("nan"), 10, 1.5), (float("inf"), 5, None)],
@@ -381,7 +383,7 @@ def test_is_an_operator_of_torch(backend: Backend) -> None:
 
 
 @every
-@pytest.mark.parametrize("batched", [NAMES, NAMES[:2], ("memory",)], ids=str)
+@pytest.mark.parametrize("batched", [NAMES[:5], ("memory",)], ids=str)
 def test_vmap(backend: Backend, batched: tuple[str, ...]) -> None:
     dtype, tolerance = precise(backend)
     inputs, is_init = make(3 * 2, 9, 3, dtype, backend)

@@ -87,11 +87,15 @@ def test_takes_a_thirtieth_of_the_memory_of_the_loop(shape: tuple[int, int, int]
     assert 0 < 30 * ours <= theirs
 
 
-@pytest.mark.parametrize(("segments", "resets"), [(2, True), (3, False), (7, True)])
+@pytest.mark.parametrize(("segments", "resets"), [(2, False), (7, True)])
 def test_segments_of_time(segments: int, resets: bool) -> None:
     inputs, is_init = make(2, 37, 5)
     check_float32(inputs, is_init if resets else None, None, "triton", segments)
-    first, second = (run(inputs, is_init, None, "triton", segments) for _ in range(2))
+
+
+def test_two_calls_with_segments_are_bit_equal() -> None:
+    inputs, is_init = make(2, 13, 18)
+    first, second = (run(inputs, is_init, None, "triton", 2) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
