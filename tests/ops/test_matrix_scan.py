@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.ops._helpers import SINGLE, Sizes, agree
 from torchrl_shm.ops import delta_scan, gated_scan
 
 Results = tuple[Tensor, ...]
@@ -108,19 +108,6 @@ def run(function: Callable[..., Results], inputs: Inputs, is_init: Tensor | None
     return [*results, *grads]
 
 
-def agree(
-    actual: list[Tensor], expected: list[Tensor], inputs: Inputs, values: float, gradients: float
-) -> None:
-    names = ["y", *["m"] * (len(actual) - len(inputs) - 2), "memory", *inputs]
-    for n, (name, x, y) in enumerate(zip(names, actual, expected, strict=True)):
-        assert x.shape == y.shape, name
-        if y.any():
-            difference = float((x.double() - y).detach().norm() / y.detach().norm())
-            assert difference <= (gradients if n >= len(names) - len(inputs) else values), name
-        else:
-            assert not x.any(), name
-
-
 @every
 @pytest.mark.parametrize(
     ("batch", "steps", "resets"),
@@ -133,7 +120,7 @@ def test_against_loop(scan: str, steps: int, batch: int, resets: bool) -> None:
     inputs, is_init = make(scan, (batch, steps, 4, 5))
     is_init = is_init if resets else None
     actual, expected = (run(f, inputs, is_init) for f in SCANS[scan])
-    agree(actual, expected, inputs, 1e-10, 1e-10)
+    agree(actual, expected, len(inputs))
 
 
 @every
@@ -143,7 +130,7 @@ def test_resets_at_the_seams(scan: str, first: list[int]) -> None:
     is_init[:] = False
     is_init[:, list(first)] = True
     actual, expected = (run(f, inputs, is_init) for f in SCANS[scan])
-    agree(actual, expected, inputs, 1e-10, 1e-10)
+    agree(actual, expected, len(inputs))
 
 
 @every
@@ -157,7 +144,7 @@ def test_single_precision(scan: str, shape: tuple[int, int, int, int], resets: b
     wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
     actual = run(SCANS[scan][0], inputs, is_init)
     assert {x.dtype for x in actual} == {torch.float32}
-    agree(actual, run(SCANS[scan][1], wide, is_init), inputs, 5e-6, 5e-5)
+    agree(actual, run(SCANS[scan][1], wide, is_init), len(inputs), *SINGLE)
 
 
 @every
@@ -210,8 +197,7 @@ def test_large_gates_stay_finite(size: float, dtype: torch.dtype) -> None:
     assert all(x.isfinite().all() for x in actual)
     wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
     expected = run(gated_loop, wide, is_init)
-    single = dtype == torch.float32
-    agree(actual, expected, inputs, *((5e-6, 5e-5) if single else (1e-10, 1e-10)))
+    agree(actual, expected, len(inputs), *(SINGLE if dtype == torch.float32 else ()))
 
 
 def test_a_closed_gate_takes_no_digits_from_what_follows() -> None:
@@ -219,7 +205,7 @@ def test_a_closed_gate_takes_no_digits_from_what_follows() -> None:
     with torch.no_grad():
         inputs["log_decay"][:, 3] = -1e5
     wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
-    agree(run(gated_scan, inputs, None), run(gated_loop, wide, None), inputs, 5e-6, 5e-5)
+    agree(run(gated_scan, inputs, None), run(gated_loop, wide, None), len(inputs), *SINGLE)
 
 
 def test_stabilizer_does_not_change_the_memory() -> None:
@@ -426,28 +412,11 @@ def test_makes_nothing_on_another_device(scan: str, resets: bool) -> None:
     assert {x.device.type for x in results} == {"meta"}
 
 
-class _Sizes(TorchDispatchMode):
-    """Remembers the largest tensor that an operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, Tensor):
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.itemsize)
-        return result
-
-
 @every
 def test_no_memory_per_step_is_made(scan: str) -> None:
     batch, steps, size = 2, 320, 24
     inputs, is_init = make(scan, (batch, steps, size, size))
-    with _Sizes() as sizes:
+    with Sizes() as sizes:
         run(SCANS[scan][0], inputs, is_init)
     # a matrix per chunk, vectors of key and value per step, a chunk times a chunk
     assert sizes.largest <= batch * steps * max(size * size // 32, 2 * size, 32)

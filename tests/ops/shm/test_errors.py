@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.ops._helpers import device_of
 from torchrl_shm.ops import shm_scan, shm_step
 
 VECTORS = ("theta", "vc", "v", "k", "q")
@@ -116,7 +117,8 @@ def test_unknown_backend(operation: Any) -> None:
 
 @pytest.mark.parametrize("backend", ["numba", "triton"])
 def test_backend_that_cannot_run(backend: Any) -> None:
-    doubles = {name: torch.randn(2, 5, 3).double() for name in VECTORS}
+    options: Any = {"dtype": torch.float64, "device": device_of(backend)}
+    doubles = {name: torch.randn(2, 5, 3, **options) for name in VECTORS}
     message = f"backend='{backend}' computes in float32, the inputs are float64; use 'chunked'"
     with pytest.raises(RuntimeError, match=message):
         shm_scan(**doubles, backend=backend)
@@ -129,7 +131,7 @@ def test_backend_that_cannot_run(backend: Any) -> None:
 
 def test_memory_too_large_for_the_kernels() -> None:
     with pytest.raises(RuntimeError, match=r"up to 256 x 256, H is 257; use 'chunked'"):
-        shm_scan(**{name: torch.zeros(1, 1, 257) for name in VECTORS}, backend="triton")
+        shm_scan(*5 * [torch.zeros(1, 1, 257, device=device_of("triton"))], backend="triton")
 
 
 def test_segments() -> None:
