@@ -1,4 +1,4 @@
-"""Checks of options that all rooms use; each message names the value and the choices."""
+"""Checks of options for the whole package; each message names the value and the choices."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, get_args
 
 
 def check_option(name: str, value: object, literal: Any) -> None:
-    """Refuse a value that is none of a `Literal`'s."""
+    """Raise ValueError unless a value is one of a `Literal`."""
     options = get_args(literal)
     if value not in options:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {options}")
 
 
 def check_count(name: str, value: float, smallest: int = 1) -> None:
-    """Raise ValueError unless an argument is a whole number and large enough."""
+    """Raise ValueError unless an argument is a whole number of at least `smallest`."""
     if not isinstance(value, Integral):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < smallest:

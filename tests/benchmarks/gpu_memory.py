@@ -1,10 +1,10 @@
-"""Count, not measure: the memory that the CUDA scan takes beside that of the authors' loop.
+"""Count, without a GPU, the memory that the CUDA scan and the authors' loop take.
 
 python -m tests.benchmarks.gpu_memory
 
 Both run forward and backward on torch's meta device, where tensors have sizes and no contents, so
-any machine can count at the sizes of a GPU. Counted is the largest sum of all tensors that live at
-once, beside the inputs; the CUDA kernels, which allocate nothing, are not launched.
+any machine can count at the sizes of a GPU. The result is the largest sum of all tensors that are
+alive at once, without the inputs. The CUDA kernels allocate nothing and are not launched.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from torch.utils._pytree import tree_leaves
 from tests.benchmarks._measure import table
 from tests.benchmarks.scan import loop, train
 from torchrl_shm.ops.shm import triton_scan
+from torchrl_shm.ops.shm.backend import STORE, Options, Vectors
 
 SHAPES = [(64, 1024, 128), (512, 1024, 64)]
-# where vectors weigh more than states
+# where vectors take more memory than states
 SHORT = (64, 75, 24)
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed."""
+    """Adds up the storages that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,14 +40,14 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        inputs = {x.untyped_storage()._cdata for x in tree_leaves(args) if isinstance(x, Tensor)}
+        inputs = {_key(x) for x in tree_leaves(args) if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if not isinstance(tensor, Tensor):
                 continue
             storage = tensor.untyped_storage()
-            key = storage._cdata
-            # views share what they are made of
+            key = _key(tensor)
+            # views share the storage of their base
             if key in inputs or key in self._known:
                 continue
             self._known.add(key)
@@ -60,8 +61,12 @@ class _Counter(TorchDispatchMode):
         self.live -= size
 
 
+def _key(x: Tensor) -> int:
+    return x.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+
+
 class _NoKernels:
-    """In the place of the module of kernels."""
+    """Replaces the module of the kernels."""
 
     def __getattr__(self, name: str) -> Any:
         return _NoKernel()
@@ -73,21 +78,20 @@ class _NoKernel:
 
 
 def ours(inputs: list[Tensor]) -> object:
-    """What the operator does with the backend, forward and backward."""
+    """What the operator calls of the backend, forward and backward."""
     *vectors, memory = (x.detach() for x in inputs)
-    count = triton_scan.num_checkpoints(vectors[0].shape[1])
-    checkpoints = memory.new_empty(count, *memory.shape)
-    options = (None, None, False, None, checkpoints)
+    vectors, options = Vectors(*vectors), Options()
+    checkpoints = memory.new_empty(-(-vectors.v.shape[1] // STORE), *memory.shape)
     with patch.object(triton_scan, "_kernels", _NoKernels):
-        y, final = triton_scan.forward(*vectors, memory, *options)
+        y, final = triton_scan.forward(vectors, memory, None, options, checkpoints)
         grads = triton_scan.backward(
-            torch.empty_like(y), torch.empty_like(final), *vectors, *options
+            torch.empty_like(y), torch.empty_like(final), vectors, None, options, checkpoints
         )
     return y, final, grads
 
 
 def count_bytes(run: Callable[[list[Tensor]], object], shape: tuple[int, int, int]) -> int:
-    """Largest number of bytes beside the inputs during a run.
+    """Largest number of bytes during a run, without the inputs.
 
     Args:
         run: called with the five vectors `[B, T, H]` and the memory `[B, H, H]`.

@@ -3,10 +3,10 @@
 python -m tests.benchmarks.gpu_model
 
 Compiles the kernels for sm_90 on any machine and counts what one pass through the main loop
-issues. Per clock, a multiprocessor issues 4 warp instructions, of which half a special function and
-one that exchanges or moves data. The largest of the three bounds the time; latencies, waits and
-memory traffic are left out, so a real GPU is slower. The limits that shares refer to are those of
-`tests.benchmarks.scan`: one special function per element forward, 13 float instructions backward.
+issues. Per clock, a multiprocessor issues 4 warp instructions, but only half a special function and
+one instruction that exchanges or moves data. The largest of the three bounds the time; latencies,
+waits and memory traffic are left out, so a real GPU is slower. The shares are those of the limits
+in `tests.benchmarks.scan`: one special function per element forward, 13 float instructions backward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import subprocess
 import sys
 
 from tests.benchmarks._measure import table
-from torchrl_shm.ops.shm.tiles import STORE
+from torchrl_shm.ops.shm.backend import STORE
+from torchrl_shm.ops.shm.tiles import WARPS
 
 # warp instructions per clock and multiprocessor
 _ISSUE, _SPECIAL, _EXCHANGE = 4.0, 0.5, 1.0
@@ -43,8 +44,8 @@ def main() -> None:
         forward = "rows" in kernel
         lines = kernel["rows" if forward else "columns"]
         steps = 1 if forward else kernel["chunk"]
-        elements = lines * kernel["width"] * steps / (32 * kernel["warps"])
-        # backward, half of the steps between stored states, on average, before a chunk begins
+        elements = lines * kernel["width"] * steps / (32 * WARPS)
+        # backward, on average half of the steps between stored states come before the chunk
         replayed = (STORE - steps) / 2
         clocks: dict[str, float] = {}
         for bound, key, rate in (
@@ -59,7 +60,7 @@ def main() -> None:
         rows.append(
             [
                 f"{name.split('_')[1]}, {kernel['gate']}", str(kernel["width"]),
-                tile if kernel["warps"] == 1 else f"{tile}, {kernel['warps']} warps",
+                tile,
                 f"{kernel['registers']}, {kernel['spill_bytes']} B",
                 " / ".join(f"{value:.2f}" for value in clocks.values()),
                 f"{_LIMITS[name] / clocks[bound]:.0%} ({bound})",

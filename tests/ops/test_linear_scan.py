@@ -1,4 +1,4 @@
-"""The linear scan against one step after the other, on both of its ways."""
+"""The linear scan against a loop over the steps, in both of its ways."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tests.ops._helpers import error
+from tests.ops._helpers import SINGLE, agree, error
 from torchrl_shm.ops import linear_scan
 
 NAMES = ("a", "b", "state")
 REAL, COMPLEX = torch.float64, torch.complex128
-STEPS = (0, 1, 7, 8, 9, 31, 32, 33, 100)
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
-@pytest.fixture(params=["in order", "in pieces"])
+@pytest.fixture(params=["in order", "in chunks"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every sequence goes the same way, however short or wide it is."""
-    # the module hides behind its function
+    """Every sequence is scanned in the same way, however short or wide it is."""
+    # the name in the package is that of the function, which hides the module
     module = sys.modules["torchrl_shm.ops.linear_scan"]
     monkeypatch.setattr(module, "_SHORT", 0)
     monkeypatch.setattr(module, "_WIDE", 0 if request.param == "in order" else 10**9)
 
 
 both = pytest.mark.usefixtures("way")
-# dynamo itself makes an instance of every autograd function, and torch warns of that
+# dynamo instantiates every autograd function, of which torch warns
 compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
@@ -70,51 +69,49 @@ def run(scan: Any, inputs: list[Tensor], is_init: Tensor | None = None) -> list[
     return [*results, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
 
 
-def agree(actual: list[Tensor], expected: list[Tensor], values: float, gradients: float) -> None:
-    for name, x, y in zip(("states", "last", *NAMES), actual, expected, strict=True):
-        assert x.shape == y.shape, name
-        assert x.is_complex() == y.is_complex(), name
-        if y.any():
-            difference = float((x - y).detach().norm() / y.detach().norm())
-            assert difference <= (gradients if name in NAMES else values), name
-        else:
-            assert not x.any(), name
-
-
 @both
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("batch", [0, 1, 3])
-@pytest.mark.parametrize("steps", STEPS)
-def test_against_loop(steps: int, batch: int, resets: bool) -> None:
-    inputs, is_init = make((batch, steps, 4))
-    is_init = is_init if resets else None
-    agree(run(linear_scan, inputs, is_init), run(loop, inputs, is_init), 1e-10, 1e-10)
-
-
-@both
-@pytest.mark.parametrize("dtypes", [(REAL, REAL), (REAL, COMPLEX), (COMPLEX, COMPLEX)], ids=str)
-@pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize(
-    "factors",
-    [(a, b, c, d) for a in (1, 2) for b in (1, 11) for c in (1, 3) for d in (1, 5)],
-    ids=str,
+    ("shape", "resets"),
+    [
+        ((3, 0, 4), True), ((0, 9, 4), True), ((1, 1, 4), True), ((3, 7, 4), False),
+        ((3, 9, 4), True), ((1, 32, 4), True), ((3, 33, 4), False), ((3, 100, 4), True),
+        ((3, 20), True),
+    ],
+)  # fmt: skip
+def test_against_loop(shape: tuple[int, ...], resets: bool) -> None:
+    inputs, is_init = make(shape)
+    is_init = is_init if resets else None
+    agree(run(linear_scan, inputs, is_init), run(loop, inputs, is_init), 3)
+
+
+@both
+@pytest.mark.parametrize(
+    ("factors", "dtypes", "resets"),
+    [
+        ((1, 1, 1, 1), (REAL, REAL), True),
+        ((2, 1, 3, 1), (COMPLEX, COMPLEX), False),
+        ((1, 11, 1, 5), (REAL, COMPLEX), True),
+        ((2, 11, 1, 1), (COMPLEX, COMPLEX), True),
+        ((1, 1, 3, 5), (REAL, COMPLEX), True),
+        ((2, 11, 3, 5), (COMPLEX, COMPLEX), True),
+    ],
 )
 def test_factors_broadcast(factors: tuple[int, ...], resets: bool, dtypes: Any) -> None:
     inputs, is_init = make((2, 11, 3, 5), factors, dtypes)
     is_init = is_init if resets else None
-    agree(run(linear_scan, inputs, is_init), run(loop, inputs, is_init), 1e-10, 1e-10)
+    agree(run(linear_scan, inputs, is_init), run(loop, inputs, is_init), 3)
 
 
 @both
-def test_one_number_per_step() -> None:
-    inputs, is_init = make((3, 20))
-    agree(run(linear_scan, inputs, is_init), run(loop, inputs, is_init), 1e-10, 1e-10)
-
-
-@both
-@pytest.mark.parametrize("constant", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-@pytest.mark.parametrize("shape", [(3, 29, 11), (2, 100, 24), (1, 1024, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "constant"),
+    [
+        ((3, 29, 11), torch.float32, False),
+        ((2, 100, 24), torch.complex64, True),
+        ((1, 1024, 8), torch.float32, True),
+        ((1, 1024, 8), torch.complex64, False),
+    ],
+)
 def test_single_precision(shape: tuple[int, ...], dtype: torch.dtype, constant: bool) -> None:
     factors = (1, 1, shape[2]) if constant else None
     inputs, is_init = make(shape, factors, (dtype, dtype))
@@ -122,12 +119,14 @@ def test_single_precision(shape: tuple[int, ...], dtype: torch.dtype, constant: 
     expected = run(loop, [x.requires_grad_() for x in wide], is_init)
     actual = run(linear_scan, inputs, is_init)
     assert {x.dtype for x in actual} == {dtype}
-    agree(actual, expected, 5e-6, 5e-5)
+    agree(actual, expected, 3, *SINGLE)
 
 
 @both
-@pytest.mark.parametrize("factors", [(2, 11, 3), (1, 1, 3), (2, 11, 1)], ids=str)
-@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+@pytest.mark.parametrize(
+    ("factors", "dtype"),
+    [((2, 11, 3), COMPLEX), ((1, 1, 3), REAL), ((1, 1, 3), COMPLEX), ((2, 11, 1), REAL)],
+)
 def test_gradcheck(dtype: torch.dtype, factors: tuple[int, ...]) -> None:
     inputs, is_init = make((2, 11, 3), factors, (dtype, dtype))
     is_init[0, 4] = is_init[1, 0] = True
@@ -137,8 +136,7 @@ def test_gradcheck(dtype: torch.dtype, factors: tuple[int, ...]) -> None:
 
 
 @both
-@pytest.mark.parametrize("factors", [(1, 5, 2), (1, 1, 2)], ids=str)
-@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+@pytest.mark.parametrize(("factors", "dtype"), [((1, 5, 2), COMPLEX), ((1, 1, 2), REAL)])
 def test_gradgradcheck(dtype: torch.dtype, factors: tuple[int, ...]) -> None:
     inputs, _ = make((1, 5, 2), factors, (dtype, dtype))
     is_init = torch.tensor([[False, False, True, False, False]])
@@ -159,18 +157,23 @@ def test_gradient_of_one_input(needed: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("factors", [(2, 20, 4), (1, 20, 1)], ids=str)
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("reset", [0, 5, 6, 11])
+@pytest.mark.parametrize(
+    ("factors", "value", "dtype", "reset"),
+    [
+        ((2, 20, 4), float("nan"), REAL, 0),
+        ((2, 20, 4), float("inf"), COMPLEX, 5),
+        ((1, 20, 1), float("nan"), COMPLEX, 6),
+        ((1, 20, 1), float("inf"), REAL, 11),
+    ],
+)
 def test_nothing_passes_a_reset(
     factors: tuple[int, ...], value: float, dtype: torch.dtype, name: str, reset: int
 ) -> None:
     """NaN and inf before it reach neither the values after it nor their gradients."""
     inputs, is_init = make((2, 20, 4), factors, (dtype, dtype))
     is_init[:] = False
-    # of row 1, too, for it may share the factors
+    # in both sequences, because they may share the factors
     is_init[:, reset] = True
 
     def after(inputs: list[Tensor]) -> list[Tensor]:
@@ -181,14 +184,14 @@ def test_nothing_passes_a_reset(
         return [last, *kept, grads[2]] if name != "a" and reset == 0 else [last, *kept]
 
     expected = after(inputs)
-    spoilt = [x.detach().clone().requires_grad_() for x in inputs]
+    spoiled = [x.detach().clone().requires_grad_() for x in inputs]
     with torch.no_grad():
-        x = spoilt[NAMES.index(name)]
+        x = spoiled[NAMES.index(name)]
         x[:, : x.shape[1] if name == "state" else reset] = value
     if name == "state" or reset:
-        states, _ = linear_scan(*spoilt, is_init)
+        states, _ = linear_scan(*spoiled, is_init)
         assert reset == 0 or not states[:, :reset].isfinite().all()
-    for x, y in zip(after(spoilt), expected, strict=True):
+    for x, y in zip(after(spoiled), expected, strict=True):
         assert x.isfinite().all()
         assert_close(x, y, **EXACT)
 
@@ -202,10 +205,10 @@ def test_no_gradient_passes_a_reset(name: str, reset: int) -> None:
     is_init[:] = False
     is_init[0, reset] = True
     expected = run(linear_scan, inputs, is_init)
-    spoilt = [x.detach().clone().requires_grad_() for x in inputs]
+    spoiled = [x.detach().clone().requires_grad_() for x in inputs]
     with torch.no_grad():
-        spoilt[NAMES.index(name)][0, reset] = float("nan")
-    for x, y in zip(run(linear_scan, spoilt, is_init)[2:4], expected[2:4], strict=True):
+        spoiled[NAMES.index(name)][0, reset] = float("nan")
+    for x, y in zip(run(linear_scan, spoiled, is_init)[2:4], expected[2:4], strict=True):
         assert_close(x[:, :reset], y[:, :reset], **EXACT)
 
 
@@ -224,7 +227,7 @@ def test_a_gradient_of_nan_stays_in_its_episode() -> None:
 
 
 @both
-@pytest.mark.parametrize("split", [1, 8, 40, 99])
+@pytest.mark.parametrize("split", [1, 40])
 def test_resumes(split: int) -> None:
     inputs, is_init = make((2, 100, 3))
     a, b, state = inputs
@@ -233,19 +236,6 @@ def test_resumes(split: int) -> None:
     second, end = linear_scan(a[:, split:], b[:, split:], middle, is_init[:, split:])
     assert_close(torch.cat([first, second], 1), whole, **EXACT)
     assert_close(end, last, **EXACT)
-
-
-@both
-def test_one_step_at_a_time_is_the_sequence() -> None:
-    (a, b, state), is_init = make((2, 33, 3))
-    whole, last = linear_scan(a, b, state, is_init)
-    steps: list[Tensor] = []
-    for t in range(33):
-        now = slice(t, t + 1)
-        y, state = linear_scan(a[:, now], b[:, now], state, is_init[:, now])
-        steps.append(y)
-    assert_close(torch.cat(steps, 1), whole, **EXACT)
-    assert_close(state, last, **EXACT)
 
 
 def test_starts_from_zeros() -> None:
@@ -303,10 +293,7 @@ def test_saves_arguments_and_states_alone(constant: bool) -> None:
     ("dtypes", "expected"),
     [
         ((torch.bfloat16, torch.bfloat16), torch.float32),
-        ((torch.float32, torch.bfloat16), torch.float32),
         ((torch.float32, torch.float64), torch.float64),
-        ((torch.float64, torch.float32), torch.float64),
-        ((torch.float32, torch.complex64), torch.complex64),
         ((torch.complex64, torch.float32), torch.complex64),
         ((torch.complex64, torch.float64), torch.complex128),
     ],
@@ -322,9 +309,15 @@ def test_widest_dtype_wins(dtypes: Any, expected: torch.dtype) -> None:
 
 
 @both
-@pytest.mark.parametrize("batched", [NAMES, ("a",), ("b",), ("state",)], ids=str)
-@pytest.mark.parametrize("factors", [None, (1, 1, 4)], ids=str)
-@pytest.mark.parametrize("flags", ["none", "shared", "batched"])
+@pytest.mark.parametrize(
+    ("batched", "factors", "flags"),
+    [
+        (NAMES, None, "batched"),
+        (("a",), (1, 1, 4), "shared"),
+        (("b",), (1, 1, 4), "batched"),
+        (("state",), None, "none"),
+    ],
+)
 def test_vmap(batched: tuple[str, ...], factors: tuple[int, ...] | None, flags: str) -> None:
     stacks: list[Tensor] = []
     for name, shape in zip(NAMES, (factors or (2, 11, 4), (2, 11, 4), (2, 4)), strict=True):
@@ -369,9 +362,10 @@ def test_grad_and_jacobian_of_torch_func() -> None:
 
 
 @compiles
-@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 33, 3), (64, 20, 64)], ids=str)
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+@pytest.mark.parametrize(
+    ("shape", "resets", "dtype"),
+    [((2, 5, 3), True, REAL), ((2, 33, 3), False, COMPLEX), ((64, 20, 64), True, REAL)],
+)
 def test_compiles(shape: tuple[int, ...], resets: bool, dtype: torch.dtype) -> None:
     torch.compiler.reset()
     inputs, is_init = make(shape, dtypes=(dtype, dtype))
@@ -390,12 +384,7 @@ def test_errors() -> None:
     resets = torch.zeros(2, 5, dtype=torch.bool)
     linear_scan(a, b, state, resets)
     refuse(ValueError, "a [3] and b [2, 5, 3] must have the same number", a[0, 0], b)
-    refuse(
-        ValueError,
-        "a [1] and b [2] must have the same number of dimensions",
-        a[0, 0, :1],
-        b[:, 0, 0],
-    )
+    refuse(ValueError, "a [1] and b [2] must have the same number", a[0, 0, :1], b[:, 0, 0])
     refuse(ValueError, "a [2, 4, 3] does not broadcast to b [2, 5, 3]", b[:, :4], b)
     refuse(ValueError, "state is [3], expected [2, 3]", a, b, state[0])
     refuse(TypeError, "is_init is torch.float32, expected torch.bool", a, b, state, resets.float())

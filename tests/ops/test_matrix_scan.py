@@ -1,4 +1,4 @@
-"""The scans of matrix memories against one step after the other."""
+"""The scans of matrix memories against a loop over the steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.ops._helpers import SINGLE, Sizes, agree
 from torchrl_shm.ops import delta_scan, gated_scan
 
 Results = tuple[Tensor, ...]
 Inputs = dict[str, Any]
-STEPS = (0, 1, 7, 8, 9, 31, 32, 33, 100)
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 STATE = ("memory", "stabilizer")
 
@@ -92,7 +91,7 @@ SCANS: dict[str, tuple[Callable[..., Results], Callable[..., Results]]] = {
     "delta": (delta_scan, delta_loop),
 }
 every = pytest.mark.parametrize("scan", SCANS)
-# dynamo itself makes an instance of every autograd function, and torch warns of that
+# dynamo instantiates every autograd function, of which torch warns
 compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
@@ -109,54 +108,43 @@ def run(function: Callable[..., Results], inputs: Inputs, is_init: Tensor | None
     return [*results, *grads]
 
 
-def agree(
-    actual: list[Tensor], expected: list[Tensor], inputs: Inputs, values: float, gradients: float
-) -> None:
-    names = ["y", *["m"] * (len(actual) - len(inputs) - 2), "memory", *inputs]
-    for n, (name, x, y) in enumerate(zip(names, actual, expected, strict=True)):
-        assert x.shape == y.shape, name
-        if y.any():
-            difference = float((x.double() - y).detach().norm() / y.detach().norm())
-            assert difference <= (gradients if n >= len(names) - len(inputs) else values), name
-        else:
-            assert not x.any(), name
-
-
 @every
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("batch", [0, 1, 3])
-@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(
+    ("batch", "steps", "resets"),
+    [
+        (3, 0, True), (0, 9, True), (1, 1, True), (3, 7, False), (3, 9, True), (1, 32, True),
+        (3, 33, False), (3, 100, True),
+    ],
+)  # fmt: skip
 def test_against_loop(scan: str, steps: int, batch: int, resets: bool) -> None:
     inputs, is_init = make(scan, (batch, steps, 4, 5))
     is_init = is_init if resets else None
     actual, expected = (run(f, inputs, is_init) for f in SCANS[scan])
-    agree(actual, expected, inputs, 1e-10, 1e-10)
+    agree(actual, expected, len(inputs))
 
 
 @every
-@pytest.mark.parametrize(
-    "first", [[0], [32], [31, 32, 33], [0, 1, 2], [5, 70], range(100)], ids=str
-)
+@pytest.mark.parametrize("first", [[0, 1, 2], [32], [31, 32, 33], range(100)], ids=str)
 def test_resets_at_the_seams(scan: str, first: list[int]) -> None:
     inputs, is_init = make(scan, (1, 100, 3, 2))
     is_init[:] = False
     is_init[:, list(first)] = True
     actual, expected = (run(f, inputs, is_init) for f in SCANS[scan])
-    agree(actual, expected, inputs, 1e-10, 1e-10)
+    agree(actual, expected, len(inputs))
 
 
 @every
 @pytest.mark.parametrize(
-    "shape", [(3, 29, 11, 7), (2, 100, 24, 24), (1, 1024, 8, 8), (1, 1, 1, 1)], ids=str
+    ("shape", "resets"),
+    [((3, 29, 11, 7), True), ((2, 100, 24, 24), False), ((1, 1024, 8, 8), True)],
 )
-@pytest.mark.parametrize("resets", [False, True])
 def test_single_precision(scan: str, shape: tuple[int, int, int, int], resets: bool) -> None:
     inputs, is_init = make(scan, shape, torch.float32)
     is_init = is_init if resets else None
     wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
     actual = run(SCANS[scan][0], inputs, is_init)
     assert {x.dtype for x in actual} == {torch.float32}
-    agree(actual, run(SCANS[scan][1], wide, is_init), inputs, 5e-6, 5e-5)
+    agree(actual, run(SCANS[scan][1], wide, is_init), len(inputs), *SINGLE)
 
 
 @every
@@ -197,8 +185,7 @@ def test_gradgradcheck(scan: str) -> None:
     assert torch.autograd.gradgradcheck(function, [inputs[name] for name in names])
 
 
-@pytest.mark.parametrize("size", [20.0, 80.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "dtype"), [(80.0, torch.float32), (20.0, torch.float64)])
 def test_large_gates_stay_finite(size: float, dtype: torch.dtype) -> None:
     """`exp(80)` is near the end of float32, and a product of two is beyond."""
     inputs, is_init = make("gated", (2, 200, 6, 5), dtype)
@@ -210,8 +197,7 @@ def test_large_gates_stay_finite(size: float, dtype: torch.dtype) -> None:
     assert all(x.isfinite().all() for x in actual)
     wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
     expected = run(gated_loop, wide, is_init)
-    single = dtype == torch.float32
-    agree(actual, expected, inputs, *((5e-6, 5e-5) if single else (1e-10, 1e-10)))
+    agree(actual, expected, len(inputs), *(SINGLE if dtype == torch.float32 else ()))
 
 
 def test_a_closed_gate_takes_no_digits_from_what_follows() -> None:
@@ -219,7 +205,7 @@ def test_a_closed_gate_takes_no_digits_from_what_follows() -> None:
     with torch.no_grad():
         inputs["log_decay"][:, 3] = -1e5
     wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
-    agree(run(gated_scan, inputs, None), run(gated_loop, wide, None), inputs, 5e-6, 5e-5)
+    agree(run(gated_scan, inputs, None), run(gated_loop, wide, None), len(inputs), *SINGLE)
 
 
 def test_stabilizer_does_not_change_the_memory() -> None:
@@ -264,11 +250,13 @@ def test_a_step_with_both_gates_shut_empties_the_memory() -> None:
     assert_close(y[:, 10:], gated_scan(**later)[0], **EXACT)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     ("scan", "name"), [(s, n) for s in SCANS for n in make(s, (1, 1, 1, 1))[0]]
 )
-@pytest.mark.parametrize("reset", [0, 5, 32, 40])
+@pytest.mark.parametrize(
+    ("value", "reset"),
+    [(float("nan"), 0), (float("inf"), 5), (float("inf"), 32), (float("nan"), 40)],
+)
 def test_nothing_passes_a_reset(scan: str, value: float, name: str, reset: int) -> None:
     """NaN and inf before it reach neither the values after it nor their gradients."""
     inputs, is_init = make(scan, (2, 70, 4, 3))
@@ -287,15 +275,15 @@ def test_nothing_passes_a_reset(scan: str, value: float, name: str, reset: int) 
         return [memory, *rows, *(x[1] for x in (y, *grads)), *kept]
 
     expected = after(inputs)
-    spoilt = {n: x.detach().clone().requires_grad_() for n, x in inputs.items()}
+    spoiled = {n: x.detach().clone().requires_grad_() for n, x in inputs.items()}
     with torch.no_grad():
         if name in STATE:
-            spoilt[name][0] = value
+            spoiled[name][0] = value
         else:
-            spoilt[name][0, :reset] = value
-    y = SCANS[scan][0](**spoilt, is_init=is_init)[0]
+            spoiled[name][0, :reset] = value
+    y = SCANS[scan][0](**spoiled, is_init=is_init)[0]
     assert y[0, :reset].isnan().all()
-    for x, e in zip(after(spoilt), expected, strict=True):
+    for x, e in zip(after(spoiled), expected, strict=True):
         assert x.isfinite().all()
         assert_close(x, e, **EXACT)
 
@@ -304,17 +292,16 @@ def test_nothing_passes_a_reset(scan: str, value: float, name: str, reset: int) 
     ("scan", "name"),
     [(s, n) for s in SCANS for n in make(s, (1, 1, 1, 1))[0] if n not in STATE],
 )
-@pytest.mark.parametrize("step", [6, 32, 40])
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("step", "resets"), [(6, True), (32, False), (40, True)])
 def test_nothing_looks_ahead(scan: str, name: str, step: int, resets: bool) -> None:
     """A NaN reaches neither the values before it nor, over a reset, their gradients."""
     inputs, is_init = make(scan, (1, 70, 4, 3))
     is_init[:] = False
     is_init[:, step] = resets
-    spoilt = {n: x.detach().clone().requires_grad_() for n, x in inputs.items()}
+    spoiled = {n: x.detach().clone().requires_grad_() for n, x in inputs.items()}
     with torch.no_grad():
-        spoilt[name][:, step] = float("nan")
-    actual, expected = (run(SCANS[scan][0], x, is_init) for x in (spoilt, inputs))
+        spoiled[name][:, step] = float("nan")
+    actual, expected = (run(SCANS[scan][0], x, is_init) for x in (spoiled, inputs))
     assert actual[0][:, step].isnan().all()
     assert_close(actual[0][:, :step], expected[0][:, :step], **EXACT)
     if resets:
@@ -324,7 +311,7 @@ def test_nothing_looks_ahead(scan: str, name: str, step: int, resets: bool) -> N
 
 
 @every
-def test_a_spoilt_query_is_not_written(scan: str) -> None:
+def test_a_spoiled_query_is_not_written(scan: str) -> None:
     inputs, is_init = make(scan, (1, 50, 4, 3))
     expected = SCANS[scan][0](**inputs, is_init=is_init)
     inputs["q"] = inputs["q"].detach().clone()
@@ -335,7 +322,7 @@ def test_a_spoilt_query_is_not_written(scan: str) -> None:
 
 
 @every
-def test_a_spoilt_write_lasts_to_the_end(scan: str) -> None:
+def test_a_spoiled_write_lasts_to_the_end(scan: str) -> None:
     inputs, is_init = make(scan, (1, 100, 4, 3))
     is_init[:] = False
     is_init[:, 80] = True
@@ -364,7 +351,7 @@ def test_an_overflow_in_a_chunk_before_stays_there() -> None:
 
 
 @every
-@pytest.mark.parametrize("split", [1, 32, 40, 99])
+@pytest.mark.parametrize("split", [1, 32, 40])
 def test_resumes(scan: str, split: int) -> None:
     inputs, is_init = make(scan, (2, 100, 4, 3))
     function = SCANS[scan][0]
@@ -382,35 +369,12 @@ def test_resumes(scan: str, split: int) -> None:
 
 
 @every
-def test_one_step_at_a_time_is_the_sequence(scan: str) -> None:
-    inputs, is_init = make(scan, (2, 40, 4, 3))
-    function = SCANS[scan][0]
-    whole = function(**inputs, is_init=is_init)
-    state = {n: x for n, x in inputs.items() if n in STATE}
-    readings: list[Tensor] = []
-    for t in range(40):
-        now = {n: x[:, t : t + 1] for n, x in inputs.items() if n not in STATE}
-        y, *m, memory = function(**now, **state, is_init=is_init[:, t : t + 1])
-        state = {"memory": memory} | ({"stabilizer": m[0][:, -1]} if m else {})
-        readings.append(y)
-    assert_close(torch.cat(readings, 1), whole[0], **EXACT)
-    assert_close(state["memory"], whole[-1], **EXACT)
-
-
-@every
 def test_starts_from_zeros(scan: str) -> None:
     inputs, is_init = make(scan, (2, 40, 4, 3))
     function = SCANS[scan][0]
     empty = {n: torch.zeros_like(x) if n in STATE else x for n, x in inputs.items()}
     none = {n: x for n, x in inputs.items() if n not in STATE}
     assert_close(function(**none, is_init=is_init), function(**empty, is_init=is_init))
-
-
-@every
-def test_no_reset_is_no_flags(scan: str) -> None:
-    inputs, is_init = make(scan, (2, 40, 4, 3))
-    function = SCANS[scan][0]
-    assert_close(function(**inputs, is_init=is_init & False), function(**inputs), **EXACT)
 
 
 @every
@@ -448,28 +412,11 @@ def test_makes_nothing_on_another_device(scan: str, resets: bool) -> None:
     assert {x.device.type for x in results} == {"meta"}
 
 
-class _Sizes(TorchDispatchMode):
-    """Remembers the largest tensor that an operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, Tensor):
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.itemsize)
-        return result
-
-
 @every
 def test_no_memory_per_step_is_made(scan: str) -> None:
     batch, steps, size = 2, 320, 24
     inputs, is_init = make(scan, (batch, steps, size, size))
-    with _Sizes() as sizes:
+    with Sizes() as sizes:
         run(SCANS[scan][0], inputs, is_init)
     # a matrix per chunk, vectors of key and value per step, a chunk times a chunk
     assert sizes.largest <= batch * steps * max(size * size // 32, 2 * size, 32)
@@ -506,8 +453,7 @@ def test_grad_and_vmap_of_torch_func(scan: str) -> None:
 
 @compiles
 @every
-@pytest.mark.parametrize("steps", [5, 40])
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("steps", "resets"), [(5, False), (40, True)])
 def test_compiles(scan: str, steps: int, resets: bool) -> None:
     torch.compiler.reset()
     inputs, is_init = make(scan, (2, steps, 4, 3))

@@ -12,8 +12,6 @@ from torch.testing import assert_close
 
 from torchrl_shm.ops import causal_windows
 
-SIZES = pytest.mark.parametrize("size", [1, 2, 4])
-
 
 def loop(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tuple[Tensor, Tensor]:
     size, windows = past.shape[1] + 1, list[Tensor]()
@@ -32,11 +30,14 @@ def make(batch: int, steps: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, past, torch.rand(batch, steps) < 0.2
 
 
-@SIZES
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("batch", [0, 1, 3])
-@pytest.mark.parametrize("steps", [0, 1, 2, 3, 20])
-def test_against_loop(steps: int, batch: int, resets: bool, size: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "steps", "size", "resets"),
+    [
+        (3, 0, 4, True), (0, 3, 2, True), (1, 1, 4, True), (3, 2, 4, False), (3, 20, 1, True),
+        (3, 20, 2, True), (3, 20, 4, True),
+    ],
+)  # fmt: skip
+def test_against_loop(batch: int, steps: int, size: int, resets: bool) -> None:
     x, past, is_init = make(batch, steps, size)
     results: list[Any] = []
     for function in (causal_windows, loop):
@@ -47,8 +48,9 @@ def test_against_loop(steps: int, batch: int, resets: bool, size: int) -> None:
     assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("reset", [0, 1, 5])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("reset", "value"), [(0, float("nan")), (1, float("inf")), (5, float("nan"))]
+)
 def test_nothing_passes_a_reset(reset: int, value: float) -> None:
     x, past, is_init = make(1, 8, 4)
     is_init[:] = False
@@ -67,17 +69,16 @@ def test_nothing_passes_a_reset(reset: int, value: float) -> None:
     assert_close(*results)
 
 
-@pytest.mark.parametrize("step", [2, 5])
-def test_nothing_looks_ahead(step: int) -> None:
+def test_nothing_looks_ahead() -> None:
+    step = 5
     x, past, is_init = make(1, 8, 4)
-    spoilt = x.detach().clone()
-    spoilt[:, step] = float("nan")
-    actual, expected = (causal_windows(z, past, is_init)[0][:, :step] for z in (spoilt, x))
+    spoiled = x.detach().clone()
+    spoiled[:, step] = float("nan")
+    actual, expected = (causal_windows(z, past, is_init)[0][:, :step] for z in (spoiled, x))
     assert torch.equal(actual, expected)
 
 
-@SIZES
-@pytest.mark.parametrize("split", [1, 2, 7, 19])
+@pytest.mark.parametrize(("size", "split"), [(1, 7), (4, 1), (4, 7), (4, 19)])
 def test_resumes(split: int, size: int) -> None:
     x, past, is_init = make(3, 20, size)
     whole, last = causal_windows(x, past, is_init)

@@ -11,32 +11,32 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from omegaconf import OmegaConf
 
 from recipes import ppo_shm
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
-from torchrl_shm.training import RolloutCollector, RunFolder, make_logger
+from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.training import Experiment, RolloutCollector, RunFolder
 
 ROOT = Path(__file__).parents[2]
 MEMORIES = ("shm", "gru", "lstm", "mlp")
-TIME_COLUMNS = ("seconds", "frames_per_second")
 
-# rows are shorter than episodes, so most of them start in mid-episode; the goal is large enough
+# rollouts are shorter than episodes, so most of them start in mid-episode; the goal is large enough
 # for an untrained agent to earn something, so that results can be told apart
 TINY = (
-    "algo.total_frames=500", "algo.num_envs=8", "algo.rollout_length=20", "algo.sequences_per_minibatch=4",
-    "algo.epochs=2", "env.max_steps=30", "env.goal_radius=0.9", "env.num_tasks=20",
-    "env.num_train_tasks=8", "env.num_test_tasks=12",
+    "experiment.total_frames=500", "experiment.num_envs=8", "algo.rollout_length=20",
+    "algo.sequences_per_minibatch=4", "algo.epochs=2", "env.max_steps=30", "env.goal_radius=0.9",
+    "env.num_tasks=20", "env.num_train_tasks=8", "env.num_test_tasks=12",
 )  # fmt: skip
-# 500 frames in batches of 8 * 20, rounded up
+FRAMES_PER_UPDATE = 8 * 20
+# 500 frames in whole batches
 UPDATES, FRAMES = 4, 640
 
 # what Hydra sets up would outlive the command
@@ -72,7 +72,10 @@ def command(script: str, *arguments: str, terminal: bool = False) -> Result:
         try:
             runpy.run_path(path, run_name="__main__")
         except SystemExit as error:
-            code = int(error.code or 0)
+            # as the interpreter does
+            if isinstance(error.code, str):
+                print(error.code, file=stderr)
+            code = 1 if isinstance(error.code, str) else error.code or 0
     return Result(stdout.getvalue(), stderr.getvalue(), code)
 
 
@@ -90,28 +93,24 @@ def process(script: str, *arguments: str, cwd: Path) -> Result:
     return Result(found.stdout, found.stderr, found.returncode)
 
 
-def train(run_dir: Path, **replace: Any) -> dict[str, Any]:
-    """Call the recipe with parts that are already built; `algo` updates the tiny one."""
+def train(folder: Path, **replace: Any) -> dict[str, Any]:
+    """Call the recipe with plain objects; fields of `Experiment` and `PPO` change the tiny ones."""
+    experiment: dict[str, Any] = {"total_frames": FRAMES, "num_envs": 8, "checkpoint_interval": 1}
     algo: dict[str, Any] = {
-        "total_frames": 640, "num_envs": 8, "rollout_length": 20, "sequences_per_minibatch": 4, "epochs": 2,
-        "learning_rate": 3e-3, "checkpoint_interval": 1,
+        "rollout_length": 20, "sequences_per_minibatch": 4, "epochs": 2, "learning_rate": 3e-3,
     }  # fmt: skip
+    experiment |= {"run_dir": str(folder)}
+    for values, kind in ((experiment, Experiment), (algo, PPO)):
+        names = {field.name for field in fields(kind)} & replace.keys()
+        values |= {name: replace.pop(name) for name in names}
     parts: dict[str, Any] = {
         "env": partial(WindEnv, max_steps=30, shaping_radii=(0.001, 10.0)),
         "memory": SHMModule,
+        "network": make_actor_critic,
         "collector": RolloutCollector,
-        "logger": make_logger,
-        "seed": 0,
-        "device": "cpu",
-        "threads": 1,
-        "names": {"env": "wind", "memory": "shm"},
-        "resume": None,
     }
-    algo |= replace.pop("algo", {})
     parts |= replace
-    return ppo_shm.main(
-        **parts, algo=PPO(**algo), run_dir=str(run_dir), zen_cfg=OmegaConf.create({})
-    )
+    return ppo_shm.main(**parts, experiment=Experiment(**experiment), algo=PPO(**algo))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, str]]:
@@ -119,34 +118,32 @@ def read_metrics(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def without_time(run_dir: Path) -> bytes:
-    """The bytes of `metrics.csv` less the columns that no run repeats."""
-    lines = (run_dir / "metrics.csv").read_bytes().splitlines(keepends=True)
-    names = lines[0].rstrip(b"\n").split(b",")
-    keep = [i for i, name in enumerate(names) if name.decode() not in TIME_COLUMNS]
-    assert len(keep) == len(names) - len(TIME_COLUMNS)
-    rows = (line.rstrip(b"\n").split(b",") for line in lines)
-    return b"\n".join(b",".join(row[i] for i in keep) for row in rows)
+def saved_state(folder: Path) -> dict[str, Any]:
+    return RunFolder(folder).checkpoints.load()
+
+
+def without_time(folder: Path) -> str:
+    """`metrics.csv` less the columns that differ between equal runs."""
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    names, *_ = rows = [line.split(",") for line in lines]
+    keep = [i for i, name in enumerate(names) if name not in ("seconds", "frames_per_second")]
+    return "".join(",".join(row[i] for i in keep) + "\n" for row in rows)
 
 
 def check_same_runs(one: Path, other: Path) -> None:
-    """All that two runs left behind is the same to the last bit, time aside."""
+    """All that two runs left behind is the same to the last bit, except for times."""
     assert without_time(one) == without_time(other)
-    names = [dict(RunFolder(folder).summary or {}, seconds=None) for folder in (one, other)]
-    assert names[0] == names[1]
-    states = [RunFolder(folder).load_checkpoint() for folder in (one, other)]
-    for state in states:
-        # with columns of time, which were compared above without them
-        del state["seconds"], state["metrics"]
-    check_same(*states)
-
-
-def check_same(one: Any, other: Any) -> None:
-    """Nested containers hold the same tensors and the same values."""
     left, right = (
-        # collectors number the rollouts; those of a resumed run get numbers of their own
-        {name: value for name, value in leaves(part) if "traj_pool" not in name}
-        for part in (one, other)
+        {**saved_state(folder), "summary": RunFolder(folder).summary} for folder in (one, other)
+    )
+    left, right = (
+        # the csv has times in it; collectors number the episodes, and go on with other numbers
+        {
+            name: value
+            for name, value in leaves(state)
+            if not any(x in name for x in ("seconds", "metrics", "traj_pool"))
+        }
+        for state in (left, right)
     )
     assert left.keys() == right.keys()
     for name, value in left.items():
@@ -155,6 +152,13 @@ def check_same(one: Any, other: Any) -> None:
             assert torch.equal(value, right[name]), name
         else:
             assert value == right[name], name
+
+
+def check_finite(folder: Path) -> None:
+    """Nothing else was saved."""
+    for name, value in leaves(saved_state(folder)):
+        if isinstance(value, torch.Tensor):
+            assert bool(value.isfinite().all()), name
 
 
 def leaves(value: Any, name: str = "state") -> Iterator[tuple[str, Any]]:

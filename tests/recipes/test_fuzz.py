@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,25 +23,27 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from recipes import ppo_shm
+from torchrl_shm.configs import ENVS as ALL_ENVS
+from torchrl_shm.configs import MEMORIES as ALL_MEMORIES
 from torchrl_shm.configs import register
-from torchrl_shm.configs.groups import groups
+from torchrl_shm.configs.groups import MEMBERS
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 
 # what runs in no time, and is as small as a run can be; drawn values come on top
 SMALL: dict[str, Any] = {
-    "algo.total_frames": 24, "algo.num_envs": 4, "algo.rollout_length": 6, "algo.sequences_per_minibatch": 2,
-    "algo.epochs": 1, "algo.embedding_size": 5, "algo.hidden_sizes": [4],
-    "algo.num_test_episodes": 2,
+    "experiment.total_frames": 24, "experiment.num_envs": 4, "experiment.num_test_episodes": 2,
+    "algo.rollout_length": 6, "algo.sequences_per_minibatch": 2, "algo.epochs": 1,
+    "network.embedding_size": 5, "network.hidden_sizes": [4],
 }  # fmt: skip
 # not those that differ in the length of their episodes alone; other packages step theirs in Python
 ENVS = sorted(
-    str(entry["name"])
-    for entry in groups
-    if entry["group"] == "env"
-    and not str(entry["name"]).endswith(("gym", "_250", "_500", "_medium", "_hard", "_original"))
+    name
+    for name in ALL_ENVS
+    if "/" not in name
+    and not name.endswith(("gym", "_250", "_500", "_medium", "_hard", "_original"))
 )
-MEMORIES = sorted(str(entry["name"]) for entry in groups if entry["group"] == "memory")
+MEMORIES = sorted(ALL_MEMORIES)
 
 NUMBERS = {
     int: st.sampled_from([0, 1, 2, 3, 5, 7, -1, 10**9]),
@@ -62,34 +65,44 @@ def value_like(old: Any) -> st.SearchStrategy[Any]:
     return st.lists(st.one_of(NUMBERS[int], NUMBERS[float]), max_size=3)
 
 
+# where a run is, and what the whole process would keep
+PLACES = ("run_dir", "resume", "names", "threads")
+
+
+@cache
+def options_of(group: str, name: str) -> dict[str, Any]:
+    """Options of a member and their defaults."""
+    options: Any = OmegaConf.to_container(
+        OmegaConf.structured(MEMBERS[f"{group}/{name}"].make()), resolve=False
+    )
+    return {
+        key: value
+        for key, value in sorted(options.items())
+        if not key.startswith("_") and not isinstance(value, dict) and key not in PLACES
+    }
+
+
 @st.composite
 def overrides(draw: st.DrawFn) -> dict[str, Any]:
     """Members of groups, and values of some of their options."""
-    chosen = {
+    found: dict[str, Any] = {
         "env": draw(st.sampled_from(ENVS)),
         "memory": draw(st.sampled_from(MEMORIES)),
         "size": draw(st.sampled_from(["own", "params", "state"])),
     }
-    config = compose_run(chosen)
-    found = dict(chosen)
-    for group in draw(st.lists(st.sampled_from(["algo", "memory", "env"]), max_size=4)):
-        options = {
-            key: value
-            for key, value in OmegaConf.to_container(config[group]).items()
-            if not key.startswith("_") and not isinstance(value, dict)
-        }
-        if not options:
-            continue
-        key = draw(st.sampled_from(sorted(options)))
-        value = draw(value_like(options[key]))
-        if value == 10**9 and any(part in key for part in BIG):
-            value = 9
-        found[f"{group}.{key}"] = value
+    members = {**found, "algo": "ppo", "network": "actor_critic", "experiment": "default"}
+    for group in draw(st.lists(st.sampled_from(sorted(members.keys() - {"size"})), max_size=4)):
+        if options := options_of(group, members[group]):
+            key = draw(st.sampled_from(list(options)))
+            value = draw(value_like(options[key]))
+            if value == 10**9 and any(part in key for part in BIG):
+                value = 9
+            found[f"{group}.{key}"] = value
     return found
 
 
-def compose_run(chosen: dict[str, Any], run_dir: str = "run") -> DictConfig:
-    names = {"names.env": "x", "names.memory": "y", "run_dir": run_dir}
+def compose_run(chosen: dict[str, Any], run_dir: str) -> DictConfig:
+    names = {"experiment.names": "{env: x, memory: y}", "experiment.run_dir": run_dir}
     values = {**SMALL, **names, **chosen}
     lines = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     with initialize(version_base="1.3", config_path=None):

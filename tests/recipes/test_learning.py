@@ -1,4 +1,4 @@
-"""A memory gets more than no memory: presets as they are, one thread, some minutes each."""
+"""A memory learns more than no memory: presets as they are, one thread, some minutes each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_memory_pays(
     found: dict[str, float] = {}
     for memory in ("shm", "mlp"):
         result = command(
-            "ppo_shm.py", f"env={env}", f"memory={memory}", f"algo.total_frames={frames}",
+            "ppo_shm.py", f"env={env}", f"memory={memory}", f"experiment.total_frames={frames}",
             f"hydra.run.dir={tmp_path / memory}",
         )  # fmt: skip
         assert result.code == 0, result.stderr

@@ -13,7 +13,7 @@ from torchrl.envs import ExplorationType, TransformedEnv, exploration_type
 from tests.training._helpers import MEMORIES, Countdown, make_operator
 from torchrl_shm import SHMModule, WindEnv, training
 from torchrl_shm.envs import PointRobotEnv, TMazeEnv
-from torchrl_shm.training import Evaluation, evaluate
+from torchrl_shm.training import evaluate
 
 make_test_env = partial(
     WindEnv, split="test", num_tasks=16, num_train_tasks=4, num_test_tasks=12, max_steps=10,
@@ -27,8 +27,7 @@ def policy(request: pytest.FixtureRequest) -> Any:
 
 
 def test_result(policy: Any) -> None:
-    env = make_test_env()
-    result = evaluate(policy, env)
+    result = evaluate(policy, make_test_env())
     assert result.rollout.shape == (12, 10)
     assert result.rollout["next", "done"].squeeze(-1).sum(-1).tolist() == [1] * 12
     assert result.returns.dtype == torch.float64
@@ -38,36 +37,34 @@ def test_result(policy: Any) -> None:
     assert torch.equal(result.success, result.returns > 0)
     assert result.mean_return == float(result.returns.mean())
     assert result.success_rate == float((result.returns > 0).double().mean())
-    # a mixture, or the test shows nothing
+    # some succeed and some do not, or the test shows nothing
     assert 0 < result.success_rate < 1
 
 
-def test_every_task_once_in_order(policy: Any) -> None:
+def test_every_task_once_with_the_mean_action(policy: Any) -> None:
     env = make_test_env()
     rollout = evaluate(policy, env).rollout
     moved = rollout["next", "observation"] - rollout["observation"]
     wind = moved - 0.1 * rollout["action"].clamp(-1, 1)
     expected = env.test_tasks.float()[:, None].expand_as(wind)
     torch.testing.assert_close(wind, expected, rtol=0, atol=1e-6)
-
-
-def test_the_mean_acts(policy: Any) -> None:
-    rollout = evaluate(policy, make_test_env()).rollout
     assert torch.equal(rollout["action"], rollout["loc"])
     assert exploration_type() != ExplorationType.DETERMINISTIC
-
-
-def test_the_memory_starts_empty_and_is_carried(policy: Any) -> None:
-    rollout = evaluate(policy, make_test_env()).rollout
+    # the memory starts empty and is carried
     assert rollout["is_init"][:, 0].all()
     assert not rollout["is_init"][:, 1:].any()
 
 
-def test_repeats_and_leaves_the_generator_alone(policy: Any) -> None:
+def test_repeats_and_leaves_no_trace(policy: Any) -> None:
     env = make_test_env()
-    before = torch.get_rng_state()
+    generator = torch.get_rng_state()
+    parameters = {name: value.clone() for name, value in policy.named_parameters()}
     first = evaluate(policy, env)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not first.rollout["loc"].requires_grad
+    for name, value in policy.named_parameters():
+        assert torch.equal(value, parameters[name])
+        assert value.grad is None
     torch.rand(5)
     second = evaluate(policy, env)
     assert torch.equal(first.returns, second.returns)
@@ -115,15 +112,6 @@ def test_seed_chooses_the_gates() -> None:
     assert not torch.equal(first["theta_index"], second["theta_index"])
 
 
-def test_parameters_and_gradients_are_left_alone(policy: Any) -> None:
-    before = {name: value.clone() for name, value in policy.named_parameters()}
-    result = evaluate(policy, make_test_env())
-    assert not result.rollout["loc"].requires_grad
-    for name, value in policy.named_parameters():
-        assert torch.equal(value, before[name])
-        assert value.grad is None
-
-
 def test_shaping_does_not_count() -> None:
     policy = make_operator().get_policy_operator()
     env = WindEnv(4, max_steps=5, goal_radius=1e-9, shaping_radii=(0.001, 10.0))
@@ -137,11 +125,8 @@ class TestEpisodesOfDifferentLength:
         result = evaluate(policy, Countdown(4))
         assert result.returns.tolist() == [1, 1 + 2, 1 + 2 + 3, 1 + 2 + 3 + 4]
         assert result.rollout.shape == (4, 4)
-
-    def test_task_without_success(self) -> None:
-        result = evaluate(make_operator().get_policy_operator(), Countdown(2))
-        assert result.success is None
-        assert result.success_rate is None
+        # the task has none
+        assert (result.success, result.success_rate) == (None, None)
 
     def test_success_counts_up_to_the_end(self) -> None:
         # in the first step; only later than the end; in the last step; in between
@@ -169,10 +154,3 @@ class TestEpisodesOfDifferentLength:
         assert result.returns.tolist() == [3.0, 15.0]
         assert result.success is not None
         assert result.success.tolist() == [False, True]
-
-
-def test_evaluation_is_a_record() -> None:
-    record = Evaluation(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), TensorDict({}, [2]))
-    assert (record.mean_return, record.success_rate) == (1.5, 0.5)
-    with pytest.raises(AttributeError):
-        record.returns = torch.zeros(2)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Checks of the arguments that all recurrences share."""
+"""Checks of arguments that all recurrences share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 
-def check_is_init(is_init: Tensor, x: Tensor) -> None:
-    """Validate the reset flags of a sequence."""
+def check_is_init(is_init: Tensor | None, x: Tensor) -> None:
+    """Validate the reset flags of a sequence, if there are any."""
+    if is_init is None:
+        return
     if is_init.dtype != torch.bool:
         raise TypeError(f"is_init is {is_init.dtype}, expected torch.bool")
     if is_init.shape != x.shape[:2]:

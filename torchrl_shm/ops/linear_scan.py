@@ -1,9 +1,9 @@
 """`state_t = a_t * state_{t-1} + b_t`, the scan that the linear memories share.
 
-Two ways lead to the same states. Wide rows on CPU are taken step after step, into one buffer: each
-step works in the cache, and what costs there is fresh memory. Otherwise the sequence is cut into
-about `sqrt(T)` pieces of `sqrt(T)` steps: all pieces run side by side from zero, their ends are
-carried from one to the next, and then every step adds what was carried to it.
+There are two ways to the same states. A wide state on CPU goes step by step, into one buffer: a
+step works in the cache, where allocating memory is what costs time. Otherwise the sequence is cut
+into about `sqrt(T)` chunks of `sqrt(T)` steps: all chunks run side by side from zero, their final
+states are carried from one chunk to the next, and then each step adds what was carried to it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from torchrl_shm.ops._chunks import cut
 from torchrl_shm.ops.checks import check_is_init
 
-# up to so many steps, pieces have more operations than steps
+# up to so many steps, chunks take more operations than steps
 _SHORT = 8
-# from so many numbers per step on, the work of a step on CPU outweighs the call
+# from so many numbers per step on, the work of a step on CPU outweighs the calls of its operations
 _WIDE = 2048
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -30,21 +30,21 @@ def linear_scan(
 ) -> tuple[Tensor, Tensor]:
     """Run an element-wise linear recurrence over a whole sequence.
 
-    For every row and step, element by element:
+    For every sequence and step, element by element:
 
         state <- a * state + b
 
-    with a scalar, vector, matrix or complex `a`, whatever broadcasts. Products of `a` over a part
-    of the sequence are formed, so `|a|` should not be much above 1.
+    `a` is anything that broadcasts to `b`, real or complex. Products of `a` over many steps are
+    formed, so `|a|` should not be much above 1.
 
-    Can be differentiated any number of times, and works under `torch.func.grad` and `vmap`.
+    It can be differentiated any number of times, and works under `torch.func.grad` and `vmap`.
 
     Args:
-        a: factors that broadcast to `b`: shape `[B or 1, T or 1, ...]`; one step stands for all.
+        a: factors that broadcast to `b`: shape `[B or 1, T or 1, ...]`.
         b: inputs of shape `[B, T, ...]`, real or complex.
         state: initial state of shape `[B, ...]`; `None` starts from zeros.
-        is_init: bool of shape `[B, T]`. Where true, nothing of the state before enters the step, at
-            `t = 0` too, by selection: a NaN before a reset stays there.
+        is_init: bool of shape `[B, T]`. Where true, the state that enters the step is zero, at
+            `t = 0` too. It is replaced, not multiplied, so a NaN before a reset stays there.
 
     Returns:
         The states `[B, T, ...]` after each step and the last one `[B, ...]`, in the widest dtype
@@ -69,13 +69,19 @@ def linear_scan(
         )
     if any(n not in (1, m) for n, m in zip(a.shape, b.shape, strict=True)):
         raise ValueError(f"a {list(a.shape)} does not broadcast to b {list(b.shape)}")
-    row = (b.shape[0], *b.shape[2:])
+    shape = (b.shape[0], *b.shape[2:])
     if state is None:
-        state = b.new_zeros(row)
-    elif state.shape != row:
-        raise ValueError(f"state is {list(state.shape)}, expected {list(row)}")
-    if is_init is not None:
-        check_is_init(is_init, b)
+        state = b.new_zeros(shape)
+    elif state.shape != shape:
+        raise ValueError(f"state is {list(state.shape)}, expected {list(shape)}")
+    check_is_init(is_init, b)
+    return scan_checked(a, b, state, is_init)
+
+
+def scan_checked(
+    a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run `linear_scan` on arguments that are known to fit."""
     dtype = reduce(torch.promote_types, (a.dtype, b.dtype, state.dtype), torch.float32)
     b, state = b.to(dtype), state.to(dtype)
     a = a.to(dtype if a.is_complex() else b.real.dtype)
@@ -88,7 +94,7 @@ def linear_scan(
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> Tensor:
-        return (_in_order if _is_wide(b) else _in_pieces)(a, b, state, is_init)
+        return (_in_order if _is_wide(b) else _in_chunks)(a, b, state, is_init)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -97,7 +103,7 @@ class _LinearScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        # with gradients on, the backward is itself to be differentiated
+        # where gradients are on, the backward pass itself is differentiated
         in_place = _is_wide(gradients[0]) and not torch.is_grad_enabled()
         run = _backward_in_order if in_place else _backward
         a, state, is_init, states = ctx.saved_tensors
@@ -105,20 +111,20 @@ class _LinearScan(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
-        # one more dimension of rows
-        def fold(x: Tensor | None, dim: int | None, rows: int) -> Tensor | None:
+        # the dimension of the vmap is merged with the batch
+        def fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
             if x is None:
                 return None
             size = info.batch_size
             x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-            return x.expand(size, rows, *x.shape[2:]).flatten(0, 1)
+            return x.expand(size, batch, *x.shape[2:]).flatten(0, 1)
 
         _, b, _, _ = inputs
         assert b is not None
-        rows = b.shape[0] if in_dims[1] is None else b.movedim(in_dims[1], 0).shape[1]
-        folded = (fold(x, dim, rows) for x, dim in zip(inputs, in_dims, strict=True))
+        batch = b.shape[0] if in_dims[1] is None else b.movedim(in_dims[1], 0).shape[1]
+        folded = (fold(x, dim, batch) for x, dim in zip(inputs, in_dims, strict=True))
         states: Any = _LinearScan.apply(*folded)
-        return states.unflatten(0, (info.batch_size, rows)), 0
+        return states.unflatten(0, (info.batch_size, batch)), 0
 
 
 def _is_wide(b: Tensor) -> bool:
@@ -166,7 +172,7 @@ def _backward_in_order(
 
 
 class _Carry:
-    """A product that a step hands over, in one buffer, and zero where a reset lies between."""
+    """The product that one step passes to the next, in one buffer; zero over a reset."""
 
     def __init__(self, like: Tensor, is_init: Tensor | None) -> None:
         self.value = torch.empty_like(like, memory_format=torch.contiguous_format)
@@ -175,7 +181,7 @@ class _Carry:
             raw = torch.view_as_real(self.value) if like.is_complex() else self.value
             self.raw = raw.view(_BITS[raw.dtype])
             ones = (1,) * (raw.ndim - 1)
-            # all bits set, or none
+            # all bits are set, or none is
             self.keep = (is_init.to(self.raw.dtype) - 1).view(*is_init.shape, *ones).unbind(1)
 
     def take(self, factor: Tensor, x: Tensor, t: int) -> Tensor:
@@ -186,13 +192,13 @@ class _Carry:
         return self.value
 
 
-def _in_pieces(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> Tensor:
+def _in_chunks(a: Tensor, b: Tensor, state: Tensor, is_init: Tensor | None) -> Tensor:
     steps = b.shape[1]
     constant = a.shape[1] == 1
     size = math.ceil(math.sqrt(steps))
     b = cut(b, size)
     a = a.unsqueeze(2) if constant else cut(a, size)
-    # alive: no reset in the piece up to and including this step
+    # alive: no reset in the chunk up to and including this step
     keep = alive = None
     if is_init is not None:
         keep = ~cut(is_init, size)
@@ -222,11 +228,12 @@ def _backward(
     states: Tensor,
     need_da: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    # what step t sends back to step t - 1 goes through a_t, and not over a reset: the same scan
+    # the gradient that step t passes to step t - 1 is multiplied by a_t and stops at resets, so it
+    # is the same scan, backwards in time
     factors = a.conj() if a.shape[1] == 1 else a.conj()[:, 1:].flip(1)
     resets = None if is_init is None else is_init[:, 1:].flip(1)
     last = gradient[:, -1]
-    earlier, _ = linear_scan(factors, gradient[:, :-1].flip(1), last, resets)
+    earlier, _ = scan_checked(factors, gradient[:, :-1].flip(1), last, resets)
     db = torch.cat([earlier.flip(1), last.unsqueeze(1)], 1)
     carried, first = db, a.conj()[:, 0]
     before = torch.cat([state.unsqueeze(1), states[:, :-1]], 1)
@@ -236,7 +243,7 @@ def _backward(
         first = _select(~is_init[:, 0], first)
     da = None
     if need_da:
-        # sums over the dimensions that were broadcast
+        # summed over the dimensions that were broadcast
         da = (carried * before.conj()).sum_to_size(a.shape)
         da = da if a.is_complex() else da.real
     return da, db, first * carried[:, 0]

@@ -1,8 +1,8 @@
-"""Scans of matrix memories that are written by outer products, in chunks of matrix products.
+"""Scans of matrix memories that are written by outer products, by chunks of steps.
 
-Inside a chunk the writes of all steps meet the reads of all steps in one masked `[L, L]` product,
-as in attention; between chunks only a matrix is carried. So a sequence costs `T / L` small steps
-and otherwise large matrix products, and no state per step is ever made.
+Within a chunk of L steps, one masked `[L, L]` matrix product connects all writes with all reads, as
+in attention; from chunk to chunk only the memory is carried. So a sequence takes `T / L` small
+steps and otherwise large matrix products, and the memories of single steps are never formed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchrl_shm.ops._chunks import Chunks, finite, full_precision
 from torchrl_shm.ops.checks import check_is_init
-from torchrl_shm.ops.linear_scan import linear_scan
+from torchrl_shm.ops.linear_scan import scan_checked
 
 
 def gated_scan(
@@ -30,14 +30,14 @@ def gated_scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write and read a matrix memory whose gates are one number per step.
 
-    With the value axis first, for every row and step:
+    With the value axis first, for every sequence and step:
 
         m <- max(log_decay + m', log_input)
         M <- M' * exp(log_decay + m' - m) + v (outer) k * exp(log_input - m)
         y  = M q
 
-    `M * exp(m)` is the true memory; `m`, the stabilizer, keeps the exponentials bounded and has no
-    influence on it. Without gates, M is the sum of the outer products and m stays as it is.
+    `M * exp(m)` is the true memory; `m`, the stabilizer, keeps the exponentials bounded and does
+    not change it. Without gates, M is the sum of the outer products and m stays as it is.
 
     Source: Katharopoulos et al., Transformers are RNNs (2020), equations 16 to 20, without gates;
     Beck et al., xLSTM (2024), equations 19 to 27, with them.
@@ -46,18 +46,19 @@ def gated_scan(
         q: queries of shape `[B, T, K]`.
         k: keys of shape `[B, T, K]`.
         v: values of shape `[B, T, V]`.
-        log_decay: logarithm of the forget gate of shape `[B, T]`; `None` is no gate.
-        log_input: logarithm of the input gate, of shape `[B, T]`; given with `log_decay`.
+        log_decay: logarithm of the forget gate of shape `[B, T]`; `None` for no gates.
+        log_input: logarithm of the input gate of shape `[B, T]`, if and only if `log_decay` is
+            given.
         memory: initial `M` of shape `[B, V, K]`; `None` starts from zeros.
         stabilizer: initial `m` of shape `[B]`; `None` starts from zeros.
         is_init: bool of shape `[B, T]`. Where true, memory and stabilizer that enter the step are
-            zero, by selection: a NaN before a reset stays there.
+            zero. They are replaced, so a NaN before a reset stays there.
 
     Returns:
         The readings `[B, T, V]`, the stabilizers of all steps `[B, T]`, through which no gradient
-        flows, and the final memory `[B, V, K]`, in the widest dtype of the inputs, and at least
+        flows, and the final memory `[B, V, K]`, in the widest dtype of the inputs and at least
         float32, under autocast too. A gate of `-inf` lets nothing through; after any other NaN or
-        inf all readings of the episode are NaN.
+        inf all readings until the end of the episode are NaN.
 
     Raises:
         ValueError: a shape does not fit, or one gate is given without the other.
@@ -84,16 +85,16 @@ def gated_scan(
     if not steps:
         return v.clone(), q.new_zeros(batch, 0), memory.clone()
 
-    # stands for -inf, and sums of it are finite
+    # in place of -inf, because sums of it stay finite
     closed = torch.finfo(q.dtype).min / 1024
     stabilizer = stabilizer.to(q.dtype).clamp_min(closed)
-    # without its scale a memory is unknown
+    # a memory whose scale is not finite is unknown
     memory = memory.masked_fill(~stabilizer.isfinite()[:, None, None], math.nan)
     stabilizer = finite(stabilizer)
-    # behind the end nothing decays and nothing is written
+    # after the end of the sequence nothing decays and nothing is written
     closable = [
-        (x.to(q.dtype).clamp_min(closed), behind)
-        for x, behind in ((log_decay, 0.0), (log_input, closed))
+        (x.to(q.dtype).clamp_min(closed), padding)
+        for x, padding in ((log_decay, 0.0), (log_input, closed))
         if x is not None
     ]
     chunks = Chunks(q, k, v, closable, is_init)
@@ -105,7 +106,7 @@ def gated_scan(
         weights, from_start = chunks.same, chunks.alive
     with full_precision(q.device):
         written = (chunks.v * weights[:, :, -1].unsqueeze(-1)).mT @ chunks.k
-        states, final = linear_scan(
+        states, final = scan_checked(
             from_start[:, :, -1, None, None], chunks.close(written), memory, chunks.reset
         )
         entering = torch.cat([memory.unsqueeze(1), states[:, :-1]], 1)
@@ -115,22 +116,22 @@ def gated_scan(
 
 
 def _keep(stabilizer: Tensor, steps: int, is_init: Tensor | None) -> Tensor:
-    """Stabilizers `[B, T]` without gates: as they entered, and zero from a reset on."""
+    """Stabilizers `[B, T]` without gates: the given one, and zero from a reset on."""
     m = stabilizer.detach().unsqueeze(1).expand(-1, steps)
     return m if is_init is None else torch.where(is_init.cumsum(1) > 0, 0, m)
 
 
 def _gate(chunks: Chunks, stabilizer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Exponents `[B, N, L]`, weights of writes `[B, N, L, L]` and of what entered `[B, N, L]`."""
+    """Stabilizers `[B, N, L]`, weights of writes `[B, N, L, L]` and of the entering memory."""
     decay, gate = chunks.gates
-    # sums over the steps between a write and a reading, and not differences of sums from the
-    # start, whose digits are lost where a gate closes
+    # sums over the steps between a write and a read. Differences of sums from the start would lose
+    # their digits where a gate closes
     between = (decay.unsqueeze(-1) * chunks.same.new_ones(decay.shape[-1:] * 2).tril(-1)).cumsum(-2)
     between = between + chunks.same.log()
     largest = between.detach() + gate.detach().unsqueeze(-2)
     total = decay.cumsum(-1)
     if chunks.first is not None:
-        # at the start of an episode a stabilizer of zero fades, too
+        # at the start of an episode the stabilizer is zero, and decays like any other
         fresh = torch.where(chunks.first, decay, -math.inf).detach()
         largest = torch.maximum(largest, between.detach() + fresh.unsqueeze(-2))
     largest = largest.amax(-1)
@@ -139,7 +140,7 @@ def _gate(chunks: Chunks, stabilizer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for n in range(decay.shape[1] - 1):
         m = torch.maximum(carried[:, n, -1] + m, largest[:, n, -1])
         entering.append(m)
-    # the given stabilizer is part of the given memory, the others cancel
+    # gradients flow through the given stabilizer, which scales the given memory; the others cancel
     start = torch.stack(entering, 1).unsqueeze(-1)
     m = torch.maximum(carried + start.detach(), largest)
     weights = torch.exp(between + (gate.unsqueeze(-2) - m.unsqueeze(-1)))
@@ -154,15 +155,15 @@ def delta_scan(
     memory: Tensor | None = None,
     is_init: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Write a matrix memory by the delta rule, which replaces what stands under a key, and read it.
+    """Write a matrix memory by the delta rule, which replaces the value of a key, and read it.
 
-    With the value axis first, for every row and step:
+    With the value axis first, for every sequence and step:
 
         M <- M + beta * (v - M k) (outer) k
         y  = M q
 
-    What the steps of a chunk write depends linearly on each other: one triangular system per chunk
-    gives all of it at once.
+    What a step writes depends linearly on the writes before it, so one triangular system per chunk
+    gives the writes of all its steps.
 
     Source: Schlag et al., Linear Transformers Are Secretly Fast Weight Programmers (2021),
     equations 23 to 25; the chunks are those of Yang et al., Parallelizing Linear Transformers with
@@ -174,13 +175,13 @@ def delta_scan(
         v: values of shape `[B, T, V]`.
         beta: write strengths of shape `[B, T]`.
         memory: initial memory of shape `[B, V, K]`; `None` starts from zeros.
-        is_init: bool of shape `[B, T]`. Where true, the memory that enters the step is zero, by
-            selection: a NaN before a reset stays there.
+        is_init: bool of shape `[B, T]`. Where true, the memory that enters the step is zero. It is
+            replaced, so a NaN before a reset stays there.
 
     Returns:
         The readings `[B, T, V]` and the final memory `[B, V, K]`, in the widest dtype of the
-        inputs, and at least float32, under autocast too. After a NaN or inf all readings of the
-        episode are NaN.
+        inputs and at least float32, under autocast too. After a NaN or inf all readings until the
+        end of the episode are NaN.
 
     Raises:
         ValueError: a shape does not fit.
@@ -202,7 +203,7 @@ def delta_scan(
     chunks = Chunks(q, k, v, [(beta.to(q.dtype), 0.0)], is_init)
     q, k, v, beta = chunks.q, chunks.k, chunks.v, chunks.gates[0].unsqueeze(-1)
     with full_precision(q.device):
-        # u_t = beta_t (v_t - M_t k_t), where M_t holds the entering memory and the u before t
+        # u_t = beta_t (v_t - M_t k_t), where M_t is the entering memory plus the writes before t
         known = torch.cat([beta * v, beta * k * chunks.alive.unsqueeze(-1)], -1)
         system = beta * (k @ k.mT) * chunks.same
         solved = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
@@ -245,7 +246,6 @@ def _check(
     for name, gate in gates.items():
         if gate is not None and gate.shape != q.shape[:2]:
             raise ValueError(f"{name} is {list(gate.shape)}, expected {list(q.shape[:2])}")
-    if is_init is not None:
-        check_is_init(is_init, q)
+    check_is_init(is_init, q)
     dtype = reduce(torch.promote_types, (x.dtype for x in (q, k, v, memory)), torch.float32)
     return q.to(dtype), k.to(dtype), v.to(dtype), memory.to(dtype)

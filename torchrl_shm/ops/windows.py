@@ -1,4 +1,4 @@
-"""The last steps of every step, cut off where an episode starts."""
+"""For every step, the window of the last steps of its episode."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def causal_windows(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tu
         x: inputs of shape `[B, T, D]`.
         past: the `k - 1` inputs before the sequence, of shape `[B, k - 1, D]`, oldest first;
             zeros where there were none.
-        is_init: bool of shape `[B, T]`. Where true, an episode starts and nothing before is seen,
-            by selection: a NaN before a reset stays there.
+        is_init: bool of shape `[B, T]`. Where true, an episode starts, and its windows hold
+            zeros in place of the steps before, even if those were NaN.
 
     Returns:
         Windows `[B, T, k, D]`, oldest step first, zero before the start of the episode, and the
@@ -41,8 +41,7 @@ def causal_windows(x: Tensor, past: Tensor, is_init: Tensor | None = None) -> tu
         raise ValueError(
             f"x {list(x.shape)} and past {list(past.shape)} must be [B, T, D] and [B, k - 1, D]"
         )
-    if is_init is not None:
-        check_is_init(is_init, x)
+    check_is_init(is_init, x)
     size = past.shape[1] + 1
     inputs = torch.cat([past, x], 1)
     if not x.shape[1]:

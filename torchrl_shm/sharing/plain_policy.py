@@ -20,30 +20,29 @@ from torchrl_shm.networks import EnvSpecs
 class PlainPolicy(nn.Module):
     """Takes observations and a memory, gives actions and the next memory.
 
-        Step by step it acts as the policy does in an environment of TorchRL. Memories that draw random
-        numbers, as `shm` does, use torch's default generator: seed it to repeat their actions. No
-        gradients are kept; to train, use `module`.
+    Step by step it acts as the policy does in an environment of TorchRL. Memories that draw random
+    numbers, as `shm` does, use torch's default generator: seed it to repeat their actions. No
+    gradients are kept; to train, use `module`.
 
-        Args:
-            module: the policy on TensorDicts; it remains usable as `policy.module`, for example with
-                `torchrl_shm.training.evaluate`.
-            specs: what the policy reads and does. `policy.specs.action_spec_unbatched` has the bounds
-                of continuous actions, which are not clipped.
+    Args:
+        module: the policy on TensorDicts; it remains usable as `policy.module`, for example with
+            `torchrl_shm.training.evaluate`.
+        specs: what the policy reads and does. `policy.specs.action_spec_unbatched` has the bounds
+            of continuous actions, which are not clipped.
 
-        Examples:
-            >>> import torch
-            >>> from torchrl_shm import SHMModule, WindEnv
-            >>> from torchrl_shm.modules.measure import primed_specs
-    from torchrl_shm.networks import EnvSpecs, make_actor_critic
-            >>> from torchrl_shm.sharing import PlainPolicy
-            >>> specs = EnvSpecs.of(WindEnv(4), ["observation"])
-            >>> operator = make_actor_critic(specs, SHMModule)
-            >>> policy = PlainPolicy(operator.get_policy_operator(), specs)
-            >>> memory = policy.initial_memory(batch_size=3)
-            >>> for step in range(5):
-            ...     action, memory = policy(torch.zeros(3, 2), memory)
-            >>> action.shape
-            torch.Size([3, 2])
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.networks import EnvSpecs, make_actor_critic
+        >>> from torchrl_shm.sharing import PlainPolicy
+        >>> specs = EnvSpecs.of(WindEnv(4), ["observation"])
+        >>> operator = make_actor_critic(specs, SHMModule)
+        >>> policy = PlainPolicy(operator.get_policy_operator(), specs)
+        >>> memory = policy.initial_memory(batch_size=3)
+        >>> for step in range(5):
+        ...     action, memory = policy(torch.zeros(3, 2), memory)
+        >>> action.shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, module: TensorDictModuleBase, specs: EnvSpecs) -> None:

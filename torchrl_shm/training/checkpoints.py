@@ -35,8 +35,8 @@ class Checkpoints:
     """The newest few checkpoints of a run, and the best one.
 
     Each is one file, `checkpoint-<step>-<hash>.pt`, written under another name, flushed to the disk
-    and renamed, so that a crash leaves it whole or absent. The hash in the name is that of the
-    content: a file that was altered is named in a warning, and the one before it is used. Files are
+    and renamed, so that a crash leaves it whole or absent. The hash in its name is the hash of its
+    content: if a file was altered, a warning names it and the one before it is used. Files are
     read with `weights_only=True`, so they hold tensors, numbers, strings and containers of them;
     a file that would run code is refused. TorchRL's `Checkpoint` neither hashes nor flushes.
 
@@ -71,8 +71,8 @@ class Checkpoints:
 
         Args:
             state: tensors, numbers, strings and containers of them.
-            step: its number, for example that of the frames.
-            metric: the higher, the better; `None` or NaN where nothing is known yet.
+            step: its number, for example the number of frames.
+            metric: the higher, the better; `None` or NaN if it is not known yet.
 
         Returns:
             The file.
@@ -83,9 +83,10 @@ class Checkpoints:
                 were there are still there.
         """
         _check_finite(state)
-        score = -math.inf if metric is None or not math.isfinite(metric) else float(metric)
+        if metric is not None and not math.isfinite(metric):
+            metric = None
         buffer = io.BytesIO()
-        torch.save({"state": dict(state), "metric": score}, buffer)
+        torch.save({"state": dict(state), "metric": metric}, buffer)
         content = buffer.getvalue()
         name = f"{step:012d}-{_digest(content)}.pt"
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ class Checkpoints:
         for old in [file for file in self._files("checkpoint") if file.path != path]:
             if old.step == step or old.step not in self.steps()[-self.keep :]:
                 old.path.unlink(missing_ok=True)
-        if score > self._best_metric():
+        if metric is not None and metric > self._best_metric():
             write_atomically(self.directory / f"best-{name}", content)
             for old in self._files("best"):
                 if old.path.name != f"best-{name}":
@@ -152,7 +153,7 @@ class Checkpoints:
         """Remove what a crash left unfinished; only for the run that writes here.
 
         Args:
-            after: remove checkpoints with a higher number, too: they are damaged, and the run is
+            after: also remove checkpoints with a higher number: they are damaged, and the run is
                 about to write them again.
         """
         for path in self.directory.glob("*.part"):

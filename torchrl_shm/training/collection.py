@@ -42,9 +42,9 @@ class _EnvFactory:
 
 
 class _FiniteRewardSum(RewardSum):
-    """Counts a reward that is not finite as none, so that the sum can be saved.
+    """Counts a reward that is not finite as zero, so that the sum can be saved.
 
-    Whether its row is left out or ends the run is for who reads the reward itself.
+    The reward itself is left as it is, for `FiniteCheck`.
     """
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -54,7 +54,7 @@ class _FiniteRewardSum(RewardSum):
 
 
 def _leave_signals_to_the_parent() -> None:
-    """Let a worker live through what the terminal or a scheduler sends to all processes."""
+    """Make a worker ignore the signals that a terminal or a scheduler sends to all processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # the parent ends its workers with it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -65,13 +65,13 @@ def _leave_signals_to_the_parent() -> None:
 class _Carried(Transform):
     """Adds to an environment's `state_dict` what is carried from one batch to the next.
 
-    That is the running episodes, the TensorDict that the policy reads next, its memory included,
-    and in a worker process torch's default generator. TorchRL's collectors save their transforms
-    wherever they run, but none of these.
+    These are the running episodes, the TensorDict that the policy reads next, with its memory, and
+    in a worker process torch's default generator. TorchRL's collectors save the state of their
+    transforms, in workers too, but none of these.
 
     Args:
-        exact: whether the environment's state is tensors. Episodes of others start anew.
-        worker: whether this is a process of the collector, whose generator nobody else saves.
+        exact: whether the environment's state is tensors; if not, episodes start anew.
+        worker: whether this is a worker process, whose generator is saved here only.
     """
 
     def __init__(self, *, exact: bool, worker: bool) -> None:
@@ -80,7 +80,7 @@ class _Carried(Transform):
         self.worker = worker
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Tensors only: a worker sends its state as a TensorDict."""
+        """Return tensors only: a worker sends its state as a TensorDict."""
         state: dict[str, Any] = {}
         if self.exact:
             carrier = self._carrier()
@@ -112,7 +112,7 @@ class _Carried(Transform):
 
 
 class RolloutCollector:
-    """Yields batches of rows `[num_envs, rollout_length]`, whichever backend collects them.
+    """Yields batches of sequences `[num_envs, rollout_length]`, whichever backend collects them.
 
     Args:
         make_env: makes a batched environment from `num_envs` and, if it is given, `device`.
@@ -169,7 +169,7 @@ class RolloutCollector:
             if num_workers < 1 or num_envs % num_workers:
                 raise ValueError(
                     f"num_workers={num_workers} must divide num_envs={num_envs}, so that all "
-                    "workers collect as many rows"
+                    "workers collect as many sequences"
                 )
             factory: Any = _EnvFactory(
                 make_env, worker=True, num_envs=num_envs // num_workers, **env_options
@@ -193,25 +193,34 @@ class RolloutCollector:
 
     def _start(self, seed: int) -> None:
         self._collector.set_seed(seed)
-        # the first episodes, too, shall be those of the seed
+        # so that the seed decides the first episodes as well
         self._collector.reset()
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         for batch in self._collector:
             # workers come stacked in front of the environments
-            rows = batch.reshape(-1, batch.shape[-1])
-            yield rows.refine_names(..., "time")
+            sequences = batch.reshape(-1, batch.shape[-1])
+            yield sequences.refine_names(..., "time")
 
     def update_policy(self) -> None:
-        """Send the current parameters to where the policy acts."""
+        """Send the current parameters to where the policy acts.
+
+        Raises:
+            RuntimeError: a worker has died.
+        """
+        # TorchRL would wait for its answer without end
+        for worker in getattr(self._collector, "procs", ()):
+            if not worker.is_alive():
+                raise RuntimeError(f"worker {worker.name} has died, exit code {worker.exitcode}")
         self._collector.update_policy_weights_()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is carried from one batch to the next; between two batches.
+        """Return what is carried from one batch to the next; to be called between two batches.
 
         Returns:
             The running episodes, the generators of environments and workers, the memories and the
-            count of frames. Episodes of environments that are not tensors (`env=gym`) are missing.
+            number of frames. Episodes of environments whose state is not tensors (`env=gym`) are
+            missing.
         """
         state: Any = self._collector.state_dict()
         for part in _workers(state):
@@ -222,7 +231,7 @@ class RolloutCollector:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned, with the policy's present parameters.
 
-        Episodes that could not be saved start anew, from a seed of their own.
+        Episodes that could not be saved start anew, from a seed that differs from the first one.
 
         Args:
             state_dict: of a collector with the same options.

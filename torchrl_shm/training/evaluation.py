@@ -60,7 +60,7 @@ def make_test_env(
         device: device of the environment.
 
     Returns:
-        An environment for `evaluate`: one episode per row is a test.
+        An environment for `evaluate`: the first episode of each of its rows is a test.
 
     Examples:
         >>> from torchrl_shm import WindEnv
@@ -80,15 +80,14 @@ def make_test_env(
 def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Evaluation:
     """Run one episode per environment with the mean action.
 
-    The gates of a memory that draws stay random, as in the released code, but come from a forked
-    generator with a fixed seed, and so does all that the environment draws: evaluation neither
-    disturbs training nor differs between calls.
+    Random gates of a memory stay random, as in the released code, but they and all that the
+    environment draws come from a forked generator with a fixed seed: evaluation neither changes
+    training nor differs between calls.
 
     Args:
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
-        seed: seed of torch's default generator during the evaluation; chooses what the
-            environment draws, too.
+        seed: seed of torch's default generator and of the environment during the evaluation.
 
     Returns:
         Returns, success and the episodes.

@@ -12,7 +12,7 @@ from torchrl_shm.training.finite import OnNonfinite
 
 @dataclass
 class Experiment:
-    """Values of a run that no algorithm changes the meaning of.
+    """Values of a run that mean the same for every algorithm.
 
     Attributes:
         seed: seed of the parameters, of the environments and of the random gates.
@@ -23,7 +23,7 @@ class Experiment:
         num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
         keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
-        on_nonfinite: `"stop"` ends the run at the first datum or gradient that is not finite;
+        on_nonfinite: `"stop"` ends the run at the first data or gradient that is not finite;
             `"skip"` leaves such sequences and minibatches out.
         resume: folder of a run that is to be continued; on the command line also `"auto"`, the
             newest unfinished run of the same configuration.

@@ -1,4 +1,4 @@
-"""Stops a run at the first number that is not finite, and says which one it is."""
+"""Stops a run at the first value that is not finite, and says where it is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OVERFLOWING = 1e30
 
 
 class FiniteCheck:
-    """Keeps numbers that are not finite away from the parameters.
+    """Keeps values that are not finite away from the parameters.
 
     Args:
         on_nonfinite: see `OnNonfinite`.
@@ -63,7 +63,7 @@ class FiniteCheck:
             The sequences in which everything is finite; all of them, unless `on_nonfinite="skip"`.
 
         Raises:
-            FloatingPointError: a number is not finite, or no sequence is left.
+            FloatingPointError: a value is not finite, or no sequence is left.
 
         Warns:
             UserWarning: a memory has grown very large; once.
@@ -74,7 +74,7 @@ class FiniteCheck:
             for key, value in batch.items(True, True)
             if value.is_floating_point() and value.numel()
         ]
-        # one wait for the device if all is well
+        # if all is finite, this waits for the device only once
         if bool(torch.stack([value.isfinite().all() for _, value in entries]).all()):
             return batch
         self._stop_or_say(f"non-finite data: {_describe_first(entries)}")
@@ -142,8 +142,9 @@ class FiniteCheck:
 class FiniteSteps(Transform):
     """Names an observation or a memory that is not finite in the step in which it appears.
 
-    The policy would make actions of it, and the environment refuse those. On other devices than
-    the CPU, where looking means waiting, nothing is looked at before the batch is complete.
+    Without it the policy would compute actions from it, and the environment would refuse those. On
+    devices other than the CPU, where a check has to wait for the device, `FiniteCheck` looks at the
+    whole batch instead.
 
     Examples:
         >>> from torchrl.envs import TransformedEnv
@@ -167,49 +168,39 @@ class FiniteSteps(Transform):
             if self._observations is None:
                 parent: Any = self.parent
                 self._observations = list(parent.observation_spec.keys(True, True))
-            # nobody acts on a reward: rows with bad ones can be left out later
+            # no policy reads a reward: sequences with bad ones can be left out later
             seen = [(key, next_tensordict.get(key)) for key in self._observations]
-            self._look("observation", seen, "mend the environment")
+            self._look("observation", seen, "fix the environment")
         self._steps += 1
         return next_tensordict
 
     def _look(self, what: str, entries: Iterable[tuple[NestedKey, Tensor]], advice: str) -> None:
         for key, value in entries:
-            # the sum is not finite if a number is not, and costs less than to look at each
+            # a sum is not finite if a value is not, and costs less than to look at each value
             if not value.is_floating_point() or abs(float(value.sum())) < _OVERFLOWING:
                 continue
-            # what is made of larger numbers leaves the range of float32 within this step
+            # products of larger values leave the range of float32 within this step
             wrong = value.masked_fill(value.abs() >= _OVERFLOWING, torch.inf)
             if bool(wrong.isfinite().all()):
                 continue
-            # counted from the start of a row, where there are rows
-            rows = self.collector
-            step = self._steps if rows is None else self._steps % rows.frames_per_batch
+            # counted from the start of the rollout, if this environment belongs to a collector
+            collector = self.collector
+            step = self._steps if collector is None else self._steps % collector.frames_per_batch
             raise FloatingPointError(
-                f"non-finite {what}: {describe_nonfinite(key, wrong, step)}; {advice}"
+                f"non-finite {what}: {_describe(key, wrong.unsqueeze(1), step)}; {advice}"
             )
 
 
-def describe_nonfinite(key: NestedKey, value: Tensor, step: int | None = None) -> str:
-    """Say where the first number is that is not finite.
-
-    Args:
-        key: name of the entry.
-        value: of shape `[B, T, ...]`, or `[B, ...]` if `step` is given.
-        step: the step that `value` is of.
-
-    Returns:
-        Its name, its value, its row and its step, each counted from 0.
-    """
-    steps = value if step is None else value.unsqueeze(1)
-    at, row = _first_bad(steps)
-    numbers = steps[row, at]
-    number = float(numbers[~numbers.isfinite()].flatten()[0])
-    return f"{key!r} is {number} in row {row}, step {at if step is None else step}"
+def _describe(key: NestedKey, value: Tensor, step: int = 0) -> str:
+    """Say where the first bad value of `[B, T, ...]` is, whose steps are counted from `step`."""
+    at, sequence = _first_bad(value)
+    bad = value[sequence, at]
+    number = float(bad[~bad.isfinite()].flatten()[0])
+    return f"{key!r} is {number} in sequence {sequence}, step {at + step}"
 
 
 def _first_bad(value: Tensor) -> tuple[int, int]:
-    """The earliest step of `[B, T, ...]` at which a number is not finite, and its first row."""
+    """The earliest step of `[B, T, ...]` at which a value is not finite, and its first sequence."""
     bad = (~value.isfinite()).reshape(*value.shape[:2], -1).any(2)
     step = int(bad.any(0).nonzero()[0, 0])
     return step, int(bad[:, step].nonzero()[0, 0])
@@ -223,4 +214,4 @@ def _describe_first(entries: Iterable[tuple[NestedKey, Tensor]]) -> str:
         # a sequence carries the memory at its start in shares, one per step
         name, row = key.removesuffix(LEAN), _first_bad(value)[1]
         return f"{name!r} is not finite at the start of sequence {row}"
-    return describe_nonfinite(key, value)
+    return _describe(key, value)

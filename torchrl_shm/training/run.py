@@ -113,13 +113,13 @@ class TrainingRun:
         logger: Callable[..., Logger | None] | None = None,
         config: DictConfig | None = None,
     ) -> TrainingRun:
-        """Make and lock the folder, seed everything, write the configuration.
+        """Make and lock the folder, seed all generators, write the configuration.
 
         Args:
             recipe: name of the recipe, for the folder.
             experiment: the values of the run.
-            env: makes the environment; its name stands in where `experiment.names` has none.
-            memory: makes the memory; as `env`.
+            env: makes the environment; names the task if `experiment.names` is `None`.
+            memory: makes the memory; names it in the same way.
             logger: makes a TorchRL logger from `run_dir`, or `None` for `metrics.csv` alone.
             config: the composed configuration, for `config.yaml`; `None` where the recipe was
                 called from Python, whose runs `torchrl-shm evaluate` cannot rebuild.
@@ -163,7 +163,7 @@ class TrainingRun:
         return run
 
     def track(self, **parts: Stateful) -> None:
-        """Say what changes while training; all of it is saved and restored.
+        """Register what changes while training; all of it is saved and restored.
 
         Args:
             **parts: by name. `torchrl-shm evaluate` and `export` read `operator`, the module whose
@@ -184,14 +184,14 @@ class TrainingRun:
         Raises:
             RuntimeError: every checkpoint of a resumed run is damaged, or they are of another
                 recipe; or an algorithm did not call `log`.
-            FloatingPointError: a number is not finite, see `FiniteCheck.rollouts`.
+            FloatingPointError: a value is not finite, see `FiniteCheck.rollouts`.
             OSError: the disk is full or cannot be written to.
         """
         self._collector = collector
         seconds = self._restore() if self.experiment.resume is not None else 0.0
         self._last = time.perf_counter()
         self._start = self._last - seconds
-        # no bar where nobody looks at it
+        # no bar where stderr is not a terminal
         self._bar = tqdm(
             total=collector.num_batches * collector.frames_per_batch,
             initial=self.frames,

@@ -24,7 +24,7 @@ except ImportError:  # not on Windows, where two processes in one folder are not
 
 
 class RunFolder:
-    """What a run leaves behind: `metrics.csv`, `checkpoints/`, `summary.json`, `config.yaml`.
+    """The files of a run: `metrics.csv`, `checkpoints/`, `summary.json`, `config.yaml`.
 
     Args:
         path: the folder.
@@ -55,7 +55,7 @@ class RunFolder:
     def create(
         cls, path: str | Path, *, resume: bool = False, keep_checkpoints: int = 3
     ) -> RunFolder:
-        """Make the folder of a new run, or take up that of an old one, and lock it.
+        """Make the folder of a new run, or open that of an old one, and lock it.
 
         Args:
             path: the folder; made if it is missing.
@@ -80,6 +80,7 @@ class RunFolder:
         if not resume:
             for name in ("checkpoints", "summary.json"):
                 if (folder.path / name).exists():
+                    folder.close()
                     raise FileExistsError(
                         f"{folder.path / name} is of another run, which would be overwritten; "
                         f"continue it with experiment.resume={folder.path}, choose another "
@@ -157,7 +158,7 @@ class RunFolder:
         return self._text
 
     def restore_metrics(self, text: str) -> None:
-        """Make `metrics.csv` what it was; rows after that are cut.
+        """Write `metrics.csv` as it was at a checkpoint; rows after that are removed.
 
         Args:
             text: what `metrics_csv` was.
@@ -191,8 +192,7 @@ def is_running(path: str | Path) -> bool:
         path: the folder.
 
     Returns:
-        True, too, where the folder belongs to another user; false where the file system has no
-        locks.
+        Also true if the folder cannot be opened; false if the file system has no locks.
 
     Examples:
         >>> from tempfile import mkdtemp

@@ -1,10 +1,8 @@
 """Compile the kernels ahead of time and print, a line of JSON each, what the compiler made.
 
-python -m tests.ops.shm._compile_kernels 90            all
-python -m tests.ops.shm._compile_kernels 90 default    without clamp and the fast gate
-python -m tests.ops.shm._compile_kernels 90 fast       with the fast gate, without clamp
-python -m tests.ops.shm._compile_kernels 90 options    with both
-python -m tests.ops.shm._compile_kernels 90 scan_forward_kernel
+python -m tests.ops.shm._compile_kernels 90 default         without clamp and the fast gate
+python -m tests.ops.shm._compile_kernels 90 fast            with the fast gate, without clamp
+python -m tests.ops.shm._compile_kernels 90 options 64 128  with both, of two widths
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +22,35 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from torchrl_shm.ops.shm import tiles, triton_kernels
+from torchrl_shm.ops.shm.backend import STORE
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def variants(group: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-    """Name, width, warps and constants of the kernels of a group."""
+def variants(group: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Name, width and constants of the kernels of a group."""
     plain = group != "options"
-    gate, clamp = ("fast" if group in ("fast", "options") else "exact"), not plain
-    for width in sorted(tiles.FORWARD):
-        used = {tiles.FORWARD[width], tiles.forward_tile(1, width)}
-        common = {"H": width, "WIDTH": width, "GATE": gate}
-        back = tiles.BACKWARD[width]
-        for tile in used:
-            shape = {**common, "ROWS": tile.lines}
-            stream = {**shape, "RESETS": True, "STAGES": tile.stages}
-            yield "scan_forward_kernel", width, tile.warps, {
-                **stream, "CLAMP": clamp, "SAVE": True, "STORE": tiles.STORE,
+    common = {"GATE": "fast" if group in ("fast", "options") else "exact"}
+    stream = {"RESETS": True, "STAGES": tiles.STAGES}
+    for width, lines in tiles.LINES.items():
+        shape = {**common, "H": width, "WIDTH": width}
+        for rows in {lines, tiles.forward_lines(1, width)}:
+            forward = {**shape, "ROWS": rows}
+            yield "scan_forward_kernel", width, {
+                **forward, **stream, "CLAMP": not plain, "SAVE": True, "STORE": STORE,
             }  # fmt: skip
-            yield "segment_kernel", width, tile.warps, {**stream, "ADJOINT": not plain}
-            yield "step_kernel", width, tile.warps, {**shape, "CLAMP": clamp}
-        yield "scan_backward_kernel", width, back.warps, {
-            **common, "COLUMNS": back.lines, "CHUNK": back.chunk, "STORE": tiles.STORE,
-            "STAGES": back.stages, "RESETS": True, "CLAMP": clamp,
+            yield "segment_kernel", width, {**forward, **stream, "ADJOINT": not plain}
+            yield "step_kernel", width, {**forward, "CLAMP": not plain}
+        yield "scan_backward_kernel", width, {
+            **shape, **stream, "COLUMNS": lines, "CHUNK": tiles.CHUNK[width], "STORE": STORE,
+            "CLAMP": not plain,
         }  # fmt: skip
-        yield "combine_kernel", width, 1, {
-            "SIZE": width * width, "BLOCK": 128, "STAGES": 3, "RESETS": True, "REVERSE": not plain,
+        yield "combine_kernel", width, {
+            **stream, "SIZE": width * width, "BLOCK": 128, "REVERSE": not plain,
         }  # fmt: skip
 
 
-def compile_kernel(name: str, constants: dict[str, Any], warps: int, capability: int) -> bytes:
+def compile_kernel(name: str, constants: dict[str, Any], capability: int) -> bytes:
     """The machine code of one kernel."""
     kernel = getattr(triton_kernels, name)
     signature: dict[str, str] = {}
@@ -70,6 +68,7 @@ def compile_kernel(name: str, constants: dict[str, Any], warps: int, capability:
     values = {(names.index(key),): value for key, value in constants.items()}
     source = ASTSource(kernel, signature, values, aligned)
     target = GPUTarget("cuda", capability, 32)
+    warps = 1 if name == "combine_kernel" else tiles.WARPS
     return triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
 
 
@@ -86,7 +85,7 @@ def describe(cubin: bytes) -> dict[str, int]:
         "registers": numbers["REG"],
         "spill_bytes": numbers["STACK"],
         "async_loads": len(re.findall(r"\bLDGSTS", code)),
-        # of one pass: a step, or a chunk of steps in the backward kernel, whose inner loop replays
+        # of one pass: a step, or in the backward kernel a chunk of steps, whose inner loop replays
         # one step
         **{f"loop_{key}": value for key, value in _count(loop).items()},
         **{f"inner_{key}": value for key, value in _count(inner).items()},
@@ -106,7 +105,7 @@ def _loops(code: str) -> tuple[list[str], list[str]]:
             jump = re.search(r"\bBRA\b.*\((\.L_x_\d+)\)", instruction[1])
             if jump and jump[1] in labels:
                 loops.append(range(labels[jump[1]], len(instructions)))
-    # a kernel ends with a jump to itself, so there is one
+    # every kernel ends with a jump to itself, so there is at least one
     outer = max(loops, key=len)
     nested = [x for x in loops if x != outer and x.start in outer and x[-1] in outer]
     inner = max(nested, key=len, default=range(0))
@@ -126,19 +125,19 @@ def _run(tool: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def main(capability: int, group: str = "all") -> None:
+def main(capability: int, group: str, *widths: int) -> None:
     """Compile and print."""
-    groups = ("default", "options") if group == "all" else (group,)
-    for name in groups:
-        for kernel, width, warps, constants in variants(name):
-            if group.endswith("_kernel") and group != kernel:
-                continue
-            cubin = compile_kernel(kernel, constants, warps, capability)
+    wanted = [x for x in variants(group) if not widths or x[1] in widths]
+    cubins = (compile_kernel(kernel, constants, capability) for kernel, _, constants in wanted)
+    # the tools look at one kernel while the next is compiled
+    with ThreadPoolExecutor(2) as pool:
+        for (kernel, width, constants), found in zip(
+            wanted, pool.map(describe, cubins), strict=True
+        ):
             keys = [key for key in ("ROWS", "COLUMNS", "CHUNK", "GATE") if key in constants]
             tile = {key.lower(): constants[key] for key in keys}
-            row = {"kernel": kernel, "width": width, "warps": warps, **tile, **describe(cubin)}
-            print(json.dumps(row), flush=True)
+            print(json.dumps({"kernel": kernel, "width": width, **tile, **found}), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

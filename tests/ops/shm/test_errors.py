@@ -3,116 +3,79 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.ops._helpers import device_of
 from torchrl_shm.ops import shm_scan, shm_step
 
 VECTORS = ("theta", "vc", "v", "k", "q")
+both = pytest.mark.parametrize("operation", [shm_scan, shm_step])
 
 
-def scan_arguments() -> dict[str, Any]:
-    return {name: torch.randn(2, 5, 3) for name in VECTORS} | {
-        "memory": torch.zeros(2, 3, 3),
-        "is_init": torch.zeros(2, 5, dtype=torch.bool),
-    }
+def good(operation: Any) -> dict[str, Any]:
+    batch = (2, 5) if operation is shm_scan else (2,)
+    vectors = {name: torch.randn(*batch, 3) for name in VECTORS}
+    return vectors | {"memory": torch.zeros(2, 3, 3)}
 
 
-def step_arguments() -> dict[str, Any]:
-    return {name: torch.randn(2, 3) for name in VECTORS} | {"memory": torch.zeros(2, 3, 3)}
+def refuse(operation: Any, error: type[Exception], message: str, **bad: Any) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        operation(**good(operation) | bad)
 
 
-both = pytest.mark.parametrize(
-    ("operation", "arguments"),
-    [(shm_scan, scan_arguments), (shm_step, step_arguments)],
-    ids=["scan", "step"],
+@both
+def test_right_arguments_pass(operation: Any) -> None:
+    operation(**good(operation))
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "expected"),
+    [
+        (shm_scan, (5, 3), "[B, T, H]"),
+        (shm_scan, (1, 2, 5, 3), "[B, T, H]"),
+        (shm_step, (), "[..., H]"),
+    ],
 )
-Operation = Callable[..., tuple[Tensor, Tensor]]
-Arguments = Callable[[], dict[str, Any]]
-
-
-@both
-def test_right_arguments_pass(operation: Operation, arguments: Arguments) -> None:
-    operation(**arguments())
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (5, 3), (1, 2, 5, 3)], ids=str)
-def test_scan_needs_batch_time_and_size(shape: tuple[int, ...]) -> None:
-    vectors = dict.fromkeys(VECTORS, torch.zeros(shape))
-    message = f"theta has shape {list(shape)}, expected [B, T, H]"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        shm_scan(**vectors)
-
-
-def test_step_needs_a_size() -> None:
-    with pytest.raises(ValueError, match=re.escape("theta has shape [], expected [..., H]")):
-        shm_step(**dict.fromkeys(VECTORS, torch.tensor(1.0)))
+def test_number_of_dimensions(operation: Any, shape: tuple[int, ...], expected: str) -> None:
+    message = f"theta has shape {list(shape)}, expected {expected}"
+    refuse(operation, ValueError, message, **dict.fromkeys(VECTORS, torch.zeros(shape)))
 
 
 @both
 @pytest.mark.parametrize("name", VECTORS[1:])
-def test_shape_of_a_vector(operation: Operation, arguments: Arguments, name: str) -> None:
-    good = arguments()
-    bad = good | {name: good[name][..., :1]}
-    message = (
-        f"{name} has shape {list(bad[name].shape)}, "
-        f"expected that of theta, {list(good['theta'].shape)}"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        operation(**bad)
-
-
-@both
-@pytest.mark.parametrize("name", VECTORS[1:])
-def test_dtype_of_a_vector(operation: Operation, arguments: Arguments, name: str) -> None:
-    bad = arguments()
-    bad[name] = bad[name].double()
+def test_vectors_that_differ_from_theta(operation: Any, name: str) -> None:
+    x = good(operation)[name]
+    message = f"{name} has shape {[*x.shape[:-1], 1]}, expected that of theta, {list(x.shape)}"
+    refuse(operation, ValueError, message, **{name: x[..., :1]})
     message = f"{name} is torch.float64 but theta is torch.float32"
-    with pytest.raises(TypeError, match=re.escape(message)):
-        operation(**bad)
-
-
-@both
-@pytest.mark.parametrize("name", VECTORS[1:])
-def test_device_of_a_vector(operation: Operation, arguments: Arguments, name: str) -> None:
-    bad = arguments()
-    bad[name] = bad[name].to("meta")
-    with pytest.raises(RuntimeError, match=f"{name} is on meta but theta is on cpu"):
-        operation(**bad)
+    refuse(operation, TypeError, message, **{name: x.double()})
+    message = f"{name} is on meta but theta is on cpu"
+    refuse(operation, RuntimeError, message, **{name: x.to("meta")})
 
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64, torch.complex64], ids=str)
-def test_dtype_of_all_vectors(
-    operation: Operation, arguments: Arguments, dtype: torch.dtype
-) -> None:
-    bad = arguments()
-    bad |= {name: bad[name].to(dtype) for name in VECTORS}
-    with pytest.raises(TypeError, match=f"inputs are {dtype}, expected one of .*float32"):
-        operation(**bad)
+def test_dtype_of_all_vectors(operation: Any, dtype: torch.dtype) -> None:
+    vectors = {name: good(operation)[name].to(dtype) for name in VECTORS}
+    refuse(operation, TypeError, f"inputs are {dtype}, expected one of (torch.float32", **vectors)
 
 
 @both
 @pytest.mark.parametrize("clamp", [0.0, -1.0, float("nan")])
-def test_clamp_is_positive(operation: Operation, arguments: Arguments, clamp: float) -> None:
-    with pytest.raises(ValueError, match=f"clamp={clamp} must be positive"):
-        operation(**arguments(), clamp=clamp)
+def test_clamp_is_positive(operation: Any, clamp: float) -> None:
+    refuse(operation, ValueError, f"clamp={clamp} must be positive", clamp=clamp)
 
 
 @both
-@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (2, 3, 4), (1, 3, 3), (2, 1, 3, 3)], ids=str)
-def test_shape_of_the_memory(
-    operation: Operation, arguments: Arguments, shape: tuple[int, ...]
-) -> None:
-    bad = arguments()
-    bad["memory"] = torch.zeros(shape)
-    message = f"memory has shape {list(shape)}, expected [2, 3, 3] to fit theta"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        operation(**bad)
+def test_shape_and_device_of_the_memory(operation: Any) -> None:
+    for shape in ((3, 3), (2, 3, 4), (1, 3, 3), (2, 1, 3, 3)):
+        message = f"memory has shape {list(shape)}, expected [2, 3, 3] to fit theta"
+        refuse(operation, ValueError, message, memory=torch.zeros(shape))
+    message = "memory is on meta but theta is on cpu"
+    refuse(operation, RuntimeError, message, memory=torch.zeros(2, 3, 3, device="meta"))
 
 
 @both
@@ -126,67 +89,40 @@ def test_shape_of_the_memory(
     ids=str,
 )
 def test_dtype_of_the_memory(
-    operation: Operation,
-    arguments: Arguments,
-    inputs: torch.dtype,
-    memory: torch.dtype,
-    expected: torch.dtype,
+    operation: Any, inputs: torch.dtype, memory: torch.dtype, expected: torch.dtype
 ) -> None:
-    bad = arguments()
-    bad |= {name: bad[name].to(inputs) for name in VECTORS} | {"memory": bad["memory"].to(memory)}
+    bad = {name: good(operation)[name].to(inputs) for name in VECTORS}
+    bad["memory"] = torch.zeros(2, 3, 3, dtype=memory)
     message = f"memory is {memory}, expected {expected} for {inputs} inputs"
-    with pytest.raises(TypeError, match=re.escape(message)):
-        operation(**bad)
+    refuse(operation, TypeError, message, **bad)
+
+
+def test_is_init() -> None:
+    flags = torch.zeros(2, 5, dtype=torch.bool)
+    shm_scan(**good(shm_scan), is_init=flags)
+    message = "is_init is torch.int64, expected torch.bool"
+    refuse(shm_scan, TypeError, message, is_init=flags.long())
+    message = "is_init is on meta but the inputs on cpu"
+    refuse(shm_scan, RuntimeError, message, is_init=flags.to("meta"))
+    for bad in (flags[:, 0], flags.T, flags.unsqueeze(-1)):
+        message = f"is_init has shape {list(bad.shape)}, expected [B, T] = [2, 5]"
+        refuse(shm_scan, ValueError, message, is_init=bad)
 
 
 @both
-def test_device_of_the_memory(operation: Operation, arguments: Arguments) -> None:
-    bad = arguments()
-    bad["memory"] = bad["memory"].to("meta")
-    with pytest.raises(RuntimeError, match="memory is on meta but theta is on cpu"):
-        operation(**bad)
-
-
-def test_dtype_of_is_init() -> None:
-    bad = scan_arguments()
-    bad["is_init"] = bad["is_init"].long()
-    with pytest.raises(TypeError, match=r"is_init is torch\.int64, expected torch\.bool"):
-        shm_scan(**bad)
-
-
-@pytest.mark.parametrize("shape", [(2,), (5, 2), (2, 5, 1)], ids=str)
-def test_shape_of_is_init(shape: tuple[int, ...]) -> None:
-    bad = scan_arguments()
-    bad["is_init"] = torch.zeros(shape, dtype=torch.bool)
-    message = f"is_init has shape {list(shape)}, expected [B, T] = [2, 5]"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        shm_scan(**bad)
-
-
-def test_device_of_is_init() -> None:
-    bad = scan_arguments()
-    bad["is_init"] = bad["is_init"].to("meta")
-    with pytest.raises(RuntimeError, match="is_init is on meta but the inputs on cpu"):
-        shm_scan(**bad)
-
-
-def test_unknown_backend() -> None:
-    bad: Any = "fastest"
-    with pytest.raises(ValueError, match=r"backend='fastest' is unknown; choose one of .*chunked"):
-        shm_scan(**scan_arguments(), backend=bad)
+def test_unknown_backend(operation: Any) -> None:
+    message = "backend='fastest' is unknown; choose one of ('auto', 'reference', "
+    refuse(operation, ValueError, message, backend="fastest")
 
 
 @pytest.mark.parametrize("backend", ["numba", "triton"])
-def test_backend_that_cannot_keep_float64(backend: Any) -> None:
-    doubles = {name: torch.randn(2, 5, 3).double() for name in VECTORS}
+def test_backend_that_cannot_run(backend: Any) -> None:
+    options: Any = {"dtype": torch.float64, "device": device_of(backend)}
+    doubles = {name: torch.randn(2, 5, 3, **options) for name in VECTORS}
     message = f"backend='{backend}' computes in float32, the inputs are float64; use 'chunked'"
     with pytest.raises(RuntimeError, match=message):
         shm_scan(**doubles, backend=backend)
     assert shm_scan(**doubles)[0].dtype == torch.float64
-
-
-@pytest.mark.parametrize("backend", ["numba", "triton"])
-def test_backend_of_another_device(backend: Any) -> None:
     meta = {name: torch.randn(2, 5, 3, device="meta") for name in VECTORS}
     message = f"backend='{backend}' runs on .* but the tensors are on meta; use 'auto'"
     with pytest.raises(RuntimeError, match=message):
@@ -195,16 +131,10 @@ def test_backend_of_another_device(backend: Any) -> None:
 
 def test_memory_too_large_for_the_kernels() -> None:
     with pytest.raises(RuntimeError, match=r"up to 256 x 256, H is 257; use 'chunked'"):
-        shm_scan(**{name: torch.zeros(1, 1, 257) for name in VECTORS}, backend="triton")
+        shm_scan(*5 * [torch.zeros(1, 1, 257, device=device_of("triton"))], backend="triton")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"segments": 0}, "segments=0 must be at least 1"),
-        ({"segments": 2, "clamp": 1.0}, "segments=2 with clamp=1.0: .*leave one of them out"),
-    ],
-)
-def test_segments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        shm_scan(**scan_arguments(), **arguments)
+def test_segments() -> None:
+    refuse(shm_scan, ValueError, "segments=0 must be at least 1", segments=0)
+    message = "segments=2 with clamp=1.0: a clamped memory cannot be computed in parallel over time"
+    refuse(shm_scan, ValueError, f"{message}; leave one of them out", segments=2, clamp=1.0)

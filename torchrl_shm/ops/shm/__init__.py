@@ -1,8 +1,8 @@
 """The scan of Stable Hadamard Memory: its definition, and faster backends that agree with it.
 
-`scan` and `step` check their arguments and hand over to a backend, which `dispatch` chooses.
+`scan` and `step` check their arguments and call the backend that `dispatch` chooses.
 `reference` is the definition. `operator` makes the fast backends (`chunked`, `numba_scan`,
-`triton_scan`) one operator of torch.
+`triton_scan`) one operator of torch; `backend` says what such a backend is.
 """
 
 from torchrl_shm.ops.shm.dispatch import Backend, StepBackend

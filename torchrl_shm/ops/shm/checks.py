@@ -1,28 +1,22 @@
-"""What the scan refuses before anything runs; each message names the value and the fix."""
+"""Checks of the arguments of scan and step; each message names the value and the fix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from torchrl_shm.ops.shm.backend import Vectors
+
 _INPUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-def check(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
-    memory: Tensor | None,
-    clamp: float | None,
-    ndim: int | None,
-) -> Tensor:
+def check(vectors: Vectors, memory: Tensor | None, clamp: float | None, ndim: int | None) -> Tensor:
     """Validate everything that both operations share and return the initial memory."""
+    theta = vectors.theta
     if theta.ndim < 1 or (ndim is not None and theta.ndim != ndim):
         expected = "[B, T, H]" if ndim == 3 else "[..., H]"
         raise ValueError(f"theta has shape {list(theta.shape)}, expected {expected}")
-    for name, x in (("vc", vc), ("v", v), ("k", k), ("q", q)):
+    for name, x in zip(Vectors._fields[1:], vectors[1:], strict=True):
         if x.shape != theta.shape:
             raise ValueError(
                 f"{name} has shape {list(x.shape)}, expected that of theta, {list(theta.shape)}"
@@ -57,8 +51,10 @@ def check(
     return memory
 
 
-def check_segments(segments: int, clamp: float | None) -> None:
-    """Validate a number of segments that was asked for."""
+def check_segments(segments: int | None, clamp: float | None) -> None:
+    """Validate a number of segments."""
+    if segments is None:
+        return
     if segments < 1:
         raise ValueError(f"segments={segments} must be at least 1, or None for the rule")
     if segments > 1 and clamp is not None:

@@ -1,9 +1,9 @@
 """A fast scan in plain torch, on any device, with its own backward.
 
-The state is kept once per chunk of steps and the backward replays each chunk from there. Buffers
-of matrices are time-major, `[C, B, H, H]`, and serve every chunk, so only the checkpoints grow
-with T. The gate `1 + tanh(z)` is computed as `2 * sigmoid(2 * z)`: on CPU several times faster,
-and more accurate near 0.
+The state is stored once per chunk of C = `STORE` steps and the backward replays each chunk from
+there. Buffers of matrices are time-major, `[C, B, H, H]`, and are reused by every chunk, so only
+the checkpoints grow with T. The gate `1 + tanh(z)` is computed as `2 * sigmoid(2 * z)`: on CPU
+several times faster, and more accurate near 0.
 """
 
 from __future__ import annotations
@@ -11,45 +11,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK = 8
+from torchrl_shm.ops.shm.backend import STORE, Options, Vectors
+
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
-    """Say why it cannot scan such tensors here: it always can."""
+    """Return None: it can scan any tensors."""
     del device, dtype, size
     return None
 
 
-def num_checkpoints(steps: int) -> int:
-    """Count the states that `forward` saves."""
-    return -(-steps // _CHUNK)
-
-
 def forward(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     memory: Tensor,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    steps = theta.shape[1]
-    theta, vc, v, k, q = (_time_major(x) for x in (theta, vc, v, k, q))
-    chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=False)
-    for n, t in enumerate(range(0, steps, _CHUNK)):
+    """Run the recurrence, see `FastBackend`."""
+    y = torch.empty_like(vectors.v, memory_format=torch.contiguous_format)
+    steps = y.shape[1]
+    vectors = vectors.map(_time_major)
+    chunk = _Chunk(vectors, is_init, options.clamp, mark_unclamped=False)
+    for n, t in enumerate(range(0, steps, STORE)):
         if len(checkpoints):
             checkpoints[n] = memory
         states, gates = chunk.replay(t, memory)
-        products = torch.mul(states[1:], _columns(q, t), out=gates)
-        y[:, t : t + _CHUNK] = products.sum(-1).transpose(0, 1)
+        products = torch.mul(states[1:], _columns(vectors.q, t), out=gates)
+        y[:, t : t + STORE] = products.sum(-1).transpose(0, 1)
         memory = states[-1]
     return y, memory.clone(memory_format=torch.contiguous_format)
 
@@ -57,25 +47,20 @@ def forward(
 def backward(
     dy: Tensor,
     dmemory: Tensor,
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the adjoint of the recurrence; return the gradients of theta, vc, v, k, q and memory."""
-    dy, theta, vc, v, k, q = (_time_major(x) for x in (dy, theta, vc, v, k, q))
-    dtheta, dvc, dv, dk, dq = (torch.empty_like(dy) for _ in range(5))
-    chunk = _Chunk(theta, vc, v, k, is_init, clamp, mark_unclamped=clamp is not None)
+) -> tuple[Vectors, Tensor]:
+    """Run the adjoint of the recurrence, see `FastBackend`."""
+    dy, vectors = _time_major(dy), vectors.map(_time_major)
+    theta, vc, v, k, q = vectors
+    grads = dtheta, dvc, dv, dk, dq = Vectors(*(torch.empty_like(dy) for _ in range(5)))
+    chunk = _Chunk(vectors, is_init, options.clamp, mark_unclamped=options.clamp is not None)
     # adjoint[s + 1] belongs to the state that step s writes, adjoint[0] to the entering one
     buffer = torch.empty_like(chunk.states)
     buffer[0] = dmemory
-    for n, t in reversed(list(enumerate(range(0, len(theta), _CHUNK)))):
+    for n, t in reversed(list(enumerate(range(0, len(theta), STORE)))):
         states, gates = chunk.replay(t, checkpoints[n])
         adjoint = buffer[: len(states)]
         torch.mul(_rows(dy, t), _columns(q, t), out=adjoint[1:])
@@ -102,33 +87,29 @@ def backward(
         x.mul_(4)  # 2 * sigmoid(2 * z) has the derivative 4 * sigmoid'(2 * z)
         if is_init is not None:
             x.masked_fill_(is_init.T.unsqueeze(-1), 0)  # these gates met no memory
-    dtheta, dvc, dv, dk, dq = (_time_major(x) for x in (dtheta, dvc, dv, dk, dq))
-    return dtheta, dvc, dv, dk, dq, buffer[0].clone()
+    return grads.map(_time_major), buffer[0].clone()
 
 
 class _Chunk:
-    """The recurrence over one chunk of steps, in buffers that serve every chunk.
+    """The recurrence over one chunk of steps, in buffers that every chunk reuses.
 
     Attributes:
         states: `[C + 1, B, H, H]`, the entering state, then what each step wrote.
         gates: `[C, B, H, H]`, halved: the factor 2 is applied where they are.
-        keep: `[T, B, 1, 1]`, selects the rows that no reset clears.
+        keep: `[T, B, 1, 1]`, selects the memories that no reset clears.
         unclamped: `[C, B, H, H]`, selects the elements that the clamp let through.
     """
 
     def __init__(
         self,
-        theta: Tensor,
-        vc: Tensor,
-        v: Tensor,
-        k: Tensor,
+        vectors: Vectors,
         is_init: Tensor | None,
         clamp: float | None,
         mark_unclamped: bool,
     ) -> None:
-        (steps, batch, size), bits = theta.shape, _BITS[theta.dtype]
-        self.vectors, self.clamp = (theta, vc, v, k), clamp
-        self.states = theta.new_empty(min(steps, _CHUNK) + 1, batch, size, size)
+        (steps, batch, size), bits = vectors.theta.shape, _BITS[vectors.theta.dtype]
+        self.vectors, self.clamp = vectors, clamp
+        self.states = vectors.theta.new_empty(min(steps, STORE) + 1, batch, size, size)
         self.gates = torch.empty_like(self.states[1:])
         self.spare = torch.empty_like(self.states[0])
         self.keep = None if is_init is None else is_init.T[..., None, None].to(bits) - 1
@@ -136,7 +117,7 @@ class _Chunk:
 
     def replay(self, start: int, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Run the chunk that begins at step `start` with `memory`; return its states and gates."""
-        theta, vc, v, k = self.vectors
+        theta, vc, v, k, _ = self.vectors
         gates = self.gates[: len(theta) - start]
         states = self.states[: len(gates) + 1]
         states[0] = memory
@@ -156,22 +137,22 @@ class _Chunk:
 
 
 def _select(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-    """Take `x` where `mask` is -1, all bits set, and 0 where it is 0, even from NaN and inf.
+    """Take `x` where `mask` is -1, with all bits set, and 0 where it is 0, even of NaN and inf.
 
-    On the bits, because that vectorizes: `torch.where` with a mask costs five times as much on CPU.
+    It works on bits because that vectorizes: `torch.where` costs five times as much on CPU.
     """
     torch.bitwise_and(x.view(mask.dtype), mask, out=out.view(mask.dtype))
     return out
 
 
 def _time_major(x: Tensor) -> Tensor:
-    """`[B, T, H]` to `[T, B, H]` and back; contiguous, for matmul is slow on expanded views."""
+    """`[B, T, H]` to `[T, B, H]` and back; contiguous, because matmul is slow on expanded views."""
     return x.transpose(0, 1).contiguous()
 
 
 def _rows(x: Tensor, start: int) -> Tensor:
-    return x[start : start + _CHUNK].unsqueeze(-1)
+    return x[start : start + STORE].unsqueeze(-1)
 
 
 def _columns(x: Tensor, start: int) -> Tensor:
-    return x[start : start + _CHUNK].unsqueeze(-2)
+    return x[start : start + STORE].unsqueeze(-2)

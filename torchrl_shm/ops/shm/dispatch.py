@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from torchrl_shm.ops.shm import operator
+from torchrl_shm.ops.shm.backend import load
 
 Backend = Literal["auto", "reference", "chunked", "numba", "triton"]
 """Names of the backends of `shm_scan`; `"auto"` picks the fastest that can run."""
@@ -24,7 +24,7 @@ def choose(backend: str, inputs: tuple[Tensor, ...]) -> str:
     """Decide which backend scans these inputs.
 
     Args:
-        backend: what was asked for, a `Backend`.
+        backend: the requested one, a `Backend`.
         inputs: theta, vc, v, k, q and memory, as they were given.
 
     Returns:
@@ -62,12 +62,12 @@ def fuses_step(backend: str, inputs: tuple[Tensor, ...], records: bool) -> bool:
     """Decide whether one step runs as one kernel.
 
     Args:
-        backend: what was asked for, a `StepBackend`.
+        backend: the requested one, a `StepBackend`.
         inputs: theta, vc, v, k, q and memory, as they were given.
-        records: whether a gradient is recorded, which the kernel does not have.
+        records: whether a gradient is recorded, which the kernel cannot compute.
 
     Returns:
-        False for plain operations.
+        True for the kernel, False for plain operations.
 
     Raises:
         ValueError: the name is unknown.
@@ -89,29 +89,29 @@ def fuses_step(backend: str, inputs: tuple[Tensor, ...], records: bool) -> bool:
 
 
 def _refusal(name: str, device: torch.device, dtype: torch.dtype, size: int) -> str | None:
-    return operator.load(name).refuse(device, dtype, int(size))
+    return load(name).refuse(device, dtype, int(size))
 
 
 @cache
 def _hint() -> None:
-    # once, in a log rather than as a warning: nothing is wrong
+    # once, and logged rather than warned, because nothing is wrong
     _logger.warning(
         "`pip install 'torchrl_shm[cpu]'` makes the scan of float32 inputs on CPU several times "
         "faster: it is compiled by numba"
     )
 
 
-# what is installed does not change, so torch.compile need not look into it. This is what
-# torch.compiler.assume_constant_result does, but that loads the whole compiler, a second of imports
+# what is installed does not change, so torch.compile need not trace these. The mark is what
+# torch.compiler.assume_constant_result sets, but that imports the whole compiler, for a second
 for _function in (_refusal, _hint):
     vars(_function)["_dynamo_marked_constant"] = True
 
 
 def is_transformed(*tensors: Tensor, by_grad: bool = False) -> bool:
-    """Whether `torch.func` is at work; with `by_grad`, whether it differentiates."""
+    """Whether `torch.func` transforms a tensor; with `by_grad`, whether it differentiates one."""
     if torch.compiler.is_compiling():
         return False
-    # torch has no public name for this question
+    # torch has no public function for this
     functorch: Any = torch._C._functorch  # pyright: ignore
     for x in tensors:
         while functorch.is_functorch_wrapped_tensor(x):

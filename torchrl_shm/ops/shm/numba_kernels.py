@@ -1,4 +1,4 @@
-"""Compiled loops of the scan on CPU; see `numba_scan` for what calls them."""
+"""The compiled loops of the scan on CPU, which `numba_scan` calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 _f32 = np.float32
-# NaN and inf keep their meaning; sums may be reordered, without which they are not vectorized
+# NaN and inf keep their meaning; sums may be reordered, or they would not be vectorized
 _compile: Any = numba.njit(
     cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
 )
@@ -41,7 +41,7 @@ def forward(
     theta: Any, vc: Any, v: Any, k: Any, q: Any, is_init: Any,
     y: Any, final: Any, checkpoints: Any,
 ) -> None:  # fmt: skip
-    """Scan sequences `start` to `stop`; `final` holds the initial memory at first.
+    """Scan sequences `start` to `stop`; on entry `final` holds the initial memory.
 
     `clamp` is negative where there is no bound, and `checkpoints` is empty if none are wanted.
     """
@@ -51,7 +51,7 @@ def forward(
     memory = np.zeros((size, width), np.float32)
     c, key, query = np.zeros((3, width), np.float32)
     for b in range(start, stop):
-        # the padding too: a NaN of the sequence before may be in it
+        # the padding too, which may hold a NaN of the previous sequence
         memory[:] = 0
         memory[:, :size] = final[b]
         for t in range(steps):
@@ -82,7 +82,7 @@ def backward(
 ) -> None:  # fmt: skip
     """Replay each chunk from its checkpoint, last chunk first, and run the adjoint through it.
 
-    `dmemory` holds the gradient of the final memory at first, that of the initial one at the end.
+    On entry `dmemory` holds the gradient of the final memory, at the end that of the initial one.
     """
     _, steps, size = theta.shape
     width = (size + _LANES - 1) // _LANES * _LANES

@@ -1,21 +1,22 @@
 """The scan on CPU, compiled by numba: one pass over the matrix per step, which stays in the cache.
 
-Each sequence is worked on by one thread, of torch's number. The columns are padded to whole vector
-registers. Compiled at the first call, in seconds, and cached on disk for later processes.
+Sequences are spread over as many threads as torch uses. The columns are padded to whole vector
+registers. Compilation takes seconds at the first call and is cached on disk for later processes.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-_CHUNK = 8
-# elements times steps for which one more thread is worth starting
+from torchrl_shm.ops.shm.backend import STORE, Options, Vectors
+
+# elements times steps that are worth one more thread
 _PER_THREAD = 1 << 20
 
 
@@ -40,53 +41,33 @@ def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
     return kernels if isinstance(kernels, str) else None
 
 
-def num_checkpoints(steps: int) -> int:
-    """Count the states that `forward` saves."""
-    return -(-steps // _CHUNK)
-
-
 def forward(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     memory: Tensor,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    """Run the recurrence, see `FastBackend`."""
+    y = torch.empty_like(vectors.v, memory_format=torch.contiguous_format)
     final = memory.clone(memory_format=torch.contiguous_format)
-    _run("forward", (theta, vc, v, k, q), is_init, clamp, (y, final, checkpoints))
+    _run("forward", vectors, is_init, options.clamp, (y, final, checkpoints))
     return y, final
 
 
 def backward(
     dy: Tensor,
     dmemory: Tensor,
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the adjoint of the recurrence; return the gradients of theta, vc, v, k, q and memory."""
+) -> tuple[Vectors, Tensor]:
+    """Run the adjoint of the recurrence, see `FastBackend`."""
     adjoint = dmemory.clone(memory_format=torch.contiguous_format)
-    dtheta, dvc, dv, dk, dq = grads = [
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (theta, vc, v, k, q)
-    ]
-    outputs = (checkpoints, *grads, adjoint)
-    _run("backward", (theta, vc, v, k, q, dy), is_init, clamp, outputs)
-    return dtheta, dvc, dv, dk, dq, adjoint
+    grads = vectors.map(partial(torch.empty_like, memory_format=torch.contiguous_format))
+    _run("backward", (*vectors, dy), is_init, options.clamp, (checkpoints, *grads, adjoint))
+    return grads, adjoint
 
 
 def _run(
@@ -106,14 +87,14 @@ def _run(
     work = batch * steps * size * size // _PER_THREAD
     threads = min(torch.get_num_threads(), batch, 1 + work)
     if threads <= 1:
-        kernel(0, batch, _CHUNK, bound, *arrays)
+        kernel(0, batch, STORE, bound, *arrays)
         return
-    # the kernels release the GIL; numba's own threads would neither bear a fork of the process nor
+    # the kernels release the GIL. numba's own threads survive neither a fork of the process nor
     # calls from several threads, and do not follow torch.set_num_threads
     edges = [batch * n // threads for n in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         futures = [
-            pool.submit(kernel, start, stop, _CHUNK, bound, *arrays)
+            pool.submit(kernel, start, stop, STORE, bound, *arrays)
             for start, stop in pairwise(edges)
         ]
     for future in futures:

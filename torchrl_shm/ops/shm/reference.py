@@ -1,6 +1,7 @@
-"""The definition of truth: the equations, one line each, in a loop over time.
+"""The definition: the equations, one line each, in a loop over time.
 
-Slow and differentiable any number of times; every other backend is tested against it in float64.
+It is slow and can be differentiated any number of times. Every other backend is tested against it
+in float64.
 """
 
 from __future__ import annotations
@@ -8,18 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrl_shm.ops.shm.backend import Vectors
+
 
 def scan(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
-    memory: Tensor,
-    is_init: Tensor | None,
-    clamp: float | None,
+    vectors: Vectors, memory: Tensor, is_init: Tensor | None, clamp: float | None
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
+    theta, vc, v, k, q = vectors
     outputs: list[Tensor] = []
     for t in range(theta.shape[1]):
         if is_init is not None:

@@ -1,13 +1,15 @@
-"""A whole sequence: check the arguments once, then hand over to a backend."""
+"""A whole sequence: check the arguments, then call a backend."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from torchrl_shm.ops.checks import check_is_init
-from torchrl_shm.ops.shm import operator, reference
+from torchrl_shm.ops.shm import reference
+from torchrl_shm.ops.shm.backend import Vectors
 from torchrl_shm.ops.shm.checks import check, check_segments
 from torchrl_shm.ops.shm.dispatch import Backend, choose
+from torchrl_shm.ops.shm.operator import needs_gradient, scan_op
 
 
 def shm_scan(
@@ -26,7 +28,7 @@ def shm_scan(
 ) -> tuple[Tensor, Tensor]:
     """Write and read a Hadamard memory over a whole sequence.
 
-    For every row and step, with the value axis `i` first and the key axis `j` second:
+    For every sequence and step, with the value axis `i` first and the key axis `j` second:
 
         M[i, j] <- M[i, j] * (1 + tanh(theta[i] * vc[j])) + v[i] * k[j]
         y[i]     = sum_j M[i, j] * q[j]
@@ -42,17 +44,17 @@ def shm_scan(
         memory: initial memory of shape `[B, H, H]`; `None` starts from zeros. float32, or
             float64 for float64 inputs.
         is_init: bool of shape `[B, T]`. Where true, the memory that enters the step is zero, at
-            `t = 0` too. Old content is dropped by selection: a NaN before a reset stays there.
+            `t = 0` too. It is replaced, not multiplied by zero: a NaN before a reset stays there.
         clamp: bound on `|M|` after each write; `None` for no bound.
         backend: which implementation runs. `"auto"` is `"triton"` on CUDA, otherwise `"numba"`
-            where it is installed, and `"chunked"`, which needs torch alone, where neither can run.
-            `"reference"` is the slow definition; only it can be differentiated twice and under
-            `torch.func.grad`, where `"auto"` chooses it. Under `vmap` all of them work.
-        fast_gate: allow the approximate tanh of the hardware (1e-3 relative, output and gradients
+            where it is installed, and `"chunked"`, which needs only torch, where neither can run.
+            `"reference"` is the slow definition. It is the only one that can be differentiated
+            twice or by `torch.func.grad`, under which `"auto"` chooses it. All work under `vmap`.
+        fast_gate: allow the approximate tanh of the hardware (1e-3 relative, outputs and gradients
             within 1e-2), which only `"triton"` has.
-        segments: pieces of the sequence that `"triton"` works on in parallel, for batches that do
-            not fill the device; `None` chooses, see `torchrl_shm.ops.shm.tiles.segment_length`. The
-            other backends ignore it. Exclusive with `clamp`.
+        segments: number of parts of time that `"triton"` runs in parallel, for batches that do not
+            fill the device; `None` chooses, see `torchrl_shm.ops.shm.tiles.segment_length`. The
+            other backends ignore it. More than one cannot be combined with `clamp`.
 
     Returns:
         The outputs `[B, T, H]` in the dtype of the inputs and the final memory `[B, H, H]` in
@@ -60,8 +62,8 @@ def shm_scan(
         precision than float32.
 
     Raises:
-        ValueError: a shape does not fit, `clamp` or `segments` is not positive, both are given, or
-            `backend` is unknown.
+        ValueError: a shape does not fit, `clamp` or `segments` is not positive, `segments` is above
+            one with `clamp`, or `backend` is unknown.
         TypeError: a dtype is not supported.
         RuntimeError: the backend cannot run here, or tensors are on different devices.
 
@@ -73,21 +75,16 @@ def shm_scan(
         >>> y.shape, memory.shape
         (torch.Size([2, 7, 4]), torch.Size([2, 4, 4]))
     """
-    start = check(theta, vc, v, k, q, memory, clamp, ndim=3)
-    if is_init is not None:
-        check_is_init(is_init, theta)
-    if segments is not None:
-        check_segments(segments, clamp)
-    inputs = (theta, vc, v, k, q, start)
-    name = choose(backend, inputs)
-    dtype = theta.dtype
-    theta, vc, v, k, q = (x.to(start.dtype) for x in inputs[:5])
+    vectors = Vectors(theta, vc, v, k, q)
+    start = check(vectors, memory, clamp, ndim=3)
+    check_is_init(is_init, theta)
+    check_segments(segments, clamp)
+    name = choose(backend, (*vectors, start))
+    vectors = Vectors(*(x.to(start.dtype) for x in vectors))
     if name == "reference":
-        y, final = reference.scan(theta, vc, v, k, q, start, is_init, clamp)
+        y, final = reference.scan(vectors, start, is_init, clamp)
     else:
-        save = operator.needs_gradient(*inputs)
         bound = None if clamp is None else float(clamp)
-        y, final, _ = operator.scan(
-            theta, vc, v, k, q, start, is_init, bound, fast_gate, segments, name, save
-        )
-    return y.to(dtype), final
+        save = needs_gradient(*vectors, start)
+        y, final, _ = scan_op(*vectors, start, is_init, bound, fast_gate, segments, name, save)
+    return y.to(theta.dtype), final

@@ -1,8 +1,8 @@
 """The CUDA kernels of the scan: the matrix stays in registers, only vectors are streamed.
 
 A program owns some rows `i` of the memory of one sequence, with all columns `j`: rows do not
-depend on each other, so the forward pass needs no exchange. It walks over the steps of one segment
-of time; without time-parallelism there is one segment, the whole sequence. The state is stored
+depend on each other, so the forward pass needs no exchange. It loops over the steps of one segment
+of time; the whole sequence is one segment unless segments run in parallel. The state is stored
 every `STORE` steps, and the backward pass replays each chunk of steps from there. A program of the
 backward kernel owns columns with all rows instead: three of its five sums are then complete.
 
@@ -19,10 +19,10 @@ import triton.language as tl
 
 @triton.jit
 def _gate(theta, vc, GATE: tl.constexpr):
-    """`1 + tanh(theta x vc)`, exact as `2 * sigmoid(2 z)`, which is accurate near 0 too.
+    """`1 + tanh(theta x vc)` as `2 * sigmoid(2 z)`, which is accurate near 0 too.
 
-    `2 / (1 + e)` is computed as `1 / (0.5 + e / 2)`: the half goes into the exponent, and a
-    product per element is saved.
+    `2 / (1 + e)` is computed as `1 / (0.5 + e / 2)`: the exponent takes the division, which saves
+    a product per element.
 
     `"portable"` and `"exact"` are the same formula; the first runs in the interpreter, the second
     leaves out the handling of denormal numbers around the hardware's exponential and reciprocal.
@@ -167,7 +167,7 @@ def scan_backward_kernel(
         for s in tl.static_range(CHUNK):
             t = start + s
             at = (row + t) * H
-            # one comparison does for the step and the lane
+            # one comparison covers both the step and the lane
             limit = tl.where(t < last, H, 0)
             theta = _vector(theta_ptr + at, i, limit)
             v = _vector(v_ptr + at, i, limit)
@@ -224,12 +224,12 @@ def segment_kernel(
     H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
     RESETS: tl.constexpr, ADJOINT: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """What one segment does to a state: `decay * state + local`, by itself, in parallel in time.
+    """What a segment does to the state that enters it, `decay * state + local`, for all at once.
 
     Forward, rows and columns are v and k: `local` is the memory that the segment leaves if it
     starts empty. With `ADJOINT` they are dy and q, and `local` is the gradient of the entering
     memory by the outputs before the segment's first reset. Where a segment has a reset, nothing
-    passes through it and `decay` means nothing.
+    passes through it and `decay` is not used.
     """
     b, _, i, j = _tile(H, ROWS, WIDTH)
     offsets, mask = _state(b, i, j, H)
@@ -239,7 +239,7 @@ def segment_kernel(
     row = b * T
     decay = tl.full((ROWS, WIDTH), 1.0, tl.float32)
     local = tl.zeros((ROWS, WIDTH), tl.float32)
-    # a number, because a loop must not change the type of what it carries
+    # an integer, because the type of a variable must not change in a loop
     resets = 0
     for t in tl.range(first, last, num_stages=STAGES):
         at = (row + t) * H

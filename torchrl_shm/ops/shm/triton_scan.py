@@ -14,7 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_shm.ops.shm import tiles
+from torchrl_shm.ops.shm.backend import STORE, Options, Vectors
+from torchrl_shm.ops.shm.tiles import (
+    CHUNK,
+    LINES,
+    MAX_SIZE,
+    STAGES,
+    WARPS,
+    backward_span,
+    forward_lines,
+    num_tiles,
+    segment_length,
+    width,
+)
 
 # read once, as triton does when it compiles
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,7 +34,7 @@ _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 @cache
 def _kernels() -> Any:
-    # triton is imported when the first kernel runs
+    # imports triton, so not before the first kernel runs
     return import_module("torchrl_shm.ops.shm.triton_kernels")
 
 
@@ -42,49 +54,33 @@ def refuse(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
         )
     if dtype == torch.float64:
         return "computes in float32, the inputs are float64; use 'chunked' or 'reference'"
-    if size > tiles.MAX_SIZE:
-        return (
-            f"holds memories of up to {tiles.MAX_SIZE} x {tiles.MAX_SIZE}, H is {size}; use "
-            "'chunked'"
-        )
+    if size > MAX_SIZE:
+        return f"holds memories of up to {MAX_SIZE} x {MAX_SIZE}, H is {size}; use 'chunked'"
     return None
 
 
-def num_checkpoints(steps: int) -> int:
-    """Count the states that `forward` saves."""
-    return -(-steps // tiles.STORE)
-
-
 def forward(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     memory: Tensor,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments as in `torchrl_shm.ops.shm_scan`, already validated."""
-    batch, steps, size = theta.shape
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    """Run the recurrence, see `FastBackend`."""
+    y = torch.empty_like(vectors.v, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return y, memory.clone()
-    theta, vc, v, k, q, start = (x.contiguous() for x in (theta, vc, v, k, q, memory))
+    vectors, start = vectors.map(Tensor.contiguous), memory.contiguous()
     final = torch.empty_like(start)
-    tile = tiles.forward_tile(batch, size)
-    run = _Run(theta, is_init, clamp, fast_gate, segments)
-    with torch.cuda.device_of(theta):
+    run = _Run(vectors.theta, is_init, options)
+    with torch.cuda.device_of(y):
         if run.count > 1:
-            start = run.states(theta, vc, v, k, start, tile, adjoint=False)
-        _kernels().scan_forward_kernel[run.grid(tile)](
-            theta, vc, v, k, q, run.is_init, start, y, final, checkpoints,
-            run.clamp, batch, steps, run.length,
-            STORE=tiles.STORE, STAGES=tile.stages, SAVE=len(checkpoints) > 0,
-            CLAMP=clamp is not None, num_warps=tile.warps, ROWS=tile.lines, **run.constants,
+            start = run.entering(vectors, start)
+        _kernels().scan_forward_kernel[run.grid(run.rows)](
+            *vectors, run.is_init, start, y, final, checkpoints,
+            run.clamp, run.batch, run.steps, run.length,
+            STORE=STORE, STAGES=STAGES, SAVE=len(checkpoints) > 0, CLAMP=run.clamped,
+            num_warps=WARPS, ROWS=run.rows, **run.constants,
         )  # fmt: skip
     return y, final
 
@@ -92,79 +88,58 @@ def forward(
 def backward(
     dy: Tensor,
     dmemory: Tensor,
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
+    vectors: Vectors,
     is_init: Tensor | None,
-    clamp: float | None,
-    fast_gate: bool,
-    segments: int | None,
+    options: Options,
     checkpoints: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the adjoint of the recurrence; return the gradients of theta, vc, v, k, q and memory."""
-    batch, steps, size = theta.shape
-    if theta.numel() == 0:
-        dtheta, dvc, dv, dk, dq = (torch.zeros_like(x) for x in (theta, vc, v, k, q))
-        return dtheta, dvc, dv, dk, dq, dmemory.clone()
-    dy, theta, vc, v, k, q = (x.contiguous() for x in (dy, theta, vc, v, k, q))
-    tile = tiles.backward_tile(size)
-    run = _Run(theta, is_init, clamp, fast_gate, segments)
-    dvc, dk, dq = (torch.empty_like(x) for x in (vc, k, q))
-    totals = [theta.new_empty(batch, run.count, run.length, size) for _ in range(2)]
-    with torch.cuda.device_of(theta):
+) -> tuple[Vectors, Tensor]:
+    """Run the adjoint of the recurrence, see `FastBackend`."""
+    if dy.numel() == 0:
+        return vectors.map(torch.zeros_like), dmemory.clone()
+    dy, dmemory, vectors = dy.contiguous(), dmemory.contiguous(), vectors.map(Tensor.contiguous)
+    run = _Run(vectors.theta, is_init, options)
+    dvc, dk, dq = (torch.empty_like(x) for x in (vectors.vc, vectors.k, vectors.q))
+    totals = [dy.new_empty(run.batch, run.count, run.length, run.size) for _ in range(2)]
+    with torch.cuda.device_of(dy):
         if run.count > 1:
-            edge, forward_tile = dmemory.contiguous(), tiles.forward_tile(batch, size)
-            adjoint = run.states(theta, vc, dy, q, edge, forward_tile, adjoint=True)
+            # the adjoint is the same recurrence backwards, which writes dy and q
+            adjoint = run.entering(vectors._replace(v=dy, k=vectors.q), dmemory, adjoint=True)
         else:
-            adjoint = dmemory.clone(memory_format=torch.contiguous_format).unsqueeze(0)
-        span = min(run.length, tiles.backward_span(batch * run.count, size))
+            adjoint = dmemory.clone().unsqueeze(0)
+        span = min(run.length, backward_span(run.batch * run.count, run.size))
         # of dtheta and dv, the sums over the columns of each tile
-        count = tiles.num_tiles(size, tile.lines)
-        partial = theta.new_empty(2, count, batch, run.count, span, size)
+        columns = LINES[width(run.size)]
+        tiles = num_tiles(run.size, columns)
+        partial = dy.new_empty(2, tiles, run.batch, run.count, span, run.size)
         for offset in reversed(range(0, run.length, span)):
-            _kernels().scan_backward_kernel[run.grid(tile)](
-                dy, theta, vc, v, k, q, run.is_init, checkpoints, adjoint,
+            _kernels().scan_backward_kernel[run.grid(columns)](
+                dy, *vectors, run.is_init, checkpoints, adjoint,
                 partial[0], partial[1], dvc, dk, dq,
-                run.clamp, batch, steps, run.length, offset, span,
-                CHUNK=tile.chunk, STORE=tiles.STORE, STAGES=tile.stages,
-                CLAMP=clamp is not None, num_warps=tile.warps, COLUMNS=tile.lines,
-                **run.constants,
+                run.clamp, run.batch, run.steps, run.length, offset, span,
+                CHUNK=CHUNK[width(run.size)], STORE=STORE, STAGES=STAGES, CLAMP=run.clamped,
+                num_warps=WARPS, COLUMNS=columns, **run.constants,
             )  # fmt: skip
             for total, parts in zip(totals, partial, strict=True):
                 done = total[:, :, offset : offset + span]
                 # added in an order that depends on nothing but the shape: the same bits every time
                 torch.sum(parts[:, :, :, : done.shape[2]], 0, out=done)
-    dtheta, dv = (x.flatten(1, 2)[:, :steps].contiguous() for x in totals)
-    # of the segments' adjoints the first is asked for, and the others need not be kept
-    return dtheta, dvc, dv, dk, dq, adjoint[0].clone() if run.count > 1 else adjoint[0]
+    dtheta, dv = (x.flatten(1, 2)[:, : run.steps].contiguous() for x in totals)
+    # only the first segment's adjoint is returned; the clone frees the others
+    return Vectors(dtheta, dvc, dv, dk, dq), adjoint[0].clone() if run.count > 1 else adjoint[0]
 
 
-def step(
-    theta: Tensor,
-    vc: Tensor,
-    v: Tensor,
-    k: Tensor,
-    q: Tensor,
-    memory: Tensor,
-    out: Tensor,
-    clamp: float | None,
-    fast_gate: bool,
-) -> Tensor:
+def step(vectors: Vectors, memory: Tensor, out: Tensor, options: Options) -> Tensor:
     """Run one step on `[B, H]` vectors, write the new memory to `out` and return the outputs."""
-    batch, size = theta.shape
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    y = torch.empty_like(vectors.v, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return y
-    theta, vc, v, k, q, memory = (x.contiguous() for x in (theta, vc, v, k, q, memory))
-    tile = tiles.forward_tile(batch, size)
-    run = _Run(theta.unsqueeze(1), None, clamp, fast_gate, 1)
+    vectors = vectors.map(Tensor.contiguous)
+    run = _Run(vectors.theta.unsqueeze(1), None, options)
     constants = {key: value for key, value in run.constants.items() if key != "RESETS"}
-    with torch.cuda.device_of(theta):
-        _kernels().step_kernel[run.grid(tile)](
-            theta, vc, v, k, q, memory, y, out, run.clamp, batch,
-            CLAMP=clamp is not None, num_warps=tile.warps, ROWS=tile.lines, **constants,
+    with torch.cuda.device_of(y):
+        _kernels().step_kernel[run.grid(run.rows)](
+            *vectors, memory.contiguous(), y, out, run.clamp, run.batch,
+            CLAMP=run.clamped, num_warps=WARPS, ROWS=run.rows, **constants,
         )  # fmt: skip
     return y
 
@@ -175,58 +150,40 @@ class _Run:
     Attributes:
         length: steps per segment of time.
         count: number of segments.
-        is_init: the reset flags as bytes; any tensor where there are none.
-        clamp: the bound; any number where there is none.
+        rows: rows per tile of the forward kernels.
+        is_init: the reset flags as bytes; if there are none, any tensor, which is not read.
+        clamp: the bound; if there is none, any number, which is not read.
+        clamped: whether there is a bound.
         constants: the compile-time arguments that all kernels have.
     """
 
-    def __init__(
-        self,
-        theta: Tensor,
-        is_init: Tensor | None,
-        clamp: float | None,
-        fast_gate: bool,
-        segments: int | None,
-    ) -> None:
+    def __init__(self, theta: Tensor, is_init: Tensor | None, options: Options) -> None:
         self.batch, self.steps, self.size = theta.shape
-        # a clamped step is no longer linear in the memory, so segments cannot be taken apart
-        segments = 1 if clamp is not None else segments
-        self.length = tiles.segment_length(self.batch, self.steps, self.size, segments)
+        self.clamped = options.clamp is not None
+        self.clamp = 0.0 if options.clamp is None else options.clamp
+        # a clamped step is not linear in the memory, so segments cannot be computed separately
+        segments = 1 if self.clamped else options.segments
+        self.length = segment_length(self.batch, self.steps, self.size, segments)
         self.count = -(-self.steps // self.length)
-        self.resets = is_init is not None
+        self.rows = forward_lines(self.batch, self.size)
         self.is_init = theta if is_init is None else is_init.contiguous().view(torch.uint8)
-        self.clamp = 0.0 if clamp is None else clamp
         self.constants: dict[str, Any] = {
             "H": self.size,
-            "WIDTH": tiles.width(self.size),
-            "RESETS": self.resets,
-            "GATE": "portable" if _INTERPRET else "fast" if fast_gate else "exact",
+            "WIDTH": width(self.size),
+            "RESETS": is_init is not None,
+            "GATE": "portable" if _INTERPRET else "fast" if options.fast_gate else "exact",
         }
 
-    def grid(self, tile: tiles.Tile) -> tuple[int, int]:
+    def grid(self, lines: int) -> tuple[int, int]:
         """Programs: tiles of all sequences, and segments."""
-        return self.batch * tiles.num_tiles(self.size, tile.lines), self.count
+        return self.batch * num_tiles(self.size, lines), self.count
 
-    def states(
-        self,
-        theta: Tensor,
-        vc: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        edge: Tensor,
-        tile: tiles.Tile,
-        *,
-        adjoint: bool,
-    ) -> Tensor:
-        """Find the memory that enters each segment, or the adjoint that enters it from its end.
+    def entering(self, vectors: Vectors, edge: Tensor, *, adjoint: bool = False) -> Tensor:
+        """Find the state that enters each segment, or the adjoint that enters it from its end.
 
         Args:
-            theta: calibration rows of shape `[B, T, H]`.
-            vc: calibration columns of shape `[B, T, H]`.
-            rows: v, or dy for the adjoint, of shape `[B, T, H]`.
-            columns: k, or q for the adjoint, of shape `[B, T, H]`.
+            vectors: those of the scan; for the adjoint with dy for v and q for k.
             edge: the initial memory, or the gradient of the final one, of shape `[B, H, H]`.
-            tile: shape of the work of one program.
             adjoint: which of the two.
 
         Returns:
@@ -234,14 +191,13 @@ class _Run:
         """
         local = edge.new_empty(self.count, *edge.shape)
         decay = torch.empty_like(local)
-        _kernels().segment_kernel[self.grid(tile)](
-            theta, vc, rows, columns, self.is_init, decay, local,
-            self.batch, self.steps, self.length,
-            STAGES=tile.stages, ADJOINT=adjoint, num_warps=tile.warps, ROWS=tile.lines,
-            **self.constants,
+        theta, vc, v, k, _ = vectors
+        _kernels().segment_kernel[self.grid(self.rows)](
+            theta, vc, v, k, self.is_init, decay, local, self.batch, self.steps, self.length,
+            STAGES=STAGES, ADJOINT=adjoint, num_warps=WARPS, ROWS=self.rows, **self.constants,
         )  # fmt: skip
-        has_reset = self.is_init
-        if self.resets:
+        resets, has_reset = self.constants["RESETS"], self.is_init
+        if resets:
             padding = self.count * self.length - self.steps
             padded = torch.nn.functional.pad(self.is_init, (0, padding))
             has_reset = padded.view(self.batch, self.count, self.length).amax(-1)
@@ -249,7 +205,6 @@ class _Run:
         block = min(128, 1 << (elements - 1).bit_length())
         _kernels().combine_kernel[(self.batch * -(-elements // block),)](
             edge, decay, local, has_reset, self.batch, self.count,
-            SIZE=elements, BLOCK=block, STAGES=tile.stages, RESETS=self.resets, REVERSE=adjoint,
-            num_warps=1,
+            SIZE=elements, BLOCK=block, STAGES=STAGES, RESETS=resets, REVERSE=adjoint, num_warps=1,
         )  # fmt: skip
         return local
