@@ -91,7 +91,7 @@ def test_lists_of_tests_are_played_and_others_drawn(make_env: Any, rows: int) ->
     # looking at what there is to be built draws nothing
     assert torch.equal(torch.get_rng_state(), expected)
     assert env.batch_size == (rows,)
-    assert getattr(env, "split", "train") == ("train" if rows == 7 else "test")
+    assert env.split == (None if rows == 7 else "test")
 
 
 def test_repeats_starts_that_are_drawn() -> None:
