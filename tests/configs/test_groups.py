@@ -20,6 +20,7 @@ from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
 from torchrl_shm.configs import ENVS, MEMORIES, PPO, TUNED
 from torchrl_shm.configs.groups import MEMBERS
+from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import make_memory
 from torchrl_shm.training import Experiment, make_logger
 
@@ -140,7 +141,7 @@ def test_environments(name: str) -> None:
     assert ("shaping" in env.rollout(2)["next"].keys()) == ("shaping_radii" in choices)
     for key in choices.keys() - {"id"}:
         assert getattr(env, key) == choices[key]
-    if hasattr(env, "split"):
+    if ask_env(env, "split") is not None:
         test = build(f"env/{name}")(split="test", device="cpu")
         assert len(test.train_tasks) == test.num_train_tasks
         assert len(test.test_tasks) == test.num_test_tasks == test.num_envs
