@@ -6,7 +6,8 @@ Compiles the kernels for sm_90 on any machine and counts what one pass through t
 issues. Per clock, a multiprocessor issues 4 warp instructions, but only half a special function and
 one instruction that exchanges or moves data. The largest of the three bounds the time; latencies,
 waits and memory traffic are left out, so a real GPU is slower. The shares are those of the limits
-in `tests.benchmarks.scan`: one special function per element forward, 13 float instructions backward.
+in `tests.benchmarks.scan`: one special function per element forward, 13 float instructions
+backward.
 """
 
 from __future__ import annotations
