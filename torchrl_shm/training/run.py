@@ -58,6 +58,11 @@ class TrainingRun:
 
     An error ends the run where it is; the newest checkpoint stays.
 
+    Args:
+        folder: where the run writes; `open` makes and locks it.
+        experiment: the values of the run.
+        names: names of the task and of the memory, `env` and `memory`.
+
     Attributes:
         folder: the `RunFolder`.
         check: the `FiniteCheck` of the run.
@@ -347,6 +352,9 @@ class TrainingRun:
 
 def _name(factory: Any) -> str:
     while isinstance(factory, functools.partial):
+        if factory.args and isinstance(factory.args[0], str):
+            # make_rnn("gru", ...)
+            return factory.args[0]
         factory = factory.keywords.get("cell", factory.func)
     return getattr(factory, "__name__", type(factory).__name__)
 
