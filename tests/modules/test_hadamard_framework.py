@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tests.modules._helpers import EXACT
-from torchrl_shm.modules import SHM
+from tests.modules._helpers import EXACT, assert_same
 from torchrl_shm.modules.mlstm import MLSTM
 from torchrl_shm.ops import Backend, delta_scan, gated_scan, linear_scan, shm_scan
 
@@ -47,18 +46,6 @@ def read(states: Tensor, q: Tensor) -> Tensor:
     return (states * q.unsqueeze(-2)).sum(-1)
 
 
-def assert_same(found: Any, expected: Any, inputs: list[Tensor]) -> None:
-    """Values and the gradients of a random combination of them."""
-    assert_close(found, expected, **EXACT)
-    weights = [torch.randn_like(value) for value in expected]
-    gradients = (
-        torch.autograd.grad(values, inputs, weights, retain_graph=True)
-        for values in (found, expected)
-    )
-    for mine, other in zip(*gradients, strict=True):
-        assert_close(mine, other, **EXACT)
-
-
 # special cases
 
 
@@ -82,18 +69,6 @@ def test_linear_attention_is_calibrated_by_one(backend: Backend) -> None:
     assert_same((y, final), expected, inputs)
     zero, vc = torch.zeros_like(v), randn(B, T, K)
     assert_same(shm_scan(zero, vc, v, k, q, memory, is_init, backend=backend), expected, inputs)
-
-
-def test_shm_without_calibration_is_linear_attention() -> None:
-    cell: Any = SHM(5, 3, 6, calibration="none", shortcut=False, dtype=torch.float64)
-    x, memory, is_init = randn(B, T, 5), randn(B, 6, 6), make_resets()
-    normed = cell.norm(x)
-    k, q = (torch.relu(layer(normed)) for layer in (cell.key, cell.query))
-    k, q = (a / (1e-5 + a.sum(-1, keepdim=True)) for a in (k, q))
-    v = torch.sigmoid(cell.eta(normed)) * cell.value(normed)
-    y, _, final = gated_scan(q, k, v, memory=memory, is_init=is_init)
-    inputs = [x, memory, *cell.parameters()]
-    assert_same(cell(x, memory, is_init)[:2], (cell.out(y), final), inputs)
 
 
 def test_mlstm_is_calibrated_by_its_forget_gate() -> None:
@@ -164,7 +139,7 @@ def test_neural_turing_machine_is_calibrated_by_what_it_erases() -> None:
     assert_same(linear_scan(c, u, memory, is_init)[:1], expected, inputs)
 
 
-# what is none
+# what does not fit
 
 
 def make_delta() -> tuple[list[Tensor], Tensor]:

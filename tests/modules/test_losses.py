@@ -67,7 +67,7 @@ def test_sac_learns_actor_and_critics_with_memories() -> None:
         assert sum(bool(gradient.any()) for gradient in gradients) == len(gradients)
 
 
-def test_sac_on_lean_rows_says_what_to_do() -> None:
+def test_sac_on_lean_sequences_says_what_to_do() -> None:
     collector, loss = sac("lean")
     with pytest.raises(KeyError, match="choose state='zero'"):
         loss(next(iter(collector)))

@@ -1,142 +1,16 @@
-"""The NTM: the equations of the paper in numpy, and how its heads move."""
+"""The NTM: how its heads move, and what it reads."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from tests.modules._helpers import EXACT
+from tests.modules._addressing import make_cell
 from torchrl_shm.modules.ntm import NTM, sharpen, shift
-
-every_controller = pytest.mark.parametrize("controller", ["lstm", "linear"])
-
-
-def make(controller: Any = "lstm", *, scale: float = 1.0, **options: Any) -> Any:
-    """A small cell; the larger the scale, the more its heads do."""
-    options = {"num_reads": 2, "hidden_size": 7, "dtype": torch.float64} | options
-    cell = NTM(3, 4, 5, 3, controller=controller, **options)
-    with torch.no_grad():
-        cell.interface.weight.mul_(scale)
-    return cell
-
-
-def make_state(cell: Any, batch: int = 2) -> Tensor:
-    """Random states as they may occur: the weights of a head sum to one."""
-    state = torch.randn(batch, *cell.memory_shape, dtype=torch.float64)
-    weights = cell.unpack(state)["weights"]
-    weights.copy_(weights.softmax(-1))
-    return state
-
-
-# the equations of the paper, one row and one step at a time
-
-
-def sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
-
-
-def softmax(x: Any) -> Any:
-    return np.exp(x) / np.exp(x).sum()
-
-
-def softplus(x: Any) -> Any:
-    return np.log1p(np.exp(x))
-
-
-def control(p: Any, z: Any, s: Any) -> Any:
-    if "controller.weight" in p:
-        return np.tanh(p["controller.weight"] @ z + p["controller.bias"])
-    gates = p["controller.weight_ih"] @ z + p["controller.bias_ih"]
-    gates += p["controller.weight_hh"] @ s["hidden"] + p["controller.bias_hh"]
-    i, f, g, o = np.split(gates, 4)
-    s["cell"] = sigmoid(f) * s["cell"] + sigmoid(i) * np.tanh(g)
-    s["hidden"] = sigmoid(o) * np.tanh(s["cell"])
-    return s["hidden"]
-
-
-def address(memory: Any, last: Any, key: Any, strength: Any, gate: Any, moves: Any, power: Any):
-    def length(x: Any) -> Any:
-        return np.sqrt(np.dot(x, x) + 1e-6)
-
-    cosines = [np.dot(row, key) / (length(row) * length(key)) for row in memory]
-    gated = gate * softmax(strength * np.array(cosines)) + (1 - gate) * last
-    cells = len(memory)
-    moved = np.zeros(cells)
-    for i in range(cells):
-        for j, by in enumerate((-1, 0, 1)):
-            moved[(i + by) % cells] += moves[j] * gated[i]
-    powers = (moved + 1e-8) ** power
-    return powers / powers.sum()
-
-
-def numpy_step(p: Any, x: Any, s: Any, size: int = 3, reads: int = 2) -> Any:
-    h = control(p, np.concatenate([x, s["reads"].ravel()]), s)
-    asked = p["interface.weight"] @ h + p["interface.bias"]
-    heads = 1 + reads
-    ends = np.cumsum([heads * size, heads, heads, heads * 3, size, heads])
-    keys, strengths, powers, moves, value, gates, erase = np.split(asked, ends)
-    old = p["content"] + s["memory"]
-    for head in range(heads):
-        s["weights"][head] = address(
-            old,
-            s["weights"][head],
-            keys[head * size :][:size],
-            softplus(strengths[head]),
-            sigmoid(gates[head]),
-            softmax(moves[3 * head :][:3]),
-            1 + softplus(powers[head]),
-        )
-    write = s["weights"][0]
-    memory = old * (1 - np.outer(write, sigmoid(erase))) + np.outer(write, value)
-    s["memory"] = memory - p["content"]
-    s["reads"] = s["weights"][1:] @ memory
-    return p["out.weight"] @ np.concatenate([h, s["reads"].ravel()]) + p["out.bias"]
-
-
-@every_controller
-@pytest.mark.parametrize("start", ["empty", "used"])
-def test_equals_the_paper(controller: str, start: str) -> None:
-    cell = make(controller, scale=4.0)
-    x = torch.randn(2, 20, 3, dtype=torch.float64)
-    memory = make_state(cell)
-    if start == "empty":
-        memory = torch.zeros_like(memory)
-    y, final, _ = cell(x, memory)
-    parameters = {name: p.detach().numpy() for name, p in cell.named_parameters()}
-    for row in range(2):
-        state = {name: part[row].clone().numpy() for name, part in cell.unpack(memory).items()}
-        expected = [numpy_step(parameters, step, state) for step in x[row].numpy()]
-        assert_close(y[row], torch.tensor(np.array(expected)), **EXACT)
-        for name, part in cell.unpack(final).items():
-            assert_close(part[row], torch.tensor(state[name]), **EXACT)
-
-
-@every_controller
-def test_gradients_equal_finite_differences(controller: str) -> None:
-    cell = make(controller, scale=3.0, hidden_size=3)
-    names, values = zip(*cell.named_parameters(), strict=True)
-    is_init = torch.zeros(2, 3, dtype=torch.bool)
-    is_init[0, 1] = True
-
-    def run(x: Tensor, memory: Tensor, *parameters: Tensor) -> Any:
-        given = dict(zip(names, parameters, strict=True))
-        return functional_call(cell, given, (x, memory, is_init))[:2]
-
-    x = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
-    memory = make_state(cell).requires_grad_()
-    torch.autograd.gradcheck(
-        run, (x, memory, *values), eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True
-    )
-
-
-# how heads move
 
 
 def test_shift_moves_in_a_circle() -> None:
@@ -176,7 +50,7 @@ def ask(key: list[float], **wishes: Any) -> tuple[Tensor, ...]:
 
 
 def test_heads_walk_along_the_cells() -> None:
-    cell = make()
+    cell = make_cell(NTM)
     parts = cell.unpack(torch.zeros(1, *cell.memory_shape, dtype=torch.float64))
     target = cell.content[3].tolist()
     # find a cell by content, then walk on over the end of the tape, and one step back
@@ -187,7 +61,7 @@ def test_heads_walk_along_the_cells() -> None:
 
 
 def test_empty_memory_is_found_by_content_whatever_the_gate() -> None:
-    cell = make()
+    cell = make_cell(NTM)
     parts = cell.unpack(torch.zeros(1, *cell.memory_shape, dtype=torch.float64))
     target = cell.content[2].tolist()
     for gate in (99.0, -3.0):
@@ -197,7 +71,7 @@ def test_empty_memory_is_found_by_content_whatever_the_gate() -> None:
 
 
 def test_reads_what_was_written() -> None:
-    cell = make()
+    cell = make_cell(NTM)
     parts = cell.unpack(torch.zeros(1, *cell.memory_shape, dtype=torch.float64))
     value = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     parts = cell.access(ask(cell.content[1].tolist(), value=value.tolist()), parts)
@@ -206,7 +80,7 @@ def test_reads_what_was_written() -> None:
 
 
 def test_weights_sum_to_one() -> None:
-    cell = make(scale=20.0)
+    cell = make_cell(NTM, scale=20.0)
     memory = None
     for _ in range(100):
         memory = cell.step(torch.randn(4, 3, dtype=torch.float64), memory)[1]
@@ -216,22 +90,7 @@ def test_weights_sum_to_one() -> None:
 
 
 def test_initial_content_is_learned() -> None:
-    cell = make()
+    cell = make_cell(NTM)
     y, _, _ = cell(torch.randn(2, 6, 3, dtype=torch.float64))
     y.square().sum().backward()
     assert (cell.content.grad != 0).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_cells": 0}, "num_cells=0 must be at least 1"),
-        ({"cell_size": 0}, "cell_size=0 must be at least 1"),
-        ({"num_reads": 0}, "num_reads=0 must be at least 1"),
-        ({"hidden_size": 0}, "hidden_size=0 must be at least 1"),
-        ({"controller": "gru"}, "controller='gru' is unknown; choose one of"),
-    ],
-)
-def test_refuses(options: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        NTM(3, 4, **options)

@@ -211,7 +211,7 @@ class TestMistakes:
             ("memory.backend=foo", ["backend", "'auto', 'reference', 'chunked'", "'foo'"]),
             ("memory.calibration=foo", ["calibration", "'random', 'fixed'", "'foo'"]),
             ("collector.backend=foo", ["'single' or 'multi_sync'", "'foo'"]),
-            ("memory.memory_size=0", ["memory_size=0 must be at least 1"]),
+            ("memory.memory_size=0", ["memory_size must be at least 1, got 0"]),
             ("memory.memory_size=big", ["'big'", "memory.memory_size"]),
             ("memory.size=3", ["'memory.size'", "not in"]),
             ("algo.gamma=1.5", ["algo.gamma=1.5 must be between 0 and 1"]),
