@@ -198,12 +198,7 @@ def estimate(batch: Any, critic: Any) -> Any:
 
 
 def collect(
-    policy: Any,
-    env: Any = None,
-    *,
-    num_steps: int = 10,
-    num_batches: int = 3,
-    **options: Any,
+    policy: Any, env: Any = None, *, num_steps: int = 10, num_batches: int = 3, **options: Any
 ) -> list[Any]:
     """Batches of sequences `[B, num_steps]`, most of which start in mid-episode."""
     env = WalkEnv() if env is None else env

@@ -1,4 +1,4 @@
-"""NTM and DNC against the equations of their papers in numpy."""
+"""NTM and DNC: against the equations of their papers in numpy, and what their weights sum to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 from tests.modules._addressing import STEPS, make_cell, make_state
 from tests.modules._helpers import EXACT
+from torchrl_shm.modules.dnc import DNC, allocation
+from torchrl_shm.modules.ntm import NTM, sharpen
 
 every_cell = pytest.mark.parametrize("kind", STEPS, ids=lambda kind: kind.__name__)
 every_controller = pytest.mark.parametrize("controller", ["lstm", "linear"])
@@ -65,18 +67,45 @@ def test_linear_controller_keeps_nothing_by_itself(kind: Any) -> None:
     assert parts.keys() - linear.unpack(torch.zeros(1, *linear.memory_shape)) == {"hidden", "cell"}
 
 
-@every_cell
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_cells": 0}, "num_cells=0 must be at least 1"),
-        ({"cell_size": 0}, "cell_size=0 must be at least 1"),
-        ({"num_reads": 0}, "num_reads=0 must be at least 1"),
-        ({"hidden_size": 0}, "hidden_size=0 must be at least 1"),
-        ({"controller": "gru"}, "controller='gru' is unknown; choose one of"),
-    ],
-    ids=str,
-)
-def test_options_that_do_not_fit(kind: Any, options: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(3, 4, **options)
+def test_weights_of_the_ntm_sum_to_one() -> None:
+    cell = make_cell(NTM, scale=20.0)
+    memory = None
+    for _ in range(100):
+        memory = cell.step(torch.randn(4, 3, dtype=torch.float64), memory)[1]
+        weights = cell.unpack(memory)["weights"]
+        assert (weights >= 0).all()
+        assert_close(weights.sum(-1), torch.ones(4, 3, dtype=torch.float64))
+
+
+def test_sharpen_is_finite_where_powers_vanish() -> None:
+    weights = torch.tensor([[[1e-6, 1e-5, 0.0]]], requires_grad=True)
+    sharpness = torch.full((1, 1), 50.0, requires_grad=True)
+    sharp = sharpen(weights, sharpness)
+    assert_close(sharp, torch.tensor([[[0.0, 1.0, 0.0]]]))
+    for gradient in torch.autograd.grad(sharp[..., 0].sum(), (weights, sharpness)):
+        assert gradient.isfinite().all()
+    assert_close(sharpen(torch.zeros(1, 1, 4), sharpness), torch.full((1, 1, 4), 0.25))
+
+
+def test_weights_of_the_dnc_sum_to_one_at_most() -> None:
+    cell = make_cell(DNC, scale=20.0)
+    memory = None
+    tiny = 1e-12
+    for _ in range(100):
+        memory = cell.step(torch.randn(4, 3, dtype=torch.float64), memory)[1]
+        parts = cell.unpack(memory)
+        for name in ("usage", "precedence", "link", "write_weights", "read_weights"):
+            assert (parts[name] >= -tiny).all(), name
+        assert (parts["usage"] <= 1 + tiny).all()
+        for name in ("write_weights", "precedence", "read_weights", "link"):
+            assert (parts[name].sum(-1) <= 1 + tiny).all(), name
+        assert (parts["link"].sum(-2) <= 1 + tiny).all()
+        assert (parts["link"].diagonal(dim1=-2, dim2=-1) == 0).all()
+
+
+def test_allocation_of_equal_usage_takes_the_first() -> None:
+    usage = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    weights = allocation(usage)
+    assert_close(weights[0], torch.tensor([1.0, 0, 0, 0], dtype=torch.float64), rtol=0, atol=2e-6)
+    assert torch.autograd.grad(weights.square().sum(), usage)[0].isfinite().all()
+    assert_close(allocation(torch.ones(1, 4)), torch.zeros(1, 4))

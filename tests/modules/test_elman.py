@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.modules._helpers import EXACT, assert_same, make_inputs
-from torchrl_shm.modules._resets import cut_at_resets
 from torchrl_shm.modules.elman import Elman, Nonlinearity
 
 every_nonlinearity = pytest.mark.parametrize("nonlinearity", get_args(Nonlinearity))
@@ -69,25 +68,6 @@ def test_few_calls_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) <= 4
     assert len({(length - 1).bit_length() for _, length in calls}) == len(calls)
     assert sum(shape.numel() for shape in calls) < 2 * 4 * 13
-
-
-def test_no_reset_and_every_step_a_reset() -> None:
-    cell = make()
-    x, memory, is_init = make_inputs(cell, 4, 13)
-    expected = cell(x, memory)[:2]
-    assert_close(cell(x, memory, torch.zeros_like(is_init))[:2], expected, **EXACT)
-    y, final, _ = cell(x, memory, torch.ones_like(is_init))
-    expected, _, _ = cell.step(x)
-    assert_close((y, final[:, 0]), (expected, expected[:, -1]), **EXACT)
-
-
-def test_parts() -> None:
-    is_init = torch.tensor([[False, True, False, True], [True, False, False, False]])
-    first, part, step = cut_at_resets(is_init)
-    assert first.tolist() == [0, 1, 3, 4]
-    assert part.tolist() == [0, 1, 1, 2, 3, 3, 3, 3]
-    assert step.tolist() == [0, 0, 1, 0, 0, 1, 2, 3]
-    assert not is_init[0, 0]
 
 
 def test_gradients_in_evaluation_mode() -> None:

@@ -14,21 +14,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.modules import set_recurrent_mode
 
-from tests.modules._helpers import (
-    EXACT,
-    SIZE,
-    STEP,
-    WalkEnv,
-    collect,
-    make_inputs,
-    make_policy,
-    replay,
-    run_steps,
-)
+from tests.modules._helpers import EXACT, SIZE, STEP, WalkEnv, make_inputs, run_steps
 from tests.modules.test_ppo_exactness import ratio_error, shared, train
 from torchrl_shm import modules
 from torchrl_shm.configs import MEMORIES
-from torchrl_shm.modules import SHM, BaseCell, MemoryModule, check_memory
+from torchrl_shm.modules import SHM, BaseCell, check_memory
 
 # nothing to remember; and TorchRL's own, which keep the state of every step under keys of theirs
 PLAIN, THEIRS = ("mlp",), ("gru", "lstm")
@@ -191,35 +181,6 @@ def test_ratio_of_ppo_is_one(name: str) -> None:
         assert ratio_error(agent, batch) <= bound
 
     train(agent, WalkEnv(dtype=dtype), check, learning_rate=0.05)
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_sequences_go_on_where_the_last_ended(name: str) -> None:
-    module = build(name)
-    batches = collect(make_policy(module), WalkEnv(endless=True), num_steps=7)
-    assert "memory" not in batches[1].keys()
-    for batch in batches:
-        assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
-    # an empty start in mid-episode would make a difference
-    fresh, _, _ = module.cell(batches[1]["observation"])
-    assert not torch.allclose(fresh, batches[1]["features"])
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_nested_keys(name: str) -> None:
-    flat = build(name)
-    keys: Any = {"in_keys": [("a", "x"), ("a", "memory")], "out_key": ("a", "y")}
-    nested: Any = MemoryModule(flat.cell, **keys)
-    x = torch.randn(2, 6, SIZE, dtype=torch.float64)
-    is_init = torch.zeros(2, 6, 1, dtype=torch.bool)
-    is_init[:, [0, 3]] = True
-    data = TensorDict({"observation": x, "is_init": is_init}, [2, 6])
-    deep = TensorDict({("a", "x"): x, "is_init": is_init}, [2, 6])
-    if flat.choice_key is not None:
-        index = torch.randint(flat.cell.num_choices, (2, 6))
-        data[flat.choice_key], deep[nested.choice_key] = index, index
-    with torch.no_grad(), set_recurrent_mode(True):
-        assert_close(nested(deep)["a", "y"], flat(data)["features"])
 
 
 @pytest.mark.parametrize("name", OURS)

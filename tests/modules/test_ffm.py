@@ -131,19 +131,6 @@ def test_options_of_the_initialization() -> None:
     assert make(max_period=2.0).alpha.tolist() == pytest.approx([math.log(2) - 0.02] * 6)
 
 
-def test_a_trace_fades_and_turns_at_its_own_pace() -> None:
-    cell = make(max_period=30.0)
-    memory = torch.zeros(2, 6, 4, 2, dtype=torch.float64)
-    memory[0, ..., 0] = 1
-    silence = torch.zeros(2, 12, 3, dtype=torch.float64)
-    with torch.no_grad():
-        one, nothing = torch.view_as_complex(cell(silence, memory)[1])
-        trace = one - nothing
-        assert_close(trace.abs(), torch.exp(-12 * cell.alpha)[:, None].expand(6, 4), **CLOSE)
-        turned = torch.exp(12j * cell.omega).expand(6, 4)
-        assert_close(trace / trace.abs(), turned, **CLOSE)
-
-
 def test_the_memory_fades_wherever_alpha_is_led() -> None:
     cell = make()
     x, memory = torch.randn(1, 9, 3, dtype=torch.float64), None

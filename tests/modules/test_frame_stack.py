@@ -41,21 +41,6 @@ def test_equals_the_mlp_on_frames_kept_in_a_list(num_frames: int) -> None:
     assert_same(cell(x, memory, is_init)[:2], expected, *inputs)
 
 
-def test_nothing_older_is_seen() -> None:
-    cell = make(4)
-    x, _, _ = make_inputs(cell, 4)
-    (gradient,) = torch.autograd.grad(cell(x)[0][:, 9].sum(), x)
-    seen = gradient.abs().amax((0, 2)) > 0
-    assert seen.nonzero().flatten().tolist() == [6, 7, 8, 9]
-
-
-def test_frames_are_kept_oldest_first() -> None:
-    cell = make(4)
-    x, _, _ = make_inputs(cell, 4)
-    assert torch.equal(cell(x)[1], x[:, -3:])
-    assert torch.equal(cell(x[:, :1])[1], torch.cat([torch.zeros_like(x[:, :2]), x[:, :1]], 1))
-
-
 def test_one_frame_is_no_memory() -> None:
     with pytest.raises(ValueError, match=r"num_frames=1 must be at least 2; .* use make_mlp"):
         make(1)

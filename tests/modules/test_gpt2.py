@@ -18,7 +18,6 @@ from tests.modules._helpers import EXACT, assert_same
 from torchrl_shm.modules.gpt2 import GPT2, Positions
 
 WIDTH, HEADS = 8, 2
-every_position = pytest.mark.parametrize("positions", ["sine", "relative"])
 
 
 def make(window: int = 4, num_layers: int = 2, **options: Any) -> Any:
@@ -99,26 +98,6 @@ def test_equals_the_equations(window: int, num_layers: int, positions: Positions
     assert_same(cell(x, None, is_init)[:1], [expected], [x, *cell.parameters()])
 
 
-@every_position
-def test_only_sine_depends_on_the_absolute_position(positions: Positions) -> None:
-    cell = make(positions=positions)
-    x, _ = make_inputs()
-    _, memory, _ = cell(x)
-    later = memory.clone()
-    later[:, 0] += 1000
-    first, second = (cell(x, start)[0] for start in (memory, later))
-    assert torch.allclose(first, second, rtol=0, atol=1e-12) == (positions == "relative")
-
-
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_how_far_it_sees(num_layers: int) -> None:
-    cell = make(4, num_layers)
-    x, _ = make_inputs()
-    (gradient,) = torch.autograd.grad(cell(x)[0][:, 11].sum(), x)
-    seen = gradient.abs().amax((0, 2)) > 0
-    assert seen.nonzero().flatten().tolist() == list(range(11 - 3 * num_layers, 12))
-
-
 def test_memory_holds_the_count_and_the_steps_of_the_episode() -> None:
     cell = make(6)
     x, is_init = make_inputs()
@@ -143,38 +122,23 @@ def test_a_count_that_no_longer_grows_loses_nothing() -> None:
     assert (final[:, 0] >= 2**24).all()
 
 
-@pytest.mark.parametrize(
-    ("where", "value", "positions"),
-    [
-        ("input", math.nan, "sine"),
-        ("input", math.inf, "relative"),
-        ("memory", math.inf, "sine"),
-        ("memory", math.nan, "relative"),
-    ],
-)
-def test_values_that_are_not_finite_end_at_the_reset(
-    where: str, value: float, positions: Positions
-) -> None:
+@pytest.mark.parametrize("positions", ["sine", "relative"])
+@pytest.mark.parametrize("where", ["input", "memory"])
+def test_values_that_are_not_finite_show_until_the_reset(where: str, positions: Positions) -> None:
     cell = make(window=8, positions=positions)
     x, is_init = make_inputs()
-    is_init[:, :9] = False
+    x = x.detach()
+    is_init[:] = False
     is_init[:, 9] = True
-    expected = cell(x, None, is_init)
-    x = x.detach().clone()
     memory = x.new_zeros(3, *cell.memory_shape)
-    x[:, 2, 0], memory[:, -1] = (value, 0) if where == "input" else (x[:, 2, 0], value)
-    x.requires_grad_()
-    memory.requires_grad_()
-    y, final, _ = cell(x, memory, is_init)
     start = 2 if where == "input" else 0
+    if where == "input":
+        x[:, 2, 0] = math.inf
+    else:
+        memory[:, -1] = math.nan
+    y, final, _ = cell(x, memory, is_init)
     assert y[:, start:9].isnan().all()
-    assert y[:, :start].isfinite().all()
-    assert_close((y[:, 9:], final), (expected[0][:, 9:], expected[1]), **EXACT)
-    # those of the parameters, too
-    loss = y[:, 9:].sum() + final.sum()
-    for gradient in torch.autograd.grad(loss, [x, memory, *cell.parameters()]):
-        assert gradient.isfinite().all()
-
+    assert all(z.isfinite().all() for z in (y[:, :start], y[:, 9:], final))
     _, broken, _ = cell(x[:, :9], memory)
     assert broken.isnan().all()
     assert cell.step(x[:, 12], broken)[0].isnan().all()

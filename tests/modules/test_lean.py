@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 from torchrl.collectors import Collector
-from torchrl.envs import (
-    ParallelEnv,
-    SerialEnv,
-    StepCounter,
-    TransformedEnv,
-    check_env_specs,
-)
+from torchrl.envs import ParallelEnv, SerialEnv, StepCounter, TransformedEnv, check_env_specs
 
 from tests.modules._helpers import (
     EXACT,
@@ -33,7 +27,6 @@ from tests.modules._helpers import (
     make_policy,
     replay,
 )
-from torchrl_shm.modules.lean import rebuild_start
 
 ADVICE = r"whole sequences as the collector made them.*state='stored' \(exact.*state='zero'"
 
@@ -99,31 +92,8 @@ def test_what_carries_the_start() -> None:
     assert clock.diff(dim=0).min() > 2**32
 
 
-def test_the_memory_that_is_rebuilt_is_the_one_that_was() -> None:
-    policy = make_policy()
-    memory = torch.zeros(3, 4, 4, dtype=torch.float64)
-    for batch in collect(policy, num_batches=4):
-        is_init = batch["is_init"].squeeze(-1)
-        rebuilt = rebuild_start(batch["memory_lean"], batch["memory_lean_index"], is_init, (4, 4))
-        expected = torch.where(is_init[:, 0, None, None], 0, memory)
-        assert_close(rebuilt, expected, **EXACT)
-        with torch.no_grad():
-            _, memory, _ = policy[0].cell(
-                batch["observation"], memory, is_init, batch["theta_index"]
-            )
-
-
-def test_single_precision() -> None:
-    policy = make_policy(dtype=torch.float32)
-    batches = collect(policy, WalkEnv(dtype=torch.float32))
-    assert batches[0]["memory_lean"].dtype == torch.float32
-    assert_replayed(policy[0], batches)
-
-
 @pytest.mark.parametrize(
-    ("memory_size", "num_steps"),
-    [(3, 30), (5, 10), (4, 16), (4, 7), (7, 1), (1, 6)],
-    ids=str,
+    ("memory_size", "num_steps"), [(3, 30), (5, 10), (4, 16), (4, 7), (7, 1), (1, 6)], ids=str
 )
 def test_any_size_of_memory_and_sequence(memory_size: int, num_steps: int) -> None:
     policy = make_policy(make_memory(memory_size))
@@ -423,25 +393,19 @@ def test_entries_that_do_not_fit(collected: tuple[Any, Any]) -> None:
 # the environment
 
 
-def test_specs_tell_what_is_in_the_data() -> None:
-    policy = make_policy()
-    env = make_env(policy)
+def test_specs_and_resets_tell_what_is_in_the_data() -> None:
+    env = make_env(make_policy())
     assert {"memory", "theta_index", "memory_lean"} <= set(env.state_spec.keys())
     assert env.state_spec["memory"].shape == (3, 4, 4)
     fake = env.fake_tensordict()
-    assert "memory" not in fake.keys()
-    assert "memory" not in fake["next"].keys()
-
-
-def test_the_environment_can_be_checked() -> None:
-    memory = make_memory(state="stored")
-    check_env_specs(make_env(make_policy(memory)))
-
-
-def test_resets_prime_zeros() -> None:
-    env = make_env(make_policy())
+    assert "memory" not in set(fake.keys()) | set(fake["next"].keys())
     data = env.reset()
     assert data["memory"].shape == (3, 4, 4)
     assert not data["memory"].any()
     assert data["is_init"].all()
     assert data["theta_index"].shape == (3,)
+
+
+def test_the_environment_can_be_checked() -> None:
+    memory = make_memory(state="stored")
+    check_env_specs(make_env(make_policy(memory)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -109,10 +109,10 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         MemoryModule(SHM(SIZE, 3, 4), **options)
 
 
-@pytest.mark.parametrize("cell", [nn.GRUCell(2, 3), len, None], ids=["GRUCell", "len", "None"])
-def test_what_is_no_cell(cell: Any) -> None:
-    with pytest.raises(TypeError, match=f"cell is a {type(cell).__name__}; it must be an nn.Modul"):
-        MemoryModule(cell, in_key="x", out_key="y")
+def test_what_is_no_cell() -> None:
+    for cell in (nn.GRUCell(2, 3), len):
+        with pytest.raises(TypeError, match=f"cell is a {type(cell).__name__}; it must be an nn.M"):
+            MemoryModule(cast("Any", cell), in_key="x", out_key="y")
 
 
 def test_a_cell_or_its_sizes() -> None:

@@ -124,7 +124,7 @@ def test_from_collector_to_loss(backend: str) -> None:
 # slices
 
 
-def sliced(batches: list[Any], sampler: type[Sampler], ndim: int, **options: Any) -> Any:
+def sliced(batches: list[Any], sampler: type[Sampler], ndim: int, options: Any) -> Any:
     """A buffer of single steps, of shape `[90]` or `[3, 30]`, that gives slices."""
     options = {"traj_key": ("collector", "traj_ids"), "strict_length": False} | options
     buffer: Any = TensorDictReplayBuffer(
@@ -140,7 +140,7 @@ def sliced(batches: list[Any], sampler: type[Sampler], ndim: int, **options: Any
 
 # samplers of slices, flat and two-dimensional storages, and what is fixed of the slices
 every_way = pytest.mark.parametrize(
-    ("sampler", "ndim", "options"),
+    "how",
     [
         (SliceSampler, 1, {"slice_len": 4}),
         (SliceSampler, 2, {"num_slices": 4}),
@@ -151,11 +151,9 @@ every_way = pytest.mark.parametrize(
 
 
 @every_way
-def test_slices_of_stored_memories_are_exact(
-    sampler: type[Sampler], ndim: int, options: dict[str, int]
-) -> None:
+def test_slices_of_stored_memories_are_exact(how: Any) -> None:
     policy = make_policy(make_memory(state="stored"))
-    buffer = sliced(collect(policy), sampler, ndim, **options)
+    buffer = sliced(collect(policy), *how)
     mid_episode = 0
     for _ in range(5):
         sample = buffer.sample()
@@ -166,11 +164,9 @@ def test_slices_of_stored_memories_are_exact(
 
 @every_way
 @pytest.mark.parametrize("burn_in", [0, 2])
-def test_slices_may_start_empty(
-    sampler: type[Sampler], ndim: int, options: dict[str, int], burn_in: int
-) -> None:
+def test_slices_may_start_empty(how: Any, burn_in: int) -> None:
     policy = make_policy(make_memory(state="zero", burn_in=burn_in))
-    buffer = sliced(collect(policy), sampler, ndim, **options)
+    buffer = sliced(collect(policy), *how)
     sample = buffer.sample()
     sample["observation"] = x = sample["observation"].requires_grad_()
     with set_recurrent_mode(True):
@@ -193,11 +189,9 @@ def test_slices_may_start_empty(
 
 
 @every_way
-def test_lean_sequences_refuse_slices(
-    sampler: type[Sampler], ndim: int, options: dict[str, int]
-) -> None:
+def test_lean_sequences_refuse_slices(how: Any) -> None:
     policy = make_policy()
-    buffer = sliced(collect(policy), sampler, ndim, **options)
+    buffer = sliced(collect(policy), *how)
     message = r"parts of sequences, or joined ones.*SliceSampler\) build .* state='stored'.*'zero'"
     with pytest.raises(ValueError, match=message):
         replay(policy[0], buffer.sample())

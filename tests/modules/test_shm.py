@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import re
 from pathlib import Path
@@ -230,15 +229,6 @@ def test_gates(calibration: Calibration) -> None:
         assert not torch.allclose(gate(cell, x, (index + 1) % 7), gates, atol=1e-3)
 
 
-def test_theta_is_on_rows_and_vc_on_columns() -> None:
-    cell = make()
-    x = torch.randn(8, 5, dtype=torch.float64)
-    index = torch.randint(7, (8, 1))
-    vc = cell.vc(torch.nn.functional.layer_norm(x, (5,)))
-    expected = 1 + torch.tanh(cell.theta[index[:, 0], :, None] * vc[:, None, :])
-    assert_close(gate(cell, x, index), expected.detach(), **EXACT)
-
-
 # parameters
 
 
@@ -267,23 +257,6 @@ def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
     cell.reset_parameters()
     changed = {key for key, value in cell.state_dict().items() if not value.equal(before[key])}
     assert changed == before.keys() - {"norm.weight", "norm.bias"}
-
-
-@every_calibration
-def test_copies_are_equal_and_apart(calibration: Calibration) -> None:
-    cell = make(calibration, clamp=0.5)
-    other, file = make(calibration, clamp=0.5), io.BytesIO()
-    torch.save(cell.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    x, memory, is_init = make_inputs()
-    y, final, index = cell(x, memory, is_init)
-    for same in (copy.deepcopy(cell), other):
-        assert_close(same(x, memory, is_init, index)[:2], (y, final), rtol=0, atol=0)
-        with torch.no_grad():
-            for tensor in same.state_dict().values():
-                tensor.add_(1)
-    assert_close(cell(x, memory, is_init, index)[0], y, rtol=0, atol=0)
 
 
 def test_sizes_are_shown() -> None:

@@ -52,12 +52,13 @@ class MemoryCell(Protocol):
         memory: Tensor | None = None,
         is_init: Tensor | None = None,
         choice: Tensor | None = None,
+        /,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run over `x` `[B, T, D]` from `memory` `[B, *memory_shape]`, resetting at `is_init`."""
         ...
 
     def step(
-        self, x: Tensor, memory: Tensor | None = None, choice: Tensor | None = None
+        self, x: Tensor, memory: Tensor | None = None, choice: Tensor | None = None, /
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run one step: `x` `[..., D]`, `memory` `[..., *memory_shape]`."""
         ...
