@@ -17,7 +17,8 @@ every_depth = pytest.mark.parametrize("num_layers", [1, 3])
 
 
 def make(**options: Any) -> Any:
-    return Elman(3, 5, **{"dtype": torch.float64} | options)
+    options.setdefault("dtype", torch.float64)
+    return Elman(3, 5, **options)
 
 
 @every_nonlinearity

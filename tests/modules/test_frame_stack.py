@@ -13,8 +13,8 @@ from torchrl_shm.modules.baselines import make_mlp
 from torchrl_shm.modules.frame_stack import FrameStack
 
 
-def make(num_frames: int = 4, **options: Any) -> Any:
-    return FrameStack(3, 5, 7, num_frames=num_frames, **{"dtype": torch.float64} | options)
+def make(num_frames: int = 4) -> Any:
+    return FrameStack(3, 5, 7, num_frames=num_frames, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("num_frames", [2, 4, 15])

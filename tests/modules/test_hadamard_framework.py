@@ -20,8 +20,8 @@ from torchrl_shm.ops import Backend, delta_scan, gated_scan, shm_scan
 B, T, V, K = 2, 41, 3, 4
 
 
-def randn(*shape: int, **options: Any) -> Tensor:
-    return torch.randn(shape, **({"dtype": torch.float64, "requires_grad": True} | options))
+def randn(*shape: int, requires_grad: bool = True) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad)
 
 
 def make_resets() -> Tensor:
@@ -109,7 +109,7 @@ def test_delta_rule_multiplies_from_the_right() -> None:
         state = state @ kept + strength * outer(v[:, t], k[:, t])
         states.append(state)
     expected = read(torch.stack(states, 1), q), state
-    assert_same(delta_scan(*inputs, is_init), expected, inputs)
+    assert_same(delta_scan(q, k, v, beta, memory, is_init), expected, inputs)
 
 
 def test_delta_rule_has_no_calibration() -> None:

@@ -5,32 +5,32 @@ from typing import Any
 import pytest
 import torch
 from tensordict.nn import TensorDictModule as Mod
-from tensordict.nn import TensorDictSequential as Seq
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal
 from torchrl.objectives import SACLoss, SoftUpdate
 
+from tests.modules._helpers import join
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.modules import State
 
 
 def sac(state: State) -> tuple[Collector, SACLoss]:
-    def join(keys: list[str], out: str) -> Mod:
+    def mix(keys: Any, out: str) -> Mod:
         return Mod(lambda *inputs: torch.cat(inputs, -1), keys, [out])
 
     memory = SHMModule(4, 16, memory_size=6, in_key="x", out_key="features", state=state)
     head = nn.Sequential(nn.Linear(16, 4), NormalParamExtractor())
     observations = ["observation", "previous_action"]
     actor = ProbabilisticActor(
-        Seq(join(observations, "x"), memory, Mod(head, ["features"], ["loc", "scale"])),
+        join(mix(observations, "x"), memory, Mod(head, ["features"], ["loc", "scale"])),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
         return_log_prob=True,
     )
     keys: dict[str, Any] = {"in_keys": ["xa", "critic_memory"], "out_key": "critic_features"}
-    critic = Seq(
-        join([*observations, "action"], "xa"),
+    critic = join(
+        mix([*observations, "action"], "xa"),
         SHMModule(6, 16, memory_size=6, state=state, **keys),
         Mod(nn.Linear(16, 1), ["critic_features"], ["state_action_value"]),
     )

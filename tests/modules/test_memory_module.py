@@ -162,9 +162,9 @@ def test_primer(state: Any) -> None:
 def test_primers_are_found() -> None:
     memory, second = make_memory(), make_memory(in_keys=["features", "b"], out_key="more")
     assert isinstance(get_primers_from_module(make_policy(memory)), MemoryPrimer)
-    both: Any = get_primers_from_module(join(memory, second))
+    both = get_primers_from_module(join(memory, second))
     assert isinstance(both, Compose)
-    assert [set(primer.primers.keys()) for primer in both] == [
+    assert [set(primer.primers.keys()) for primer in list[Any](both)] == [
         {"memory", "theta_index"},
         {"b", "b_theta_index"},
     ]
@@ -389,8 +389,9 @@ def test_dispatch() -> None:
 
 
 def test_primer_can_be_pickled() -> None:
-    primer = make_memory().make_tensordict_primer()
-    collect(make_policy(), TransformedEnv(WalkEnv(), Compose(InitTracker(), primer)))
+    primer: Any = make_memory().make_tensordict_primer()
+    transforms: list[Any] = [InitTracker(), primer]
+    collect(make_policy(), TransformedEnv(WalkEnv(), Compose(*transforms)))
     for other in (pickle.loads(pickle.dumps(primer)), copy.deepcopy(primer)):
         assert isinstance(other.primers, Composite)
         assert other.primers == primer.primers
