@@ -17,6 +17,7 @@ OPTIONS = {
     "algo.hidden_sizes": "network.hidden_sizes",
     "algo.init_scale": "network.init_scale",
     "algo.shared_memory": "network.shared_memory",
+    "memory.normalised": "memory.normalized",
     "seed": "experiment.seed",
     "device": "experiment.device",
     "threads": "experiment.threads",

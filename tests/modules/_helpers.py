@@ -9,6 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
+from torch.testing import assert_close
 from torchrl.collectors import Collector
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -131,7 +132,7 @@ def make_memory(memory_size: int = 4, **options: Any) -> Any:
 
 
 def enlarge_theta(module: nn.Module, factor: float = 2.0) -> None:
-    """Released theta are so small that hardly anything depends on which row is drawn."""
+    """Released theta are so small that hardly anything depends on the choice."""
     for cell in module.modules():
         if isinstance(cell, SHM) and isinstance(cell.theta, nn.Parameter):
             with torch.no_grad():
@@ -182,7 +183,7 @@ def make_shared(memory: Any = None, dtype: torch.dtype = DTYPE) -> Any:
 
 
 def estimate(batch: Any, critic: Any) -> Any:
-    """Advantages as recipes compute them: one pass of the memory over each row."""
+    """Advantages as recipes compute them: one pass of the memory over each sequence."""
     truncated = batch["next", "done"] & ~batch["next", "terminated"]
     estimator = GAE(
         gamma=0.9,
@@ -197,14 +198,9 @@ def estimate(batch: Any, critic: Any) -> Any:
 
 
 def collect(
-    policy: Any,
-    env: Any = None,
-    *,
-    num_steps: int = 10,
-    num_batches: int = 3,
-    **options: Any,
+    policy: Any, env: Any = None, *, num_steps: int = 10, num_batches: int = 3, **options: Any
 ) -> list[Any]:
-    """Batches of rows `[B, num_steps]`, most of which start in mid-episode."""
+    """Batches of sequences `[B, num_steps]`, most of which start in mid-episode."""
     env = WalkEnv() if env is None else env
     lanes = env.batch_size.numel() if isinstance(env, EnvBase) else options.pop("num_lanes")
     frames = lanes * num_steps
@@ -221,7 +217,7 @@ def collect(
 
 
 def replay(module: Any, batch: Any) -> Any:
-    """What recurrent mode makes of collected data; neither gates nor memory may be lost."""
+    """What recurrent mode computes from collected data; all other entries are kept."""
     outputs = [key for key in module.out_keys if key not in module.in_keys and key != "action"]
     with torch.no_grad(), set_recurrent_mode(True):
         return module(batch.exclude(*outputs))
@@ -250,11 +246,93 @@ def step_through(module: MemoryModule, data: Any) -> Any:
     return torch.stack(steps, data.ndim - 1)
 
 
+def make_inputs(cell: Any, batch: int = 3, steps: int = 11) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, a memory that was used before, and resets, also at the first step."""
+    x = torch.randn(batch, steps, cell.input_size, dtype=DTYPE)
+    with torch.no_grad():
+        _, memory, _ = cell(torch.randn(batch, 5, cell.input_size, dtype=DTYPE))
+    is_init = torch.rand(batch, steps) < 0.2
+    if batch:
+        is_init[0, 0], is_init[-1, 0] = True, False
+    return x.requires_grad_(), memory.requires_grad_(), is_init
+
+
+def assert_same(
+    found: Any, expected: Any, inputs: list[Tensor], others: Any = None, **tolerance: Any
+) -> None:
+    """Equal values, and equal gradients of a random combination of them.
+
+    Those of the expected values are taken with respect to `others`, if given.
+    """
+    tolerance = tolerance or EXACT
+    assert_close(tuple(found), tuple(expected), **tolerance)
+    weights = [torch.randn_like(value) for value in expected]
+    actual = torch.autograd.grad(tuple(found), inputs, weights, retain_graph=True)
+    others = inputs if others is None else others
+    wanted = torch.autograd.grad(tuple(expected), others, weights, retain_graph=True)
+    assert_close(actual, wanted, **tolerance)
+
+
+class Trace(nn.Module):
+    """A memory cell that uses nothing of the library; each way to break it is one method."""
+
+    memory_shape = (SIZE,)
+    num_choices: int | None = None
+    input_size = SIZE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(SIZE, SIZE)
+
+    def carry(self, memory: Tensor) -> Tensor:
+        """What a step leaves to the next one."""
+        return memory
+
+    def start(self, memory: Tensor) -> Tensor:
+        """The memory with which a sequence starts, computed from the given one."""
+        return memory
+
+    def reset(self, memory: Tensor, is_init: Tensor) -> Tensor:
+        """What a reset leaves of the memory."""
+        return torch.where(is_init, 0, memory)
+
+    def read(self, memory: Tensor) -> Tensor:
+        """The output of a step."""
+        return memory
+
+    def read_sequence(self, y: Tensor) -> Tensor:
+        """The outputs of a sequence."""
+        return y
+
+    def step(
+        self, x: Tensor, memory: Tensor | None = None, choice: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        memory = torch.zeros_like(x) if memory is None else memory
+        memory = 0.5 * self.carry(memory) + torch.tanh(self.linear(x))
+        return self.read(memory), memory, None
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        is_init: Tensor | None = None,
+        choice: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        memory = torch.zeros_like(x[:, 0]) if memory is None else self.start(memory)
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            if is_init is not None:
+                memory = self.reset(memory, is_init[:, t, None])
+            y, memory, _ = self.step(x[:, t], memory)
+            outputs.append(y)
+        return self.read_sequence(torch.stack(outputs, 1)), memory, None
+
+
 def run_steps(cell: Any, x: Tensor, memory: Tensor, is_init: Tensor, index: Any) -> Any:
     """A sequence one step after the other, on a cell: outputs and final memory."""
     outputs: list[Tensor] = []
     for t in range(x.shape[1]):
-        first = is_init[:, t].reshape(-1, *(1 for _ in cell.memory_shape))
+        first = is_init[:, t].view(-1, *(1 for _ in cell.memory_shape))
         memory = torch.where(first, 0, memory)
         y, memory, _ = cell.step(x[:, t], memory, None if index is None else index[:, t])
         outputs.append(y)

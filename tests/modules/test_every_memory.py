@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -13,20 +14,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.modules import set_recurrent_mode
 
-from tests.modules._helpers import (
-    EXACT,
-    SIZE,
-    STEP,
-    WalkEnv,
-    collect,
-    make_policy,
-    replay,
-    run_steps,
-)
+from tests.modules._helpers import EXACT, SIZE, STEP, WalkEnv, make_inputs, run_steps
 from tests.modules.test_ppo_exactness import ratio_error, shared, train
 from torchrl_shm import modules
 from torchrl_shm.configs import MEMORIES
-from torchrl_shm.modules import SHM, BaseCell, MemoryModule, check_memory
+from torchrl_shm.modules import SHM, BaseCell, check_memory
 
 # nothing to remember; and TorchRL's own, which keep the state of every step under keys of theirs
 PLAIN, THEIRS = ("mlp",), ("gru", "lstm")
@@ -46,23 +38,15 @@ def build(
     module = make(
         input_size=sizes[0], output_size=sizes[1], in_key="observation", out_key="features"
     )
-    # what is initialised to zero or to one says nothing in a test
+    # parameters that start at zero or one would hide errors
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return module.to(dtype)
 
 
-def make_inputs(cell: Any, batch: int = 3, steps: int = 11) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Inputs, a memory that was used before, resets (at the first step, too) and choices."""
-    x = torch.randn(batch, steps, cell.input_size, dtype=torch.float64)
-    with torch.no_grad():
-        _, memory, _ = cell(torch.randn(batch, 5, cell.input_size, dtype=torch.float64))
-    is_init = torch.rand(batch, steps) < 0.25
-    if batch:
-        is_init[0, 0], is_init[-1, 0] = True, False
-    index = None if cell.num_choices is None else torch.randint(cell.num_choices, (batch, steps))
-    return x, memory, is_init, index
+def make_choices(cell: Any, is_init: Tensor) -> Tensor | None:
+    return None if cell.num_choices is None else torch.randint(cell.num_choices, is_init.shape)
 
 
 def gradients(cell: nn.Module, x: Tensor, memory: Tensor, y: Tensor, last: Tensor) -> Any:
@@ -85,9 +69,8 @@ def test_check_memory(name: str) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_a_sequence_is_its_steps(name: str) -> None:
     cell = build(name).cell
-    x, memory, is_init, index = make_inputs(cell)
-    x.requires_grad_()
-    memory.requires_grad_()
+    x, memory, is_init = make_inputs(cell)
+    index = make_choices(cell, is_init)
     y, last, _ = cell(x, memory, is_init, index)
     expected, expected_last = run_steps(cell, x, memory, is_init, index)
     assert_close(y, expected, **EXACT)
@@ -103,26 +86,22 @@ def test_a_sequence_is_its_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_sequence_is_its_steps_in_single_precision(name: str) -> None:
+def test_single_precision(name: str) -> None:
     cell = build(name, torch.float32).cell
-    torch.manual_seed(2)
-    x = torch.randn(2, 40, cell.input_size)
-    is_init = torch.rand(2, 40) < 0.1
-    index = None if cell.num_choices is None else torch.randint(cell.num_choices, (2, 40))
-    memory = x.new_zeros(2, *cell.memory_shape)
+    x, is_init = torch.randn(2, 40, cell.input_size), torch.rand(2, 40) < 0.1
+    memory, index = x.new_zeros(2, *cell.memory_shape), make_choices(cell, is_init)
     with torch.no_grad():
         y, _, _ = cell(x, memory, is_init, index)
-        expected, _ = run_steps(cell, x, memory, is_init, index)
-    assert_close(y, expected, **STEP)
+        assert_close(y, run_steps(cell, x, memory, is_init, index)[0], **STEP)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", OURS)
 def test_a_sequence_is_its_steps_on_cuda(name: str) -> None:
     cell = build(name).cell.to("cuda")
-    x, memory, is_init, index = (
-        None if z is None else z.to("cuda") for z in make_inputs(build(name).cell)
-    )
+    x, memory, is_init = (z.to("cuda") for z in make_inputs(build(name).cell))
+    index = make_choices(cell, is_init.cpu())
+    index = None if index is None else index.to("cuda")
     y, last, _ = cell(x, memory, is_init, index)
     assert y.device == last.device == x.device
     expected, expected_last = run_steps(cell, x, memory, is_init, index)
@@ -144,7 +123,7 @@ def test_autocast_does_not_round_the_memory(name: str) -> None:
     assert step.isfinite().all()
     if name.startswith("shm"):
         # its linear maps are rounded to eight bits, its memory is not
-        assert_close(rounded.float(), y, rtol=0.1, atol=0.1)
+        assert_close(rounded.float(), y, rtol=0.05, atol=0.05)
     else:
         assert_close(rounded, y)
 
@@ -153,7 +132,8 @@ def test_autocast_does_not_round_the_memory(name: str) -> None:
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_nothing_passes_a_reset(name: str, poison: float) -> None:
     cell = build(name).cell
-    x, memory, is_init, index = make_inputs(cell, batch=2, steps=9)
+    x, memory, is_init = make_inputs(cell, batch=2, steps=9)
+    index = make_choices(cell, is_init)
     is_init[:] = False
     is_init[:, 4] = True
     later = None if index is None else index[:, 4:]
@@ -164,7 +144,7 @@ def test_nothing_passes_a_reset(name: str, poison: float) -> None:
     assert_close(y[:, 4:], expected, **EXACT)
     assert_close(last, expected_last, **EXACT)
     assert gradients(cell, x, memory, y[:, 4:], last)[0][:, 4:].isfinite().all()
-    # the same from the first step on: then nothing is spoilt
+    # a reset at the first step: then no output is spoilt
     x, is_init = x.detach()[:, 4:].requires_grad_(), is_init[:, 4:]
     y, last, _ = cell(x, memory, is_init, later)
     assert_close(y, expected, **EXACT)
@@ -177,7 +157,8 @@ def test_nothing_passes_a_reset(name: str, poison: float) -> None:
 @pytest.mark.parametrize(("batch", "steps"), [(0, 3), (1, 1), (2, 1), (1, 33)])
 def test_odd_sizes(name: str, batch: int, steps: int) -> None:
     cell = build(name, sizes=(3, 5)).cell
-    x, memory, is_init, index = make_inputs(cell, batch, steps)
+    x, memory, is_init = make_inputs(cell, batch, steps)
+    index = make_choices(cell, is_init)
     y, last, _ = cell(x, memory, is_init, index)
     assert (y.shape, last.shape) == ((batch, steps, 5), (batch, *cell.memory_shape))
     assert_close(y, run_steps(cell, x, memory, is_init, index)[0], **EXACT)
@@ -203,35 +184,6 @@ def test_ratio_of_ppo_is_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_rows_go_on_where_the_last_ended(name: str) -> None:
-    module = build(name)
-    batches = collect(make_policy(module), WalkEnv(endless=True), num_steps=7)
-    assert "memory" not in batches[1].keys()
-    for batch in batches:
-        assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
-    # rows that start in mid-episode would differ from an empty start
-    fresh, _, _ = module.cell(batches[1]["observation"])
-    assert not torch.allclose(fresh, batches[1]["features"])
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_nested_keys(name: str) -> None:
-    flat = build(name)
-    keys: Any = {"in_keys": [("a", "x"), ("a", "memory")], "out_key": ("a", "y")}
-    nested: Any = MemoryModule(flat.cell, **keys)
-    x = torch.randn(2, 6, SIZE, dtype=torch.float64)
-    is_init = torch.zeros(2, 6, 1, dtype=torch.bool)
-    is_init[:, [0, 3]] = True
-    data = TensorDict({"observation": x, "is_init": is_init}, [2, 6])
-    deep = TensorDict({("a", "x"): x, "is_init": is_init}, [2, 6])
-    if flat.choice_key is not None:
-        index = torch.randint(flat.cell.num_choices, (2, 6))
-        data[flat.choice_key], deep[nested.choice_key] = index, index
-    with torch.no_grad(), set_recurrent_mode(True):
-        assert_close(nested(deep)["a", "y"], flat(data)["features"])
-
-
-@pytest.mark.parametrize("name", OURS)
 def test_step_mode_compiles_without_graph_breaks(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,10 +192,10 @@ def test_step_mode_compiles_without_graph_breaks(
     # each module counts as a recompilation, of which there are few
     torch.compiler.reset()
     module = build(name)
-    _, memory, _, _ = make_inputs(module.cell)
+    _, memory, _ = make_inputs(module.cell)
     data = TensorDict({"observation": torch.randn(3, SIZE, dtype=torch.float64)}, [3])
     data["is_init"] = torch.tensor([[True], [False], [False]])
-    data["memory"] = memory
+    data["memory"] = memory.detach()
     compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         torch.manual_seed(0)
@@ -276,7 +228,7 @@ def test_state_dict_and_pickle(name: str) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_wrong_shapes_are_named(name: str) -> None:
     cell = build(name).cell
-    x, memory, is_init, _ = make_inputs(cell)
+    x, memory, is_init = make_inputs(cell)
     with pytest.raises(ValueError, match=f"4 features.*input_size={SIZE}"):
         cell(x[..., :4])
     with pytest.raises(ValueError, match="features"):
@@ -292,12 +244,17 @@ def test_wrong_shapes_are_named(name: str) -> None:
         cell(x, memory, is_init.double())
 
 
-@pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("size", ["input_size", "output_size"])
-def test_sizes_are_checked(name: str, size: str) -> None:
-    sizes = {"input_size": 3, "output_size": 5} | {size: 0}
-    with pytest.raises(ValueError, match=f"{size}=0 must be at least 1"):
-        instantiate(MEMORIES[name])(**sizes, in_key="x", out_key="y")
+@pytest.mark.parametrize("name", [name for name in OURS if not name.startswith("shm_")])
+def test_options_are_checked(name: str) -> None:
+    cell: Any = type(build(name).cell)
+    sizes = {"input_size": 3, "output_size": 5}
+    for option, parameter in signature(cell).parameters.items():
+        if str(parameter.annotation).startswith("int"):
+            with pytest.raises(ValueError, match=f"{option}.* must be at least"):
+                cell(**sizes | {option: 0})
+        if isinstance(parameter.default, str):
+            with pytest.raises(ValueError, match=rf"{option}='x' is unknown; choose one of \("):
+                cell(**sizes | {option: "x"})
 
 
 def test_every_cell_is_in_the_group() -> None:

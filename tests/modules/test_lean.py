@@ -1,4 +1,4 @@
-"""Lean rollouts: rows know the memory with which they started, and nobody stacks one per step."""
+"""Lean rollouts: sequences carry the memory they started with, and none is stacked per step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 from torchrl.collectors import Collector
-from torchrl.envs import (
-    ParallelEnv,
-    SerialEnv,
-    StepCounter,
-    TransformedEnv,
-    check_env_specs,
-)
+from torchrl.envs import ParallelEnv, SerialEnv, StepCounter, TransformedEnv, check_env_specs
 
 from tests.modules._helpers import (
     EXACT,
@@ -33,15 +27,12 @@ from tests.modules._helpers import (
     make_policy,
     replay,
 )
-from torchrl_shm.envs import WindEnv
-from torchrl_shm.modules import SHMModule
-from torchrl_shm.modules.lean import rebuild_start
 
 ADVICE = r"whole sequences as the collector made them.*state='stored' \(exact.*state='zero'"
 
 
 def assert_replayed(module: Any, batches: list[Any]) -> None:
-    """Recurrent mode repeats what was collected, from rows that carry no per-step memory."""
+    """Recurrent mode repeats what was collected, without a memory per step."""
     for batch in batches:
         keys = set(batch.keys(True, True))
         assert not keys & {"memory", ("next", "memory"), ("next", "memory_lean_index")}
@@ -51,26 +42,27 @@ def assert_replayed(module: Any, batches: list[Any]) -> None:
 
 
 def starts(batches: list[Any]) -> Tensor:
-    """Whether rows start with a reset."""
+    """Whether sequences start with a reset."""
     return torch.stack([batch["is_init"][..., 0, 0] for batch in batches])
 
 
 # collectors
 
 
-@pytest.mark.parametrize("env_device", ["cpu", None])
 @pytest.mark.parametrize(
-    "options",
+    ("options", "env_device"),
     [
-        {},
-        {"device": "cpu"},
-        {"storing_device": "cpu"},
-        {"policy_device": "cpu"},
-        {"env_device": "cpu"},
-        {"use_buffers": False},
-        {"compact_obs": True},
-        {"return_same_td": True},
-        {"track_traj_ids": False},
+        ({}, "cpu"),
+        ({"device": "cpu"}, None),
+        ({"device": "cpu"}, "cpu"),
+        ({}, None),
+        ({"storing_device": "cpu"}, None),
+        ({"policy_device": "cpu"}, None),
+        ({"env_device": "cpu"}, None),
+        ({"use_buffers": False}, "cpu"),
+        ({"compact_obs": True}, "cpu"),
+        ({"return_same_td": True}, "cpu"),
+        ({"track_traj_ids": False}, "cpu"),
     ],
     ids=str,
 )
@@ -81,7 +73,7 @@ def test_collector(options: dict[str, Any], env_device: str | None) -> None:
     assert_replayed(policy[0], batches)
 
 
-def test_what_carries_the_row_start() -> None:
+def test_what_carries_the_start() -> None:
     first, second, _ = collect(make_policy(), num_steps=9)
     assert first["memory_lean"].shape == (3, 9, 2)
     assert first["memory_lean"].dtype == torch.float64
@@ -93,40 +85,17 @@ def test_what_carries_the_row_start() -> None:
     assert torch.equal(clock - clock[:, :1], torch.arange(9).expand(3, 9))
     assert torch.equal(offset, torch.arange(9).expand(3, 9))
     assert torch.equal(is_init.bool(), second["is_init"].squeeze(-1))
-    # rows of one environment follow each other, those of others are far away
+    # sequences of one environment follow each other, those of others are far away
     assert torch.equal(
         second["memory_lean_index"][:, 0, 0], first["memory_lean_index"][:, -1, 0] + 1
     )
     assert clock.diff(dim=0).min() > 2**32
 
 
-def test_the_memory_that_is_rebuilt_is_the_one_that_was() -> None:
-    policy = make_policy()
-    memory = torch.zeros(3, 4, 4, dtype=torch.float64)
-    for batch in collect(policy, num_batches=4):
-        is_init = batch["is_init"].squeeze(-1)
-        rebuilt = rebuild_start(batch["memory_lean"], batch["memory_lean_index"], is_init, (4, 4))
-        expected = torch.where(is_init[:, 0, None, None], 0, memory)
-        assert_close(rebuilt, expected, **EXACT)
-        with torch.no_grad():
-            _, memory, _ = policy[0].cell(
-                batch["observation"], memory, is_init, batch["theta_index"]
-            )
-
-
-def test_single_precision() -> None:
-    policy = make_policy(dtype=torch.float32)
-    batches = collect(policy, WalkEnv(dtype=torch.float32))
-    assert batches[0]["memory_lean"].dtype == torch.float32
-    assert_replayed(policy[0], batches)
-
-
 @pytest.mark.parametrize(
-    ("memory_size", "num_steps"),
-    [(3, 10), (3, 30), (5, 10), (4, 16), (4, 7), (7, 1), (1, 6), (4, 2)],
-    ids=str,
+    ("memory_size", "num_steps"), [(3, 30), (5, 10), (4, 16), (4, 7), (7, 1), (1, 6)], ids=str
 )
-def test_any_size_of_memory_and_row(memory_size: int, num_steps: int) -> None:
+def test_any_size_of_memory_and_sequence(memory_size: int, num_steps: int) -> None:
     policy = make_policy(make_memory(memory_size))
     batches = collect(policy, num_steps=num_steps, num_batches=5)
     width = math.ceil(memory_size**2 / num_steps)
@@ -135,35 +104,25 @@ def test_any_size_of_memory_and_row(memory_size: int, num_steps: int) -> None:
     assert_replayed(policy[0], batches)
 
 
-def test_wind_with_episodes_that_end_in_mid_row() -> None:
-    memory = SHMModule(2, 6, 5, num_theta=7, in_key="observation", out_key="features")
-    policy = make_policy(memory, torch.float32)
-    batches = collect(policy, WindEnv(4, max_steps=7, seed=0))
-    assert starts(batches).all(1).tolist() == [True, False, False]
-    assert batches[1]["is_init"][:, 4].all()
-    assert_replayed(memory, batches)
-
-
-@pytest.mark.parametrize("num_envs", [None, 1])
-def test_a_single_environment(num_envs: int | None) -> None:
+@pytest.mark.parametrize(
+    ("env", "shape"),
+    [
+        (WalkEnv(None), (10,)),
+        (WalkEnv(1), (1, 10)),
+        (SerialEnv(2, EnvFactory(num_envs=None)), (2, 10)),
+        (SerialEnv(2, EnvFactory(num_envs=3)), (2, 3, 10)),
+    ],
+    ids=["one", "batch of one", "serial", "serial of batches"],
+)
+def test_batches_of_environments(env: Any, shape: tuple[int, ...]) -> None:
     policy = make_policy()
-    batches = collect(policy, WalkEnv(num_envs), num_batches=5)
-    assert batches[0].shape == ((10,) if num_envs is None else (1, 10))
-    assert not starts(batches).all()
-    assert_replayed(policy[0], batches)
-
-
-@pytest.mark.parametrize("num_envs", [None, 3])
-def test_around_a_batch_of_environments(num_envs: int | None) -> None:
-    policy = make_policy()
-    env = SerialEnv(2, EnvFactory(num_envs=num_envs))
-    batches = collect(policy, env, num_batches=4)
-    assert batches[0].shape == ((2, 10) if num_envs is None else (2, 3, 10))
+    batches = collect(policy, env, num_batches=5)
+    assert batches[0].shape == shape
     assert not starts(batches).all()
     assert_replayed(policy[0], batches)
     # any order, and any number of batch dimensions
-    rows = torch.cat(batches).reshape(-1, 10)
-    assert_replayed(policy[0], [rows[torch.randperm(len(rows))]])
+    flat = torch.cat([batch.reshape(-1, 10) for batch in batches])
+    assert_replayed(policy[0], [flat[torch.randperm(len(flat))]])
 
 
 @pytest.mark.slow
@@ -180,7 +139,7 @@ def test_worker_processes(sync: bool) -> None:
     assert_replayed(policy[0], batches)
 
 
-def test_a_second_collector_starts_its_rows_afresh() -> None:
+def test_a_second_collector_starts_its_sequences_afresh() -> None:
     policy = make_policy()
     env = make_env(policy)
     for num_steps in (10, 7):
@@ -195,7 +154,7 @@ def test_a_second_collector_starts_its_rows_afresh() -> None:
         assert_replayed(policy[0], batches)
 
 
-def test_a_reset_of_the_collector() -> None:
+def test_resets_of_the_collector() -> None:
     policy = make_policy()
     collector = Collector(
         WalkEnv(), policy, frames_per_batch=30, auto_register_policy_transforms=True
@@ -207,10 +166,6 @@ def test_a_reset_of_the_collector() -> None:
     collector.shutdown()
     assert starts(batches)[2].all()
     assert_replayed(policy[0], batches)
-
-
-def test_reset_at_each_iteration() -> None:
-    policy = make_policy()
     batches = collect(policy, reset_at_each_iter=True)
     assert starts(batches).all()
     assert_replayed(policy[0], batches)
@@ -232,7 +187,7 @@ def test_whole_trajectories(traj_format: str) -> None:
 
 @pytest.mark.parametrize("stop", [True, False])
 def test_rollout(stop: bool) -> None:
-    """Without a collector rows start with a reset, so nothing needs to be carried."""
+    """Without a collector sequences start with a reset, so nothing needs to be carried."""
     policy = make_policy()
     env = make_env(policy)
     data = env.rollout(12, policy, break_when_any_done=stop)
@@ -250,8 +205,9 @@ def test_a_rollout_cannot_go_on_without_its_memory() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Nested TransformedEnvs:UserWarning")
-@pytest.mark.parametrize("env_device", ["cpu", None])
-@pytest.mark.parametrize("of", ["collector", "environment"])
+@pytest.mark.parametrize(
+    ("of", "env_device"), [("collector", "cpu"), ("collector", None), ("environment", "cpu")]
+)
 def test_a_limit_of_steps(of: str, env_device: str | None) -> None:
     """The collector's own limit wraps the environment after it has registered itself there."""
     policy = make_policy()
@@ -304,7 +260,7 @@ def test_no_leaf_holds_a_memory_per_step(state: Any) -> None:
 
 
 @pytest.mark.slow
-def test_peak_memory_does_not_grow_with_the_row() -> None:
+def test_peak_memory_does_not_grow_with_the_sequence() -> None:
     """In a process of its own, whose allocator gives back what is freed."""
     code = """
 import resource, sys
@@ -358,7 +314,7 @@ def test_workers_of_a_batched_environment_may_store() -> None:
 
 
 class Stepper:
-    """Something that steps the environment otherwise than row by row."""
+    """Something that steps the environment but collects no sequences."""
 
     frames_per_batch = 10
 
@@ -372,110 +328,77 @@ def test_other_collectors_are_refused() -> None:
 
 
 @pytest.fixture
-def row() -> tuple[Any, Any]:
-    """A policy and rows that start in mid-episode."""
+def collected() -> tuple[Any, Any]:
+    """A memory, and sequences that start in mid-episode."""
     policy = make_policy()
-    batch = collect(policy, WalkEnv(endless=True))[1]
-    return policy[0], batch
+    return policy[0], collect(policy, WalkEnv(endless=True))[1]
 
 
-@pytest.mark.parametrize(
-    ("cut", "message"),
-    [
-        (
-            lambda b: b[:, 3:],
-            "3 of 3 sequences start in mid-episode, but their first steps",
-        ),
-        (
-            lambda b: b[:, :6],
-            "3 of 3 sequences start in mid-episode, but their first steps",
-        ),
-        (lambda b: b[:, ::2], "parts of sequences, or joined ones"),
-        (lambda b: b.flip(1), "parts of sequences, or joined ones"),
-        (
-            lambda b: b[:, torch.tensor([0, 1, 2, 4, 3, 5, 6, 7, 8, 9])],
-            "parts of sequences, or joined ones",
-        ),
-        (lambda b: b.reshape(-1), "parts of sequences, or joined ones"),
-        (lambda b: torch.cat([b[:1], b[1:2]], 1), "parts of sequences, or joined ones"),
-        (lambda b: torch.cat([b, b], 1), "parts of sequences, or joined ones"),
-        (lambda b: b.transpose(0, 1), "parts of sequences, or joined ones"),
-    ],
-    ids=["head", "tail", "strided", "flipped", "shuffled", "flat", "joined", "twice", "time first"],
-)
-def test_what_are_no_rows(row: tuple[Any, Any], cut: Any, message: str) -> None:
-    module, batch = row
-    with pytest.raises(ValueError, match=f"{message}.*{ADVICE}"):
-        replay(module, cut(batch))
-
-
-def test_flags_of_slices_are_seen(row: tuple[Any, Any]) -> None:
-    """`SliceSampler` sets `is_init` where a slice starts; that is no reset of the memory."""
-    module, batch = row
+def flag(batch: Any) -> Any:
+    """`SliceSampler` sets `is_init` at the start of each slice; the memory was not reset there."""
     batch["is_init"][1, 4] = True
-    with pytest.raises(ValueError, match=f"parts of sequences, or joined ones.*{ADVICE}"):
-        replay(module, batch)
+    return batch
 
 
-def test_a_cut_that_leaves_the_start_is_served() -> None:
+CUTS: dict[str, Any] = {
+    "head": lambda b: b[:, 3:],
+    "tail": lambda b: b[:, :6],
+    "strided": lambda b: b[:, ::2],
+    "flipped": lambda b: b.flip(1),
+    "shuffled": lambda b: b[:, torch.tensor([0, 1, 2, 4, 3, 5, 6, 7, 8, 9])],
+    "flat": lambda b: b.reshape(-1),
+    "joined": lambda b: torch.cat([b[:1], b[1:2]], 1),
+    "twice": lambda b: torch.cat([b, b], 1),
+    "time first": lambda b: b.transpose(0, 1),
+    "flagged": flag,
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_parts_of_sequences_are_refused(collected: tuple[Any, Any], name: str) -> None:
+    module, batch = collected
+    message = "parts of sequences, or joined ones"
+    if name in ("head", "tail"):
+        message = "3 of 3 sequences start in mid-episode, but their first steps"
+    with pytest.raises(ValueError, match=f"{message}.*{ADVICE}"):
+        replay(module, CUTS[name](batch))
+
+
+def test_parts_and_joined_sequences_that_are_served() -> None:
+    # what is cut off holds no share of the memory
     policy = make_policy(make_memory(2))
     batch = collect(policy, WalkEnv(endless=True))[1]
     assert_replayed(policy[0], [batch[:, :5], batch[:, :4]])
-
-
-def test_consecutive_rows_of_one_environment_may_be_joined() -> None:
+    # consecutive sequences of one environment
     policy = make_policy()
-    batches = collect(policy, num_batches=4)
-    assert_replayed(policy[0], [torch.cat(batches[1:], 1)])
+    first, *others = collect(policy, num_batches=4)
+    assert_replayed(policy[0], [torch.cat(others, 1)])
+    # a reset at the start, past which no value comes either
+    bare = first.exclude("memory_lean_index", "memory_lean")
+    stale = first.clone().set("memory_lean", torch.full_like(first["memory_lean"], torch.nan))
+    assert_replayed(policy[0], [first[:, :3], bare, stale])
 
 
-def test_rows_that_start_with_a_reset_need_nothing() -> None:
-    policy = make_policy()
-    batch = collect(policy)[0]
-    assert_replayed(policy[0], [batch[:, :3], batch.exclude("memory_lean_index", "memory_lean")])
-
-
-@pytest.mark.parametrize("key", ["memory_lean", "memory_lean_index"])
-def test_a_missing_half(row: tuple[Any, Any], key: str) -> None:
-    module, batch = row
-    with pytest.raises(KeyError, match="3 of 3 sequences start in mid-episode"):
-        replay(module, batch.exclude(key))
-
-
-def test_a_row_start_of_another_precision(row: tuple[Any, Any]) -> None:
-    module, batch = row
-    batch["memory_lean"] = batch["memory_lean"].half()
+def test_entries_that_do_not_fit(collected: tuple[Any, Any]) -> None:
+    module, batch = collected
+    for key in ("memory_lean", "memory_lean_index"):
+        with pytest.raises(KeyError, match="3 of 3 sequences start in mid-episode"):
+            replay(module, batch.exclude(key))
+    with pytest.raises(ValueError, match="carry a memory of 16 floats, this module's has 9"):
+        replay(make_memory(3), batch)
     with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64"):
-        replay(module, batch)
-
-
-def test_a_stale_value_does_not_pass_the_reset_at_the_start() -> None:
-    policy = make_policy()
-    batch = collect(policy)[0]
-    batch["memory_lean"] = torch.full_like(batch["memory_lean"], torch.nan)
-    assert_replayed(policy[0], [batch])
+        replay(module, batch.set("memory_lean", batch["memory_lean"].half()))
 
 
 # the environment
 
 
-def test_specs_tell_what_is_in_the_data() -> None:
-    policy = make_policy()
-    env = make_env(policy)
+def test_specs_and_resets_tell_what_is_in_the_data() -> None:
+    env = make_env(make_policy())
     assert {"memory", "theta_index", "memory_lean"} <= set(env.state_spec.keys())
     assert env.state_spec["memory"].shape == (3, 4, 4)
     fake = env.fake_tensordict()
-    assert "memory" not in fake.keys()
-    assert "memory" not in fake["next"].keys()
-
-
-def test_the_environment_can_be_checked() -> None:
-    memory = make_memory(state="stored")
-    check_env_specs(make_env(make_policy(memory)))
-
-
-def test_resets_prime_zeros() -> None:
-    env = make_env(make_policy())
+    assert "memory" not in set(fake.keys()) | set(fake["next"].keys())
     data = env.reset()
     assert data["memory"].shape == (3, 4, 4)
     assert not data["memory"].any()
@@ -483,9 +406,6 @@ def test_resets_prime_zeros() -> None:
     assert data["theta_index"].shape == (3,)
 
 
-def test_rows_of_another_memory_size_are_refused() -> None:
-    batch = collect(make_policy(), num_steps=9)[1]
-    with pytest.raises(ValueError, match="carry a memory of 16 floats, this module's has 9"):
-        rebuild_start(
-            batch["memory_lean"], batch["memory_lean_index"], batch["is_init"].squeeze(-1), (3, 3)
-        )
+def test_the_environment_can_be_checked() -> None:
+    memory = make_memory(state="stored")
+    check_env_specs(make_env(make_policy(memory)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from tensordict import NestedKey, TensorDict
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.collectors import Collector
@@ -23,6 +24,7 @@ from tests.modules._helpers import (
     DTYPE,
     EXACT,
     SIZE,
+    Trace,
     WalkEnv,
     collect,
     join,
@@ -32,43 +34,12 @@ from tests.modules._helpers import (
     make_policy,
     make_sequence,
     replay,
+    run_steps,
     step_through,
 )
 from torchrl_shm.modules import SHM, MemoryCell, MemoryModule, MemoryPrimer, SHMModule
 
-AGENT: dict[str, Any] = {
-    "in_keys": [("agent", "observation"), ("agent", "memory")],
-    "out_keys": [("agent", "features"), ("next", "agent", "memory")],
-}
-
-
-class Leaky(nn.Module):
-    """A memory that draws nothing and whose memory is a vector: the smallest `MemoryCell`."""
-
-    memory_shape = (SIZE,)
-    num_choices = None
-
-    def step(
-        self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, None]:
-        memory = x if memory is None else 0.9 * memory + x
-        return memory, memory, None
-
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor | None = None,
-        is_init: Tensor | None = None,
-        theta_index: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, None]:
-        memory = torch.zeros_like(x[:, 0]) if memory is None else memory
-        outputs: list[Tensor] = []
-        for t in range(x.shape[1]):
-            if is_init is not None:
-                memory = torch.where(is_init[:, t, None], 0, memory)
-            y, memory, _ = self.step(x[:, t], memory)
-            outputs.append(y)
-        return torch.stack(outputs, 1) if outputs else x, memory, None
+OBSERVED, KEPT = ("agent", "observation"), ("agent", "memory")
 
 
 def first_step(*batch: int, is_init: bool = True) -> TensorDict:
@@ -87,54 +58,30 @@ def run(module: Any, data: Any) -> Any:
 # keys
 
 
-@pytest.mark.parametrize(
-    ("options", "in_keys", "out_keys"),
-    [
-        (
-            {"in_key": "observation", "out_key": "features"},
-            ["observation", "memory", "is_init", "theta_index", "memory_lean", "memory_lean_index"],
-            ["features", ("next", "memory"), "theta_index"],
-        ),
-        (
-            {"in_keys": ["observation", "m"], "out_key": "features", "state": "stored"},
-            ["observation", "m", "is_init", "m_theta_index"],
-            ["features", ("next", "m"), "m_theta_index"],
-        ),
-        (
-            {"in_key": "x", "out_keys": ["y", ("next", "memory")], "theta_index_key": "rows"},
-            ["x", "memory", "is_init", "rows", "memory_lean", "memory_lean_index"],
-            ["y", ("next", "memory"), "rows"],
-        ),
-        (
-            {"in_key": "x", "out_key": "y", "is_init_key": ("a", "start"), "state": "zero"},
-            ["x", "memory", ("a", "start"), "theta_index"],
-            ["y", ("next", "memory"), "theta_index"],
-        ),
-        (
-            {"in_key": "x", "out_key": "y", "calibration": "none"},
-            ["x", "memory", "is_init", "memory_lean", "memory_lean_index"],
-            ["y", ("next", "memory")],
-        ),
-        (
-            AGENT,
-            [
-                ("agent", "observation"),
-                ("agent", "memory"),
-                "is_init",
-                ("agent", "memory_theta_index"),
-                ("agent", "memory_lean"),
-                ("agent", "memory_lean_index"),
-            ],
-            [("agent", "features"), ("next", "agent", "memory"), ("agent", "memory_theta_index")],
-        ),
-    ],
-    ids=["default", "in_keys", "out_keys", "is_init_key", "draws nothing", "nested"],
-)
-def test_keys(options: dict[str, Any], in_keys: list[NestedKey], out_keys: list[NestedKey]) -> None:
-    module = make_memory(**options)
-    assert module.in_keys == in_keys
-    assert module.out_keys == out_keys
-    assert module.canonical_keys == [*in_keys, *out_keys]
+def test_keys() -> None:
+    module = make_memory()
+    lean: list[Any] = ["memory_lean", "memory_lean_index"]
+    assert module.in_keys == ["observation", "memory", "is_init", "theta_index", *lean]
+    assert module.out_keys == ["features", ("next", "memory"), "theta_index"]
+    assert module.canonical_keys == [*module.in_keys, *module.out_keys]
+
+    module = make_memory(calibration="none")
+    assert module.in_keys == ["observation", "memory", "is_init", *lean]
+    assert module.out_keys == ["features", ("next", "memory")]
+
+    # other entries follow the name of the memory
+    module = make_memory(in_keys=["observation", "m"], out_key="features", state="stored")
+    assert module.in_keys == ["observation", "m", "is_init", "m_theta_index"]
+    assert module.out_keys == ["features", ("next", "m"), "m_theta_index"]
+    module = make_memory(in_keys=[OBSERVED, KEPT], out_key=("agent", "features"))
+    others = [("agent", f"memory_{name}") for name in ("theta_index", "lean", "lean_index")]
+    assert module.in_keys == [OBSERVED, KEPT, "is_init", *others]
+    assert module.out_keys == [("agent", "features"), ("next", *KEPT), others[0]]
+
+    keys: dict[str, Any] = {"theta_index_key": "choice", "is_init_key": ("a", "start")}
+    module = make_memory(in_key="x", out_keys=["y", ("next", "memory")], state="zero", **keys)
+    assert module.in_keys == ["x", "memory", ("a", "start"), "choice"]
+    assert module.out_keys == ["y", ("next", "memory"), "choice"]
 
 
 @pytest.mark.parametrize(
@@ -162,75 +109,62 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         MemoryModule(SHM(SIZE, 3, 4), **options)
 
 
-@pytest.mark.parametrize("cell", [nn.GRUCell(2, 3), len, None], ids=["GRUCell", "len", "None"])
-def test_what_is_no_cell(cell: Any) -> None:
-    with pytest.raises(TypeError, match=f"cell is a {type(cell).__name__}; it must be an nn.Modul"):
-        MemoryModule(cell, in_key="x", out_key="y")
+def test_what_is_no_cell() -> None:
+    for cell in (nn.GRUCell(2, 3), len):
+        with pytest.raises(TypeError, match=f"cell is a {type(cell).__name__}; it must be an nn.M"):
+            MemoryModule(cast("Any", cell), in_key="x", out_key="y")
 
 
 def test_a_cell_or_its_sizes() -> None:
     keys: dict[str, Any] = {"in_key": "x", "out_key": "y"}
     cell = SHM(SIZE, 3, 4)
     assert SHMModule(cell=cell, **keys).cell is cell
-    for option in (
-        {"input_size": SIZE},
-        {"clamp": 100.0},
-        {"memory_size": 5},
-        {"backend": "chunked"},
-    ):
-        with pytest.raises(ValueError, match=f"{next(iter(option))}.* would be ignored"):
-            SHMModule(cell=cell, **option, **keys)
+    options = {"input_size": SIZE, "clamp": 100.0, "memory_size": 5, "backend": "chunked"}
+    for name, value in options.items():
+        with pytest.raises(ValueError, match=f"{name}.* would be ignored"):
+            SHMModule(cell=cell, **{name: value}, **keys)
     with pytest.raises(ValueError, match=r"pass input_size and output_size, or cell=SHM"):
         SHMModule(SIZE, **keys)
 
 
 def test_a_foreign_cell_is_served() -> None:
-    cell = Leaky()
+    cell = Trace().to(DTYPE)
     assert isinstance(cell, MemoryCell)
-    module = MemoryModule(cell, in_key="observation", out_key="features")
-    data = make_sequence()
-    stepped = step_through(module, data)
+    module = MemoryModule(cell, in_key="observation", out_key="hidden")
+    stepped = step_through(module, make_sequence())
     assert not {"choice", "theta_index"} & set(stepped.keys())
-    assert_close(run(module, data)["features"], stepped["features"], **EXACT)
-    batches = collect(join(module, make_actor_of_size(SIZE)))
+    widen = TensorDictModule(nn.Linear(SIZE, 6, dtype=DTYPE), ["hidden"], ["features"])
+    batches = collect(join(module, widen, make_actor()))
     assert batches[0]["memory_lean"].shape == (3, 10, 1)
     for batch in batches:
-        assert_close(replay(module, batch)["features"], batch["features"], **EXACT)
+        assert_close(replay(module, batch)["hidden"], batch["hidden"], **EXACT)
 
 
-def make_actor_of_size(size: int) -> Any:
-    pad = ValueOperator(nn.Linear(size, 6, dtype=DTYPE), in_keys=["features"], out_keys=["padded"])
-    return join(pad, make_actor("padded"))
-
-
-# TorchRL recognises it
+# what TorchRL finds
 
 
 @pytest.mark.parametrize("state", ["lean", "stored", "zero"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_primer(state: Any, dtype: torch.dtype) -> None:
-    primer: Any = make_memory(state=state, dtype=dtype).make_tensordict_primer()
-    assert isinstance(primer, MemoryPrimer)
-    assert isinstance(primer, TensorDictPrimer)
-    specs: Any = primer.primers
-    assert set(specs.keys()) == {"memory", "theta_index"}
-    assert specs["memory"].shape == (4, 4)
-    assert specs["memory"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert specs["theta_index"].n == 7
-    assert primer.state == state
-
-
-def test_primer_of_a_memory_that_draws_nothing() -> None:
-    primer = make_memory(calibration="neural").make_tensordict_primer()
+def test_primer(state: Any) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        primer: Any = make_memory(state=state, dtype=dtype).make_tensordict_primer()
+        assert isinstance(primer, MemoryPrimer)
+        assert isinstance(primer, TensorDictPrimer)
+        specs: Any = primer.primers
+        assert set(specs.keys()) == {"memory", "theta_index"}
+        assert specs["memory"].shape == (4, 4)
+        assert specs["memory"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert specs["theta_index"].n == 7
+        assert primer.state == state
+    primer = make_memory(calibration="neural", state=state).make_tensordict_primer()
     assert set(primer.primers.keys()) == {"memory"}
 
 
 def test_primers_are_found() -> None:
     memory, second = make_memory(), make_memory(in_keys=["features", "b"], out_key="more")
     assert isinstance(get_primers_from_module(make_policy(memory)), MemoryPrimer)
-    both: Any = get_primers_from_module(join(memory, second))
+    both = get_primers_from_module(join(memory, second))
     assert isinstance(both, Compose)
-    assert [set(primer.primers.keys()) for primer in both] == [
+    assert [set(primer.primers.keys()) for primer in list[Any](both)] == [
         {"memory", "theta_index"},
         {"b", "b_theta_index"},
     ]
@@ -274,11 +208,9 @@ def test_every_way_to_register_is_idempotent(how: str) -> None:
             assert_close(replay(policy[0], batch)["features"], batch["features"], **EXACT)
 
 
-@pytest.mark.parametrize(
-    "options", [AGENT, {"in_keys": ["observation", ("deep", "er", "m")]}], ids=["agent", "deep"]
-)
-def test_nested_keys_through_a_collector(options: dict[str, Any]) -> None:
-    module = make_memory(**options)
+@pytest.mark.parametrize("keys", [[OBSERVED, KEPT], ["observation", ("deep", "er", "m")]], ids=str)
+def test_nested_keys_through_a_collector(keys: Any) -> None:
+    module = make_memory(in_keys=keys, out_key=("agent", "features"))
     env = WalkEnv(key=module.in_key)
     batches = collect(join(module, make_actor(module.out_key)), env)
     assert not any(batch["is_init"][:, 0].all() for batch in batches[1:])
@@ -317,17 +249,20 @@ def test_canonical_keys_serve_canonicalize_rnn_subset() -> None:
     assert torch.equal(canonical["observation"], data["observation"])
 
 
-def test_the_module_is_known_to_draw() -> None:
-    """vmap in losses and estimators would refuse random choices otherwise."""
-    module = make_memory(state="stored")
-    batch = collect(make_policy(module))[-1]
-    critic = join(module, ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"]))
-    estimator = GAE(gamma=0.9, lmbda=0.9, value_network=critic, shifted=False)
+@pytest.mark.parametrize("calibration", ["neural", "random"])
+def test_estimators_that_use_vmap(calibration: Any) -> None:
+    """They read the memory of every step, and refuse modules that draw unless they know them."""
+    module = make_memory(state="stored", calibration=calibration)
+    critic = ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"])
+    batch = collect(join(module, critic, make_actor()))[-1]
+    estimator = GAE(gamma=0.9, lmbda=0.9, value_network=join(module, critic), shifted=False)
     assert estimator.vmap_randomness == "different"
-    data = batch.exclude("features")
+    data = batch.exclude("features", "state_value")
     with torch.no_grad():
         estimator(data)
     assert data["advantage"].isfinite().all()
+    if calibration == "neural":
+        assert_close(data["state_value"], batch["state_value"], **EXACT)
 
 
 def test_vmap() -> None:
@@ -345,40 +280,22 @@ def test_vmap() -> None:
     assert_close(y, expected["features"], **EXACT)
 
 
-def test_unshifted_estimator_equals_collection_in_step_mode() -> None:
-    """What needs the memory of every step finds it with state='stored'."""
-    module = make_memory(state="stored", calibration="neural")
-    critic = ValueOperator(nn.Linear(6, 1, dtype=DTYPE), in_keys=["features"])
-    batch = collect(join(module, critic, make_actor()))[-1]
-    estimator = GAE(gamma=0.9, lmbda=0.9, value_network=join(module, critic), shifted=False)
-    data = batch.exclude("features", "state_value")
-    with torch.no_grad():
-        estimator(data)
-    assert_close(data["state_value"], batch["state_value"], **EXACT)
-
-
 # modes
 
 
 def test_who_sets_the_mode() -> None:
+    data = make_sequence()
     for default, expected in ((None, False), (False, False), (True, True)):
         module = make_memory(default_recurrent_mode=default)
         assert module.recurrent_mode is expected
         for mode in (True, False):
             with set_recurrent_mode(mode):
                 assert module.recurrent_mode is mode
+                written = set(module(data.copy() if mode else first_step(3)).keys(True, True))
+                # only steps write the next memory
+                known = {"observation", "is_init", "features", "theta_index"}
+                assert written - known == (set() if mode else {("next", "memory")})
             assert module.recurrent_mode is expected
-
-
-def test_mode_is_visible_in_what_is_written() -> None:
-    data = make_sequence()
-    by_default, by_context = make_memory(default_recurrent_mode=True), make_memory()
-    by_context.load_state_dict(by_default.state_dict())
-    sequence = by_default(data.copy())
-    assert_close(run(by_context, sequence)["features"], sequence["features"], **EXACT)
-    with set_recurrent_mode(False):
-        step = by_default(first_step(3))
-    assert step["next", "memory"].shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
@@ -407,17 +324,10 @@ def test_flags_may_have_a_last_dimension_or_not(flat: bool) -> None:
     assert_close(step_through(module, data)["features"], expected, **EXACT)
 
 
-def test_resets_select_in_step_mode() -> None:
-    module = make_memory(calibration="fixed")
-    data = first_step(3).set("memory", torch.randn(3, 4, 4, dtype=DTYPE))
-    data["memory"][1] = torch.nan
-    data["is_init"][2] = False
-    stepped = module(data.copy())
-    expected = module(data.exclude("memory").set("is_init", torch.ones(3, 1).bool()))
-    assert_close(stepped["features"][:2], expected["features"][:2], **EXACT)
-    assert not torch.allclose(stepped["features"][2], expected["features"][2])
-    # what is in the data stays there
-    assert data["memory"][1].isnan().all()
+def test_resets_leave_the_memory_in_the_data() -> None:
+    data = first_step(3).set("memory", torch.full((3, 4, 4), torch.nan, dtype=DTYPE))
+    assert make_memory()(data)["features"].isfinite().all()
+    assert data["memory"].isnan().all()
 
 
 def test_step_mode_draws_again_and_recurrent_mode_does_not() -> None:
@@ -455,14 +365,8 @@ def test_one_two_and_many_dimensions_are_equal(state: Any) -> None:
     assert single["theta_index"].shape == (9,)
     if state != "stored":
         assert_close(expected, stepped["features"], **EXACT)
-        # slices come as one flat sequence
+        # slices of a sampler come as one flat sequence
         assert_close(run(module, data.flatten())["features"], expected.reshape(-1, 6), **EXACT)
-
-
-@pytest.mark.parametrize("state", ["lean", "zero"])
-def test_recurrent_mode_writes_no_memory(state: Any) -> None:
-    data = run(make_memory(state=state), make_sequence())
-    assert set(data.keys(True, True)) == {"observation", "is_init", "features", "theta_index"}
 
 
 def test_dispatch() -> None:
@@ -477,50 +381,21 @@ def test_dispatch() -> None:
     data = make_sequence()
     with set_recurrent_mode(True):
         y, index = module(observation=data["observation"], is_init=data["is_init"])
-        again, same = module(
-            observation=data["observation"], is_init=data["is_init"], theta_index=index
-        )
-    assert torch.equal(index, same)
-    assert torch.equal(y, again)
-
-
-def test_dispatch_of_a_memory_that_draws_nothing() -> None:
-    module = make_memory(calibration="none", state="zero")
-    data = make_sequence()
-    with set_recurrent_mode(True):
-        y = module(data["observation"], is_init=data["is_init"])
-    assert_close(y, run(module, data)["features"])
-
-
-def test_pickle_and_deepcopy() -> None:
-    module = make_memory(burn_in=2)
-    data = run(module, make_sequence())
-    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
-        assert_close(run(other, data)["features"], data["features"], rtol=0, atol=0)
-        assert other.in_keys == module.in_keys
-        assert not other.recurrent_mode
-        assert other.make_tensordict_primer().primers == module.make_tensordict_primer().primers
+        again = module(observation=data["observation"], is_init=data["is_init"], theta_index=index)
+        fixed = make_memory(calibration="none", state="zero")
+        z = fixed(data["observation"], is_init=data["is_init"])
+    assert all(map(torch.equal, again, (y, index)))
+    assert_close(z, run(fixed, data)["features"])
 
 
 def test_primer_can_be_pickled() -> None:
-    primer = make_memory().make_tensordict_primer()
-    collect(make_policy(), TransformedEnv(WalkEnv(), Compose(InitTracker(), primer)))
+    primer: Any = make_memory().make_tensordict_primer()
+    transforms: list[Any] = [InitTracker(), primer]
+    collect(make_policy(), TransformedEnv(WalkEnv(), Compose(*transforms)))
     for other in (pickle.loads(pickle.dumps(primer)), copy.deepcopy(primer)):
         assert isinstance(other.primers, Composite)
         assert other.primers == primer.primers
         assert (other.memory_key, other.state) == ("memory", "lean")
-
-
-def test_step_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # torch.compile cannot trace the poisoned torch.empty
-    monkeypatch.undo()
-    module = make_memory(calibration="fixed")
-    compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
-    data = first_step(3, is_init=False).set("memory", torch.randn(3, 4, 4, dtype=DTYPE))
-    data["is_init"][1] = True
-    actual, expected = (m(data.copy()) for m in (compiled, module))
-    assert_close(actual["features"], expected["features"], **EXACT)
-    assert_close(actual["next", "memory"], expected["next", "memory"], **EXACT)
 
 
 @pytest.mark.slow
@@ -538,11 +413,11 @@ def test_compiled_steps_draw_again(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
 def test_recurrent_mode_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make_policy()
-    rows = collect(policy)[1].exclude("features")
-    expected = run(policy[0], rows)["features"]
+    batch = collect(policy)[1].exclude("features")
+    expected = run(policy[0], batch)["features"]
     monkeypatch.undo()
     compiled: Any = torch.compile(policy[0], backend="aot_eager", fullgraph=True)
-    assert_close(run(compiled, rows)["features"], expected, **EXACT)
+    assert_close(run(compiled, batch)["features"], expected, **EXACT)
 
 
 # where a sequence starts
@@ -559,22 +434,16 @@ def given_memory(state: Any, **options: Any) -> tuple[SHMModule, TensorDict, Ten
     return module, data, torch.randn(3, 4, 4, dtype=DTYPE)
 
 
-def start_from(module: SHMModule, data: TensorDict, memory: Tensor | None) -> Tensor:
-    """The cell, step by step; a reset empties the memory."""
-    cell = module.cell
-    memory = torch.zeros(3, 4, 4, dtype=DTYPE) if memory is None else memory
-    outputs: list[Tensor] = []
-    for t in range(9):
-        memory = torch.where(data["is_init"][:, t, :, None], 0, memory)
-        y, memory, _ = cell.step(data["observation"][:, t], memory, data["theta_index"][:, t])
-        outputs.append(y)
-    return torch.stack(outputs, 1)
+def start_from(module: SHMModule, data: TensorDict, memory: Tensor) -> Tensor:
+    """The outputs of the cell, step by step."""
+    is_init = data["is_init"].squeeze(-1)
+    return run_steps(module.cell, data["observation"], memory, is_init, data["theta_index"])[0]
 
 
-def test_row_takes_the_first_memory_and_drops_it_at_a_reset() -> None:
+def test_lean_takes_the_first_memory_and_drops_it_at_a_reset() -> None:
     module, data, memory = given_memory("lean")
     expected = start_from(module, data, memory)
-    # later ones are not looked at, nor is one that a reset drops
+    # later ones are not read, nor is one that a reset drops
     stacked = torch.full((3, 9, 4, 4), torch.nan, dtype=DTYPE)
     stacked[1:, 0] = memory[1:]
     actual = run(module, data.set("memory", stacked))["features"]
@@ -583,31 +452,28 @@ def test_row_takes_the_first_memory_and_drops_it_at_a_reset() -> None:
 
 def test_zero_takes_no_memory() -> None:
     module, data, memory = given_memory("zero")
-    expected = start_from(module, data, None)
+    expected = start_from(module, data, torch.zeros_like(memory))
     assert_close(run(module, data)["features"], expected, **EXACT)
     stacked = memory.unsqueeze(1).expand(3, 9, 4, 4)
     assert_close(run(module, data.set("memory", stacked))["features"], expected, **EXACT)
 
 
-def test_stored_takes_what_is_stored_where_a_slice_starts() -> None:
+def test_stored_takes_what_is_stored_at_each_flag() -> None:
     module, data, memory = given_memory("stored")
     stacked = torch.full((3, 9, 4, 4), torch.nan, dtype=DTYPE)
     stacked[:, 0] = memory
     stacked[1, 5] = memory[0]
     actual = run(module, data.set("memory", stacked))["features"]
-    whole = data.copy()
-    whole["is_init"] = torch.zeros_like(data["is_init"])
-    assert_close(actual[[0, 2]], start_from(module, whole, memory)[[0, 2]], **EXACT)
-    assert_close(actual[1, :5], start_from(module, whole, memory)[1, :5], **EXACT)
-    late = memory[0]
-    for t in range(5, 9):
-        x, index = data["observation"][1, t], data["theta_index"][1, t]
-        y, late, _ = module.cell.step(x, late, index)
-        assert_close(actual[1, t], y, **EXACT)
+    whole = data.copy().set("is_init", torch.zeros_like(data["is_init"]))
+    expected = start_from(module, whole, memory)
+    expected[1, 5:] = start_from(module, whole[1:2, 5:], memory[:1])[0]
+    assert_close(actual, expected, **EXACT)
 
 
-@pytest.mark.parametrize("state", ["lean", "zero", "stored"])
-@pytest.mark.parametrize("burn_in", [1, 4, 9, 30])
+@pytest.mark.parametrize(
+    ("state", "burn_in"),
+    [("lean", 1), ("lean", 9), ("zero", 4), ("zero", 30), ("stored", 4), ("stored", 9)],
+)
 def test_burn_in_changes_no_value_and_stops_gradients(state: Any, burn_in: int) -> None:
     module, data, memory = given_memory(state, burn_in=burn_in)
     plain = copy.deepcopy(module)
@@ -618,7 +484,7 @@ def test_burn_in_changes_no_value_and_stops_gradients(state: Any, burn_in: int) 
     data["observation"] = x
     y = run(module, data)["features"]
     assert_close(y, expected, **EXACT)
-    # with slices a burn-in starts anew at the reset of row 1
+    # unless whole sequences are promised, a burn-in starts anew at the reset of sequence 1
     warm = torch.arange(9).expand(3, 9) < burn_in
     if state != "lean":
         warm = warm | torch.tensor([[False] * 9, [False] * 5 + [True] * 4, [False] * 9]) & (
@@ -669,120 +535,90 @@ def test_stored_keeps_the_memory_of_every_step() -> None:
 # what is refused
 
 
+# a change of the data and the error, in both modes
+REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
+    "no flags": (
+        lambda d: d.exclude("is_init"),
+        KeyError,
+        "'is_init' are missing.*InitTracker.*auto_register_policy",
+    ),
+    "flags of floats": (
+        lambda d: d.set("is_init", d["is_init"].float()),
+        TypeError,
+        "'is_init' is torch.float32, expected torch.bool",
+    ),
+    "a memory of float16": (
+        lambda d: d.set("memory", torch.zeros(*d.shape, 4, 4).half()),
+        TypeError,
+        "memory is torch.float16, expected torch.float64.*cast",
+    ),
+    "another device": (
+        lambda d: d.to("meta"),
+        ValueError,
+        r"'observation' is on meta but the module on cpu: move the data with \.to\('cpu'\)",
+    ),
+    "inputs of integers": (
+        lambda d: d.set("observation", d["observation"].long()),
+        TypeError,
+        "'observation' is torch.int64 but the module torch.float64: append .*DoubleToFloat",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_data_that_are_refused(change: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run(make_memory(), change(make_sequence()))
+    with pytest.raises(error, match=message):
+        make_memory()(change(first_step(3)))
+
+
+@pytest.mark.parametrize("bad", [7, -1])
+def test_choices_outside_of_the_table(bad: int) -> None:
+    data = make_sequence().set("theta_index", torch.full((3, 9), bad))
+    for state in ("lean", "zero"):
+        with pytest.raises(IndexError, match=f"'theta_index' holds {bad}, out.* 0..6: .*num_th"):
+            run(make_memory(state=state), data)
+
+
+def test_a_missing_primer() -> None:
+    """Silent forgetting is the commonest bug of recurrent agents."""
+    message = r"'memory' is missing in the middle.*auto_register_policy_transforms=True.*primer\(\)"
+    env = TransformedEnv(WalkEnv(), InitTracker())
+    with pytest.raises(KeyError, match=message):
+        env.rollout(5, make_policy())
+
+
+def test_a_missing_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_sequence()
+    data["is_init"][:2, 0] = False
+    message = r"2 of 3 sequences start in mid-episode.*'memory_lean'.*'memory'.*state='zero'"
+    with pytest.raises(KeyError, match=message):
+        run(make_memory(), data)
+    # compiled and mapped code cannot raise
+    monkeypatch.setattr("torchrl_shm.modules.memory_module.checkable", lambda _: False)
+    y = run(make_memory(), data)["features"]
+    assert y[:2, 0].isnan().all()
+    assert not y[2].isnan().any()
+
+
+def test_stored_needs_memories_of_the_right_dtype() -> None:
+    module = make_memory(state="stored")
+    data = make_sequence()
+    with pytest.raises(KeyError, match=r"state='stored' needs the memory of every step .*'memory'"):
+        run(module, data)
+    with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64"):
+        run(module, data.set("memory", torch.zeros(3, 9, 4, 4).half()))
+
+
 def test_missing_input() -> None:
     data = first_step(3).rename_key_("observation", "pixels")
     with pytest.raises(KeyError, match=r"'observation' is missing; the data have .*'pixels'"):
         make_memory()(data)
 
 
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_missing_flags(recurrent: bool) -> None:
-    data = make_sequence().exclude("is_init")
-    with (
-        set_recurrent_mode(recurrent),
-        pytest.raises(KeyError, match=r"'is_init' are missing.*InitTracker.*auto_register_policy"),
-    ):
-        make_memory()(data)
-
-
-def test_missing_primer() -> None:
-    """Silent forgetting is the commonest bug of recurrent agents."""
-    data = first_step(3)
-    data["is_init"][1] = False
-    message = r"'memory' is missing in the middle.*auto_register_policy_transforms=True.*primer\(\)"
-    with pytest.raises(KeyError, match=message):
-        make_memory()(data)
-    env = TransformedEnv(WalkEnv(), InitTracker())
-    with pytest.raises(KeyError, match=message):
-        env.rollout(5, make_policy())
-
-
-def test_step_mode_on_a_sequence() -> None:
+def test_data_of_the_other_mode() -> None:
     with pytest.raises(KeyError, match=r"whole sequences, wrap .*set_recurrent_mode\(True\)"):
         make_memory()(make_sequence())
-
-
-def test_recurrent_mode_on_a_single_step() -> None:
     with pytest.raises(ValueError, match=r"last dimension .* is time, but it has none.*Leave set_"):
         run(make_memory(), first_step())
-
-
-@pytest.mark.parametrize(("bad", "state"), [(7, "lean"), (-1, "lean"), (7, "zero"), (-3, "zero")])
-def test_theta_index_outside_of_the_table(bad: int, state: Any) -> None:
-    data = make_sequence().set("theta_index", torch.randint(7, (3, 9)))
-    data["theta_index"][1, 3] = bad
-    with pytest.raises(
-        IndexError, match=f"'theta_index' holds {bad}, outside of .* 0..6: .*num_th"
-    ):
-        run(make_memory(state=state), data)
-
-
-@pytest.mark.parametrize("state", ["lean", "stored"])
-def test_float16_memory_in_a_sequence(state: Any) -> None:
-    data = make_sequence().set("memory", torch.zeros(3, 9, 4, 4).half())
-    with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64.*cast"):
-        run(make_memory(state=state), data)
-
-
-def test_float16_memory_in_a_step() -> None:
-    data = first_step(3, is_init=False).set("memory", torch.zeros(3, 4, 4).half())
-    with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64.*cast"):
-        make_memory()(data)
-
-
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_data_on_another_device(recurrent: bool) -> None:
-    data = make_sequence().to("meta")
-    message = r"'observation' is on meta but the module on cpu: move the data with \.to\('cpu'\)"
-    with set_recurrent_mode(recurrent), pytest.raises(ValueError, match=message):
-        make_memory()(data)
-
-
-@pytest.mark.parametrize("recurrent", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
-def test_data_of_another_dtype(dtype: torch.dtype, recurrent: bool) -> None:
-    data = make_sequence((2, 4)) if recurrent else make_sequence((2, 4))[:, 0]
-    data["observation"] = data["observation"].to(dtype)
-    message = rf"'observation' is {dtype} but the module torch\.float64: append .*DoubleToFloat"
-    with set_recurrent_mode(recurrent), pytest.raises(TypeError, match=message):
-        make_memory()(data)
-
-
-def test_stored_without_memories() -> None:
-    with pytest.raises(KeyError, match=r"state='stored' needs the memory of every step .*'memory'"):
-        run(make_memory(state="stored"), make_sequence())
-
-
-def test_missing_row_start() -> None:
-    data = make_sequence()
-    data["is_init"][:2, 0] = False
-    message = r"2 of 3 sequences start in mid-episode.*'memory_lean'.*'memory'.*state='zero'"
-    with pytest.raises(KeyError, match=message):
-        run(make_memory(), data)
-
-
-def test_missing_row_start_is_nan_where_nothing_can_be_raised(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torchrl_shm.modules.memory_module.checkable", lambda _: False)
-    data = make_sequence()
-    data["is_init"][:2, 0] = False
-    with set_recurrent_mode(True):
-        y = make_memory()(data)["features"]
-    assert y[:2, 0].isnan().all()
-    assert not y[2].isnan().any()
-
-
-def test_wrong_inputs_of_the_cell() -> None:
-    cell = SHM(SIZE, 3, 4)
-    with pytest.raises(ValueError, match=f"x has 7 features, .* input_size={SIZE}"):
-        cell(torch.randn(2, 5, 7))
-    with pytest.raises(ValueError, match=r"theta_index is torch.float32 of shape \[2, 5\]"):
-        cell(torch.randn(2, 5, SIZE), theta_index=torch.zeros(2, 5))
-
-
-def test_flags_are_bool() -> None:
-    data = make_sequence()
-    data["is_init"] = data["is_init"].float()
-    with pytest.raises(TypeError, match=r"'is_init' is torch\.float32, expected torch\.bool"):
-        run(make_memory(), data)

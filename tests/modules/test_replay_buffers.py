@@ -1,4 +1,4 @@
-"""Rows survive storage in any order; slices need `state="stored"` or start empty."""
+"""Sequences survive storage in any order; slices need `state="stored"` or start empty."""
 
 from __future__ import annotations
 
@@ -31,27 +31,25 @@ from tests.modules._helpers import (
     replay,
 )
 
-SAMPLERS = [SliceSampler, SliceSamplerWithoutReplacement]
-
 
 def log_prob(policy: Any, batch: Any) -> Tensor:
     with torch.no_grad(), set_recurrent_mode(True):
         return policy.get_dist(batch.copy()).log_prob(batch["action"])
 
 
-def stored_rows(sampler: Sampler, batch_size: int) -> Any:
+def make_buffer(sampler: Sampler, batch_size: int) -> Any:
     return TensorDictReplayBuffer(
         storage=LazyTensorStorage(20), sampler=sampler, batch_size=batch_size
     )
 
 
-# rows
+# whole sequences
 
 
 @pytest.mark.parametrize("sampler", [RandomSampler, SamplerWithoutReplacement])
-def test_rows_keep_their_log_probabilities(sampler: type[Sampler]) -> None:
+def test_sequences_keep_their_log_probabilities(sampler: type[Sampler]) -> None:
     policy = make_shared().get_policy_operator()
-    buffer = stored_rows(sampler(), 4)
+    buffer = make_buffer(sampler(), 4)
     batches = collect(policy, num_batches=4)
     # numbered, since samples come in any order
     before: Any = torch.cat(batches)
@@ -69,29 +67,23 @@ def test_rows_keep_their_log_probabilities(sampler: type[Sampler]) -> None:
     assert len(seen) > 9
 
 
-def test_rows_keep_their_log_probabilities_on_disk(tmp_path: Any) -> None:
+def test_other_storages(tmp_path: Any) -> None:
     policy = make_shared().get_policy_operator()
-    buffer = stored_rows(RandomSampler(), 4)
-    buffer.extend(torch.cat(collect(policy)))
+    data = torch.cat(collect(policy))
+    buffer, loaded = (make_buffer(RandomSampler(), 4) for _ in range(2))
+    buffer.extend(data)
     buffer.dumps(tmp_path)
-    other = stored_rows(RandomSampler(), 4)
-    other.loads(tmp_path)
-    sample = other.sample()
-    assert_close(log_prob(policy, sample), sample["action_log_prob"], **EXACT)
-
-
-def test_rows_of_a_list_storage() -> None:
-    policy = make_shared().get_policy_operator()
-    buffer: Any = TensorDictReplayBuffer(storage=ListStorage(20), batch_size=4)
-    for batch in collect(policy):
-        buffer.extend(batch)
-    sample = buffer.sample()
-    assert_close(log_prob(policy, sample), sample["action_log_prob"], **EXACT)
+    loaded.loads(tmp_path)
+    listed: Any = TensorDictReplayBuffer(storage=ListStorage(20), batch_size=4)
+    listed.extend(data)
+    for other in (loaded, listed):
+        sample = other.sample()
+        assert_close(log_prob(policy, sample), sample["action_log_prob"], **EXACT)
 
 
 def test_a_buffer_that_the_collector_fills() -> None:
     policy = make_shared().get_policy_operator()
-    buffer = stored_rows(RandomSampler(), 6)
+    buffer = make_buffer(RandomSampler(), 6)
     options = {"replay_buffer": buffer, "extend_buffer": True}
     assert not collect(policy, **options)
     sample = buffer.sample()
@@ -110,7 +102,7 @@ def test_from_collector_to_loss(backend: str) -> None:
         options |= {"num_collectors": 2, "cat_results": "stack", "use_buffers": False}
     batches = [batch.reshape(-1, 10) for batch in collect(operator, num_batches=2, **options)]
     assert (~batches[1]["is_init"][:, 0]).sum() > 3
-    buffer = stored_rows(SamplerWithoutReplacement(), 4)
+    buffer = make_buffer(SamplerWithoutReplacement(), 4)
     for batch in batches:
         estimated = estimate(batch, operator.get_value_operator())
         assert_close(estimated["state_value"], batch["state_value"], **EXACT)
@@ -132,7 +124,7 @@ def test_from_collector_to_loss(backend: str) -> None:
 # slices
 
 
-def sliced(batches: list[Any], sampler: type[Sampler], ndim: int, **options: Any) -> Any:
+def sliced(batches: list[Any], sampler: type[Sampler], ndim: int, options: Any) -> Any:
     """A buffer of single steps, of shape `[90]` or `[3, 30]`, that gives slices."""
     options = {"traj_key": ("collector", "traj_ids"), "strict_length": False} | options
     buffer: Any = TensorDictReplayBuffer(
@@ -146,19 +138,22 @@ def sliced(batches: list[Any], sampler: type[Sampler], ndim: int, **options: Any
     return buffer
 
 
-slices = pytest.mark.parametrize("options", [{"slice_len": 4}, {"num_slices": 4}], ids=str)
-layouts = pytest.mark.parametrize("ndim", [1, 2], ids=["flat", "rows"])
-samplers = pytest.mark.parametrize("sampler", SAMPLERS)
+# samplers of slices, flat and two-dimensional storages, and what is fixed of the slices
+every_way = pytest.mark.parametrize(
+    "how",
+    [
+        (SliceSampler, 1, {"slice_len": 4}),
+        (SliceSampler, 2, {"num_slices": 4}),
+        (SliceSamplerWithoutReplacement, 1, {"num_slices": 4}),
+        (SliceSamplerWithoutReplacement, 2, {"slice_len": 4}),
+    ],
+)
 
 
-@samplers
-@layouts
-@slices
-def test_slices_of_stored_memories_are_exact(
-    sampler: type[Sampler], ndim: int, options: dict[str, int]
-) -> None:
+@every_way
+def test_slices_of_stored_memories_are_exact(how: Any) -> None:
     policy = make_policy(make_memory(state="stored"))
-    buffer = sliced(collect(policy), sampler, ndim, **options)
+    buffer = sliced(collect(policy), *how)
     mid_episode = 0
     for _ in range(5):
         sample = buffer.sample()
@@ -167,29 +162,25 @@ def test_slices_of_stored_memories_are_exact(
     assert mid_episode > 2
 
 
-@samplers
-@layouts
-@slices
+@every_way
 @pytest.mark.parametrize("burn_in", [0, 2])
-def test_slices_may_start_empty(
-    sampler: type[Sampler], ndim: int, options: dict[str, int], burn_in: int
-) -> None:
+def test_slices_may_start_empty(how: Any, burn_in: int) -> None:
     policy = make_policy(make_memory(state="zero", burn_in=burn_in))
-    buffer = sliced(collect(policy), sampler, ndim, **options)
+    buffer = sliced(collect(policy), *how)
     sample = buffer.sample()
     sample["observation"] = x = sample["observation"].requires_grad_()
     with set_recurrent_mode(True):
         y = policy[0](sample.exclude("features"))["features"]
     # each slice by hand, from nothing
     starts = sample["is_init"].flatten().nonzero().flatten().tolist()
-    pieces: list[Tensor] = []
+    outputs: list[Tensor] = []
     for start, end in zip(starts, [*starts[1:], len(sample)], strict=True):
         memory = None
         for t in range(start, end):
             index = sample["theta_index"][t]
-            piece, memory, _ = policy[0].cell.step(x[t].detach(), memory, index)
-            pieces.append(piece)
-    assert_close(y, torch.stack(pieces), **EXACT)
+            output, memory, _ = policy[0].cell.step(x[t].detach(), memory, index)
+            outputs.append(output)
+    assert_close(y, torch.stack(outputs), **EXACT)
     assert not torch.allclose(y, sample["features"])
 
     (gradient,) = torch.autograd.grad(y.sum(), x)
@@ -197,18 +188,17 @@ def test_slices_may_start_empty(
     assert torch.equal(gradient.any(-1), age >= burn_in)
 
 
-@samplers
-@layouts
-def test_lean_rows_refuse_slices(sampler: type[Sampler], ndim: int) -> None:
+@every_way
+def test_lean_sequences_refuse_slices(how: Any) -> None:
     policy = make_policy()
-    buffer = sliced(collect(policy), sampler, ndim, slice_len=4)
+    buffer = sliced(collect(policy), *how)
     message = r"parts of sequences, or joined ones.*SliceSampler\) build .* state='stored'.*'zero'"
     with pytest.raises(ValueError, match=message):
         replay(policy[0], buffer.sample())
 
 
-@layouts
-def test_lean_rows_refuse_single_steps(ndim: int) -> None:
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_lean_sequences_refuse_single_steps(ndim: int) -> None:
     """What a sampler of steps gives is no sequence, though it may look like one."""
     policy = make_policy()
     buffer: Any = TensorDictReplayBuffer(storage=LazyTensorStorage(90, ndim=ndim), batch_size=24)

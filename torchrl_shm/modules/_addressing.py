@@ -1,4 +1,4 @@
-"""What networks with an external memory share: controller, addressing by content, writing."""
+"""What NTM and DNC share: controller, addressing by content, writing."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ExternalMemoryCell(BaseCell):
         cell_size: width `W` of a cell.
         num_reads: number of read heads `R`.
         hidden_size: width of the controller.
-        controller: `"lstm"`, or `"linear"` for a layer that remembers nothing by itself.
-        interface: sizes of the pieces into which the interface is split for `access`.
+        controller: `"lstm"`, or `"linear"` for a layer without a state.
+        interface: sizes of the tensors into which the interface is split for `access`.
         parts: names and shapes of the parts of the state besides the matrix, what was read, and the
             controller.
         device: device of the parameters.
@@ -92,7 +92,7 @@ class ExternalMemoryCell(BaseCell):
         """Write and read.
 
         Args:
-            interface: what the controller asks for, the pieces of shape `[B, size]`.
+            interface: what the controller asks for, tensors of shape `[B, size]`.
             parts: the state, as `unpack` names it.
 
         Returns:
@@ -121,12 +121,12 @@ class ExternalMemoryCell(BaseCell):
             memory: states of shape `[..., *memory_shape]`.
 
         Returns:
-            Views of them, by name, each in a shape of its own.
+            Views of the parts, by name, each in its own shape.
         """
-        pieces = memory.split(self._sizes, -1)
+        parts = memory.split(self._sizes, -1)
         return {
-            name: piece.view(*piece.shape[:-1], *shape)
-            for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
+            name: part.view(*part.shape[:-1], *shape)
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
 
 

@@ -1,4 +1,4 @@
-"""What memory cells have in common: one method to write, the rest of the contract is here."""
+"""The base of memory cells: a subclass writes one method, the rest of the contract is here."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrl_shm.checks import check_count
+from torchrl_shm.modules._resets import reset
 from torchrl_shm.ops._chunks import full_precision
 from torchrl_shm.ops.checks import check_is_init
 
 
 class BaseCell(nn.Module):
-    """Base of memory cells that draw nothing.
+    """Base of memory cells that make no random choices.
 
     A subclass passes its sizes to `super().__init__` and writes `run_step`. For training it should
-    also write `run_sequence`, which otherwise takes one step after the other. Whatever the state
-    is made of, it is one tensor of floats per agent; zeros are the empty memory.
+    also write `run_sequence`, which by default takes one step after the other. The state is one
+    tensor of floats per agent, whatever it consists of; zeros are the empty memory.
 
     Args:
         input_size: number of input features, `D`.
         output_size: number of output features, `O`.
         memory_shape: shape of one agent's memory.
-        sizes: further options of the subclass that must be at least 1, for the error message.
+        sizes: further options of the subclass that must be at least 1, by name.
 
     Raises:
         ValueError: a size is not positive.
@@ -53,8 +55,7 @@ class BaseCell(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in {"input_size": input_size, "output_size": output_size, **sizes}.items():
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
+            check_count(name, size)
         self.input_size = input_size
         self.output_size = output_size
         self._memory_shape = tuple(memory_shape)
@@ -91,12 +92,10 @@ class BaseCell(nn.Module):
             Outputs `[B, T, O]` and the final memory `[B, *memory_shape]`.
         """
         outputs: list[Tensor] = []
-        # unbind, since the backward of indexing makes a tensor of the size of x per step
+        # unbind, since the backward of indexing allocates a tensor of the size of x per step
         for t, inputs in enumerate(x.unbind(1)):
             if is_init is not None:
-                first = is_init[:, t].reshape(-1, *(1 for _ in self.memory_shape))
-                # selection, not multiplication: 0 * NaN would carry the NaN over the reset
-                memory = torch.where(first, 0, memory)
+                memory = reset(memory, is_init[:, t])
             y, memory = self.run_step(inputs, memory)
             outputs.append(y)
         return torch.stack(outputs, 1), memory
@@ -114,7 +113,7 @@ class BaseCell(nn.Module):
             x: inputs of shape `[B, T, D]`.
             memory: initial memory of shape `[B, *memory_shape]`; `None` starts empty.
             is_init: bool of shape `[B, T]`; where true, the memory that enters the step is zero.
-            choice: ignored, nothing is drawn.
+            choice: ignored, the cell makes no choices.
 
         Returns:
             Outputs `[B, T, O]`, the final memory `[B, *memory_shape]`, and `None`.
@@ -142,7 +141,7 @@ class BaseCell(nn.Module):
         Args:
             x: inputs of shape `[..., D]`.
             memory: memory of shape `[..., *memory_shape]`; `None` is empty.
-            choice: ignored, nothing is drawn.
+            choice: ignored, the cell makes no choices.
 
         Returns:
             Outputs `[..., O]`, the new memory `[..., *memory_shape]`, and `None`.
@@ -153,10 +152,10 @@ class BaseCell(nn.Module):
         """
         batch = x.shape[:-1]
         x, memory = self._start(x, batch, memory)
-        rows = batch.numel()
-        x = x.reshape(rows, self.input_size)
+        agents = batch.numel()
+        x = x.reshape(agents, self.input_size)
         with full_precision(x.device):
-            y, memory = self.run_step(x, memory.reshape(rows, *self.memory_shape))
+            y, memory = self.run_step(x, memory.reshape(agents, *self.memory_shape))
         return y.reshape(*batch, self.output_size), memory.reshape(*batch, *self.memory_shape), None
 
     def _start(self, x: Tensor, batch: torch.Size, memory: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,7 +168,7 @@ class BaseCell(nn.Module):
         dtype: torch.dtype = parameter.dtype
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"the parameters are {dtype}; a memory adds up over many steps and needs "
+                f"the parameters are {dtype}; a memory accumulates over many steps and needs "
                 "torch.float32 or torch.float64. Autocast may round the layers around it"
             )
         shape = (*batch, *self.memory_shape)

@@ -9,7 +9,7 @@ from tensordict import NestedKey, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.modules import MLP, GRUModule, LSTMModule
 
-from torchrl_shm.checks import check_option
+from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.modules.lean import suffixed
 
 RNNKind = Literal["gru", "lstm"]
@@ -55,8 +55,7 @@ def make_rnn(
     """
     check_option("kind", kind, RNNKind)
     width = output_size if hidden_size is None else hidden_size
-    if width < 1:
-        raise ValueError(f"hidden_size={hidden_size} must be at least 1")
+    check_count("hidden_size", width)
     states = [memory_key] if kind == "gru" else [suffixed(memory_key, x) for x in ("_h", "_c")]
     fits = width == output_size
     hidden_key = out_key if fits else suffixed(out_key, "_hidden")
@@ -86,7 +85,7 @@ def make_mlp(
     memory_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> TensorDictModule:
-    """Make a network without memory: what an agent can do from the current step alone.
+    """Make a network without memory, which sees the current step alone.
 
     Args:
         input_size: number of input features.
@@ -94,7 +93,7 @@ def make_mlp(
         hidden_size: width of the hidden layer.
         in_key: key of the input.
         out_key: key of the output.
-        memory_key: ignored, there is no memory.
+        memory_key: ignored, since there is no memory.
         device: device of the parameters.
 
     Returns:
@@ -108,8 +107,7 @@ def make_mlp(
         >>> make_mlp(5, 3, in_key="observation", out_key="features").out_keys
         ['features']
     """
-    if hidden_size < 1:
-        raise ValueError(f"hidden_size={hidden_size} must be at least 1")
+    check_count("hidden_size", hidden_size)
     network = MLP(
         input_size,
         output_size,

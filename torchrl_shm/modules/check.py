@@ -1,4 +1,4 @@
-"""Is my memory reset, carried and replayed correctly? One call answers."""
+"""A check that a memory is reset, carried and replayed correctly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.modules import set_recurrent_mode
 
-# an error above this is a broken promise, not rounding: float32 and float64
+from torchrl_shm.modules._resets import reset
+
+# an error above this is no rounding: relative and absolute tolerance
 _TOLERANCE = {torch.float32: (1e-5, 1e-6), torch.float64: (1e-10, 1e-12)}
 
 
@@ -30,7 +32,7 @@ class MemoryCheckError(AssertionError):
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What `check_memory` proved.
+    """The result of `check_memory`.
 
     Attributes:
         promises: names of the promises that held, in the order in which they were checked.
@@ -54,9 +56,9 @@ def check_memory(
     num_steps: int = 12,
     seed: int = 0,
 ) -> MemoryReport:
-    """Prove that a recurrent TensorDict module keeps its promises.
+    """Test that a recurrent TensorDict module keeps its promises.
 
-    For any module with the contract of `torchrl.modules.GRUModule`: ours, TorchRL's or yours.
+    Works with any module that has the contract of `torchrl.modules.GRUModule`.
     Random inputs with resets in mid-sequence run through step mode and recurrent mode:
 
     - `calls_repeat`: recurrent mode gives the same twice on the same data, so that every random
@@ -65,8 +67,8 @@ def check_memory(
       included, even if the state handed over at the reset is stale;
     - `resets_stop_gradients`: no gradient of an output flows to an input before a reset;
     - `past_is_remembered`: the first input of an episode changes later outputs;
-    - `steps_equal_sequence`: step by step gives what one sequence gives, from step mode's records
-      (resets, stored states, recorded choices such as `theta_index`);
+    - `steps_equal_sequence`: recurrent mode, run on what step mode recorded (resets, stored
+      states, choices such as `theta_index`), gives the outputs of step mode;
     - `state_is_carried`: a sequence that starts in mid-episode goes on from the state it is given.
 
     With `state="zero"` a `MemoryModule` starts empty by design: `state_is_carried` is left out.
@@ -76,7 +78,7 @@ def check_memory(
         module: the module; its input has one feature dimension and is its first `in_key`.
         input_size: number of input features; by default the `input_size` that the module or one
             of its submodules names.
-        batch_size: number of sequences that are tried.
+        batch_size: number of sequences.
         num_steps: length of the sequences, at least 6.
         seed: seed of the inputs and of the module's own draws.
 
@@ -85,7 +87,7 @@ def check_memory(
 
     Raises:
         MemoryCheckError: a promise is broken; the message says which, where and by how much.
-        TypeError: the module has no `make_tensordict_primer`, so it is no memory.
+        TypeError: the module has no `make_tensordict_primer`, so it is not a memory.
         ValueError: `input_size` is neither given nor found, or `num_steps` is too small.
 
     Examples:
@@ -119,7 +121,7 @@ class _Checker:
             inner = [n for n, m in module.named_modules() if hasattr(m, "make_tensordict_primer")]
             raise TypeError(
                 f"{type(module).__name__} has no make_tensordict_primer(), by which TorchRL "
-                "recognises a memory; "
+                "recognizes a memory; "
                 + (
                     f"pass the memory in it, {inner[0]!r}"
                     if inner
@@ -142,7 +144,7 @@ class _Checker:
         self.batch, self.steps = batch_size, num_steps
         factory: Any = {"device": parameter.device, "dtype": parameter.dtype}
         self.x = torch.randn(batch_size, num_steps, size, **factory)
-        # every row starts with a reset; one reset in common, the others scattered
+        # every sequence starts with a reset; one reset in common, the others scattered
         self.reset = num_steps // 2
         is_init = torch.rand(batch_size, num_steps, device=parameter.device) < 0.2
         is_init[:, 1 : self.reset] = False
@@ -151,7 +153,7 @@ class _Checker:
         self.max_error = 0.0
 
     def run(self) -> MemoryReport:
-        # the special before the general: a leak, for example, also makes steps and sequence differ
+        # the most specific first: a leak, for example, also makes steps and sequence differ
         checks: list[Callable[[], None]] = [
             self.calls_repeat,
             self.resets_drop_values,
@@ -197,7 +199,7 @@ class _Checker:
         y = self._run_sequence(data.clone(False).set(self.input_key, x))
         (gradient,) = torch.autograd.grad(y[:, self.reset :].sum(), x)
         leaked = gradient[:, : self.reset].abs().max()
-        if not float(leaked) == 0.0:
+        if float(leaked) != 0.0:
             raise MemoryCheckError(
                 "resets_stop_gradients",
                 f"outputs after the reset at step {self.reset} send a gradient of up to "
@@ -208,7 +210,7 @@ class _Checker:
     def past_is_remembered(self) -> None:
         _, data = self._run_steps(self.x)
         changed = data.clone()
-        # not a shift of all features, which a normalisation would undo
+        # not a shift of all features, which a normalization would undo
         changed[self.input_key][:, 0] = torch.randn_like(self.x[:, 0])
         later = slice(1, self.reset)
         difference = self._run_sequence(changed)[:, later] - self._run_sequence(data)[:, later]
@@ -241,7 +243,7 @@ class _Checker:
 
     def _run_steps(self, x: Tensor) -> tuple[Tensor, TensorDictBase]:
         """Step through `x` and return the outputs and the data that a collector would stack."""
-        # the same draws every time: only the inputs may make a difference
+        # the same draws every time, so that only the inputs make a difference
         torch.manual_seed(self.seed)
         state = {
             key: torch.zeros(self.batch, *spec.shape, dtype=spec.dtype, device=x.device)
@@ -255,7 +257,7 @@ class _Checker:
             step.set(self.input_key, x[:, t])
             step.set(self.is_init_key, is_init)
             for key, value in state.items():
-                # stale at resets: to drop it is the module's duty
+                # stale at resets: the module has to drop it
                 step.set(key, value)
             with set_recurrent_mode(False):
                 step = self.module(step)
@@ -264,9 +266,7 @@ class _Checker:
             record = step.select(self.input_key, self.is_init_key, *self.choices)
             for key in self.states:
                 # what is stored at a reset comes from the primer, which starts from zero
-                value = step[key]
-                mask = is_init.reshape(-1, *(1 for _ in value.shape[1:]))
-                record.set(key, torch.where(mask, 0, value))
+                record.set(key, reset(step[key], is_init.squeeze(1)))
             stacked.append(record)
         return torch.stack(outputs, 1), TensorDict.maybe_dense_stack(stacked, 1)
 
@@ -280,12 +280,12 @@ class _Checker:
         close = torch.isclose(found, expected, self.rtol, self.atol)
         if bool(close.all()):
             return
-        row, step = (~close).flatten(2).any(-1).nonzero()[0].tolist()
+        sequence, step = (~close).flatten(2).any(-1).nonzero()[0].tolist()
         error = (found - expected).abs().max()
         raise MemoryCheckError(
             promise,
-            f"outputs {what} differ by up to {float(error):.2g}, first in row {row} at step "
-            f"{first_step + step}",
+            f"outputs {what} differ by up to {float(error):.2g}, first in sequence {sequence} at "
+            f"step {first_step + step}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Differentiable Neural Computer: a memory that knows which cells are free and what came next."""
+"""Differentiable Neural Computer: a memory that tracks free cells and the order of writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchrl_shm.modules._addressing import (
     erase_and_add,
 )
 
-# a cell is never quite unused: the logarithm of its usage stays finite
+# lower bound of a usage, whose logarithm stays finite
 _EPS = 1e-6
 
 
@@ -36,7 +36,7 @@ class DNC(ExternalMemoryCell):
         r_t = w^r_t M_t                               what is read
         y_t = W_y [h_t, r_t] + b_y
 
-    Of cells that are used equally, the first goes first. No gradient flows through the order of the
+    Among cells of equal usage, the first comes first. No gradient flows through the order of the
     usages, as in the paper.
 
     Source: Graves et al., Hybrid computing using a neural network with dynamic external memory
@@ -50,12 +50,12 @@ class DNC(ExternalMemoryCell):
         cell_size: width `W` of a cell.
         num_reads: number of read heads `R`.
         hidden_size: width of the controller.
-        controller: `"lstm"`, or `"linear"` for `h = tanh(W z + b)`, which remembers nothing beside
-            the cells.
+        controller: `"lstm"`, or `"linear"` for `h = tanh(W z + b)`, which has no state
+            beside the cells.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
-    The memory is one row of floats that holds the parts after one another: `memory` `[N, W]`,
+    The memory is one vector of floats that holds the parts one after the other: `memory` `[N, W]`,
     `reads` `[R, W]`, `usage` `[N]`, `precedence` `[N]`, `link` `[N, N]`, `write_weights` `[N]`,
     `read_weights` `[R, N]`, and, with an LSTM, its `hidden` and `cell` `[hidden_size]`. The method
     `unpack` names them.

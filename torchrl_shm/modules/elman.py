@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_shm.checks import check_option
-from torchrl_shm.modules._slices import Pieces, cut_at_resets
+from torchrl_shm.modules._resets import Parts, cut_at_resets
 from torchrl_shm.modules.base_cell import BaseCell
 
 Nonlinearity = Literal["tanh", "relu"]
@@ -24,7 +24,7 @@ class Elman(BaseCell):
         y_t = h_t of the last layer
 
     Source: Elman, Finding Structure in Time (Cognitive Science 1990); a baseline of Morad et al.,
-    POPGym (ICLR 2023). The parameters, their initialisation and the sequence kernel are those of
+    POPGym (ICLR 2023). The parameters, their initialization and the sequence kernel are those of
     `torch.nn.RNN`, and so are the names in `cell.rnn.state_dict()`.
 
     The memory holds the hidden state of every layer: `[B, num_layers, hidden_size]`.
@@ -99,32 +99,32 @@ class Elman(BaseCell):
     ) -> tuple[Tensor, Tensor]:
         """Run over a whole sequence in torch's kernel; see `BaseCell.run_sequence`.
 
-        Pieces between resets run side by side, padded to the longest of about their length, which
-        costs one wait for the device.
+        Parts between resets run side by side, in groups of similar length that are padded to the
+        longest, which makes the host wait for the device once.
         """
         kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
         batch, steps = x.shape[:2]
         if not batch:
             return super().run_sequence(x, memory, is_init)
         first = torch.zeros_like(x[:, :, 0], dtype=torch.bool) if is_init is None else is_init
-        pieces = cut_at_resets(first)
-        groups = _group(pieces)
-        # a piece without a reset at its start is the first of its row
-        fresh = first.flatten()[pieces.first].unsqueeze(-1)
-        row = pieces.first // steps
+        parts = cut_at_resets(first)
+        groups = _group(parts)
+        # a part without a reset at its start is the first of its sequence
+        fresh = first.flatten()[parts.first].unsqueeze(-1)
+        sequence = parts.first // steps
         last = torch.arange(steps - 1, batch * steps, steps, device=x.device)
         hidden, states = x.flatten(0, 1), []
         layers: Any = self.rnn.all_weights
         for state, weights in zip(memory.unbind(1), layers, strict=True):
-            start = torch.where(fresh, 0, state[row])
-            # with biases and without dropout; only in training mode can cuDNN go backward
-            parts = [
+            start = torch.where(fresh, 0, state[sequence])
+            # with biases and without dropout; cuDNN has a backward in training mode only
+            outputs = [
                 kernel(hidden[at], start[members].unsqueeze(0), weights, True, 1, 0.0, True, False,
                        True)[0][inside]
                 for members, at, inside in groups
             ]  # fmt: skip
             order = torch.cat([at[inside] for _, at, inside in groups])
-            hidden = torch.cat(parts)[order.argsort()]
+            hidden = torch.cat(outputs)[order.argsort()]
             states.append(hidden[last])
         return self._read_out(hidden.unflatten(0, (batch, steps))), torch.stack(states, 1)
 
@@ -136,12 +136,14 @@ class Elman(BaseCell):
         return f"nonlinearity={self.nonlinearity!r}"
 
 
-def _group(pieces: Pieces) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Pieces of similar length: which, the steps `[n, L]` of each, and which of these are its own.
+def _group(parts: Parts) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Group parts of similar length.
 
-    Each group is padded to the next power of two, so at most half of its steps are padding.
+    Returns for each group the indices of its parts `[n]`, the flat indices of their steps `[n, L]`,
+    and which of these are no padding `[n, L]`. Lengths of a group differ by less than a factor of
+    two, so at most half of its steps are padding.
     """
-    length = pieces.piece.bincount()
+    length = parts.part.bincount()
     size = (length - 1).clamp(min=1).log2().floor().long() + 1
     groups: list[tuple[Tensor, Tensor, Tensor]] = []
     for n in size.unique().tolist():
@@ -149,6 +151,6 @@ def _group(pieces: Pieces) -> list[tuple[Tensor, Tensor, Tensor]]:
         step = torch.arange(int(length[members].max()), device=length.device)
         inside = step < length[members].unsqueeze(1)
         # padding repeats the first step
-        at = pieces.first[members].unsqueeze(1) + torch.where(inside, step, 0)
+        at = parts.first[members].unsqueeze(1) + torch.where(inside, step, 0)
         groups.append((members, at, inside))
     return groups

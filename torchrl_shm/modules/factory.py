@@ -1,4 +1,4 @@
-"""From a cell to its TensorDict module in one call, as configurations need it."""
+"""Builds a cell and its TensorDict module in one call, as configurations need it."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def make_memory(
     module: MemoryModule = MemoryModule(
         built, in_key=in_key, memory_key=memory_key, out_key=out_key, state=state
     )
-    # moved, so that a cell needs no argument for it
+    # moved afterwards, so that cells need no argument `device`
     return module if device is None else module.to(device)

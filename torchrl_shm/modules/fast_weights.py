@@ -8,15 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_shm.checks import check_option
-from torchrl_shm.modules._features import elu_plus_one
+from torchrl_shm.modules._features import elu_plus_one, read_matrix, sum_to_one
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import delta_scan, gated_scan
 
 Rule = Literal["delta", "additive"]
 """How a fast weight matrix is written; see `FastWeights`."""
-
-# the eps of pomdp-baselines and POPGym; features are positive, so that it hardly matters here
-_EPS = 1e-5
 
 
 class FastWeights(BaseCell):
@@ -30,10 +27,10 @@ class FastWeights(BaseCell):
         M_t = M_{t-1} + v_t ⊗ k_t                           write, additive rule
         out = W_o (M_t q_t + W_s x̂ + b_s) + b_o             read; W_s is the shortcut
 
-    The delta rule replaces what stands under a key, the additive one piles up.
+    The delta rule replaces the value of a key, the additive rule adds to it.
 
     Source: Schlag et al., Linear Transformers Are Secretly Fast Weight Programmers (2021), section
-    4.2 (delta rule and sum normalisation). Benchmarks mean different things by "FWP": the one of
+    4.2 (delta rule and sum normalization). Benchmarks mean different things by "FWP": the one of
     `pomdp-baselines/torchkit/fwp.py` in the repository `thaihungle/SHM` has the delta rule, the one
     of `proroklab/popgym`, `popgym/baselines/models/fwp.py`, the additive rule. LayerNorm, shortcut
     and eps are theirs; both take ReLU for the feature map, which can silence a whole key.
@@ -88,9 +85,9 @@ class FastWeights(BaseCell):
         """Take one step; see `BaseCell.run_step`."""
         normed, q, k, v = self._project(x)
         if self.beta is not None:
-            v = torch.sigmoid(self.beta(normed)) * (v - _read(memory, k))
+            v = torch.sigmoid(self.beta(normed)) * (v - read_matrix(memory, k))
         memory = memory + v.unsqueeze(-1) * k.unsqueeze(-2)
-        return self._read_out(_read(memory, q), normed), memory
+        return self._read_out(read_matrix(memory, q), normed), memory
 
     def run_sequence(
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
@@ -110,17 +107,8 @@ class FastWeights(BaseCell):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed = self.norm(x)
-        q, k = (_normalise(layer(normed)) for layer in (self.query, self.key))
+        q, k = (sum_to_one(elu_plus_one(layer(normed))) for layer in (self.query, self.key))
         return normed, q, k, self.value(normed)
 
     def _read_out(self, read: Tensor, normed: Tensor) -> Tensor:
         return self.out(read + self.shortcut(normed))
-
-
-def _normalise(x: Tensor) -> Tensor:
-    x = elu_plus_one(x)
-    return x / (_EPS + x.sum(-1, keepdim=True))
-
-
-def _read(memory: Tensor, x: Tensor) -> Tensor:
-    return (memory @ x.unsqueeze(-1)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Fast and Forgetful Memory: traces that fade and turn, each at a pace of its own."""
+"""Fast and Forgetful Memory: traces that fade and rotate, each at its own rate."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class FFM(BaseCell):
         output_size: number of output features.
         memory_size: number of decays, `m`.
         context_size: number of frequencies, `c`.
-        min_period: shortest period in steps at initialisation.
-        max_period: longest period in steps at initialisation.
-        max_decay: fastest decay at initialisation. The released code takes about `log(2) - 0.02`,
-            the fastest that its float64 numbers bear over 1024 steps.
+        min_period: shortest period in steps at initialization.
+        max_period: longest period in steps at initialization.
+        max_decay: fastest decay at initialization. The released code takes about `log(2) - 0.02`,
+            the fastest that does not overflow float64 over 1024 steps.
         forgotten_at: fraction of an input that the slowest decay leaves after `max_period` steps.
         device: device of the parameters.
         dtype: dtype of the parameters and of the memory.
@@ -102,7 +102,7 @@ class FFM(BaseCell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as the released code does: spaced decays and periods, torch's defaults."""
+        """Initialize as the released code does: spaced decays and periods, torch's defaults."""
         self.pre.reset_parameters()
         self.mix.reset_parameters()
         min_decay = min(-math.log(self.forgotten_at) / self.max_period, self.max_decay)
@@ -133,12 +133,12 @@ class FFM(BaseCell):
         sizes = [self.memory_size, self.output_size]
         value, skip, gates = self.pre(x).split([*sizes, sum(sizes)], -1)
         gate_in, gate_out = torch.sigmoid(gates).split(sizes, -1)
-        # every frequency hears the same
+        # every frequency gets the same input
         heard = (value * gate_in).unsqueeze(-1).expand(*value.shape, self.context_size)
         return torch.complex(heard, torch.zeros_like(heard)), skip, gate_out
 
     def _factor(self) -> Tensor:
-        """What the state is multiplied with at every step, `[m, c]`."""
+        """The factor of the state at every step, `[m, c]`."""
         decay, angle = torch.broadcast_tensors(-self.alpha.abs().unsqueeze(-1), self.omega)
         return torch.exp(torch.complex(decay, angle))
 

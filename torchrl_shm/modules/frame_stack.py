@@ -17,7 +17,7 @@ class FrameStack(BaseCell):
         w_t = [x_{t-k+1}, ..., x_t]
         y_t = tanh(W_2 tanh(W_1 w_t + b_1) + b_2)
 
-    The network is that of `make_mlp`, so both differ in nothing but what they see.
+    The network is that of `make_mlp`, so the two differ only in what they see.
 
     Source: Mnih et al., Human-level control through deep reinforcement learning (Nature 2015),
     Methods; a baseline of Morad et al., POPGym (ICLR 2023). POPGym first compresses every input to

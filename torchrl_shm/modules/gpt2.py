@@ -13,7 +13,7 @@ from torchrl_shm.checks import check_option
 from torchrl_shm.modules.base_cell import BaseCell
 
 Positions = Literal["sine", "relative"]
-"""How attention knows which step was when; see `GPT2`."""
+"""How attention is told the order of the steps; see `GPT2`."""
 
 
 class GPT2(BaseCell):
@@ -31,7 +31,7 @@ class GPT2(BaseCell):
     `n * (window - 1)` steps before the current one.
 
     Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), section
-    2.3, for the layers and their initialisation; Ni et al., When Do Transformers Shine in RL?
+    2.3, for the layers and their initialization; Ni et al., When Do Transformers Shine in RL?
     (NeurIPS 2023), repository `twni2016/Memory-RL`: `policies/seq_models/gpt2_vanilla.py`, for its
     use as a memory with sine positions; Beltagy et al., Longformer (2020), section 3.1, for the
     sliding window. Dropout is left out, so that the policy that acted is the one that learns.
@@ -111,7 +111,7 @@ class GPT2(BaseCell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the layers as GPT-2 does, and what is around them as torch does."""
+        """Initialize the layers as GPT-2 does, and what is around them as torch does."""
         for module in (self.embed, self.norm, self.out):
             module.reset_parameters()
         for layer in self.layers:
@@ -126,8 +126,8 @@ class GPT2(BaseCell):
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Run over a whole sequence, in blocks side by side; see `BaseCell.run_sequence`."""
-        # attention only weighs what it must not see with zero, and 0 * NaN is NaN, also in the
-        # backward: so it runs on numbers alone, and what depends on others is marked at the end
+        # attention weighs what it must not see with zero, and 0 * NaN is NaN, also in the backward:
+        # so it runs on finite values only, and outputs that depend on others are set to NaN below
         usable, usable_memory = x.isfinite().all(-1), memory.isfinite().all(-1)
         x = torch.where(usable.unsqueeze(-1), x, 0)
         memory = torch.where(usable_memory.unsqueeze(-1), memory, 0)
@@ -135,7 +135,7 @@ class GPT2(BaseCell):
         caches = caches.unflatten(1, (len(self.layers), self.window - 1, 2 * self.width))
         position, broken = _follow(count, usable, usable_memory, is_init)
 
-        # steps after the end fill the last block; nobody sees them
+        # padding fills the last block; no step attends to it
         steps = x.shape[1]
         blocks = -(-steps // self.window)
         block = -(-steps // blocks)
@@ -152,7 +152,7 @@ class GPT2(BaseCell):
         y = self.out(self.norm(h[:, :steps]))
 
         count = position[:, -1:] + 1
-        # what the next step must not see is no part of the memory
+        # steps that the next one must not see are zero in the memory
         age = torch.arange(self.window - 1, 0, -1, device=x.device)
         seen = (age <= count).unsqueeze(-1).unsqueeze(1)
         cache = torch.where(seen, torch.stack(ends, 1), 0)
@@ -166,7 +166,7 @@ class GPT2(BaseCell):
         place = torch.arange(past + block, device=position.device)
         distance = place[past:].unsqueeze(1) - place
         in_window = (distance >= 0) & (distance <= past)
-        # no further back than to the episode's start
+        # no further back than the start of the episode
         return in_window & (distance <= position.reshape(-1, 1, block, 1))
 
     def extra_repr(self) -> str:
@@ -189,7 +189,7 @@ class _Layer(nn.Module):
         self.mlp_out = nn.Linear(4 * width, width, **factory)
 
     def reset_parameters(self, num_layers: int) -> None:
-        """Draw small weights; of `num_layers`, two maps each add to `h`, which shall not grow."""
+        """Draw small weights, smaller for the two maps of each layer that add to `h`."""
         for norm in (self.attention_norm, self.mlp_norm):
             norm.reset_parameters()
         adds = 0.02 / math.sqrt(2 * num_layers)
@@ -225,9 +225,9 @@ class _Layer(nn.Module):
 def _follow(
     count: Tensor, usable: Tensor, usable_memory: Tensor, is_init: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Count the steps since the episode's start, and say since when not all were numbers."""
+    """Positions `[B, T]` in the episode, and whether a value of it was not finite, `[B, T]`."""
     index = torch.arange(-1, usable.shape[1], device=count.device)
-    # the memory stands before the first step
+    # the memory counts as a step before the first one
     usable = torch.cat([usable_memory.unsqueeze(1), usable], 1)
     start = torch.full_like(usable, -1, dtype=index.dtype)
     if is_init is not None:

@@ -10,7 +10,7 @@ spreads the memory at the start of each sequence over its `T` steps:
 | `<memory>_lean` | `[B, T, ceil(H * H / T)]` | share `t` of the memory that entered step 0 |
 | `<memory>_lean_index` | `[B, T, 4]`, int64 | clock, offset, episode start, floats of memory |
 
-Both travel with the sequence through buffers, in any order; `rebuild_start` puts the memory
+Both are stored with the sequence, so buffers may shuffle sequences; `rebuild_start` puts the memory
 together again and refuses data from which that is impossible.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import TensorDictPrimer
 
+from torchrl_shm.modules._resets import reset
 from torchrl_shm.ops.shm.dispatch import is_transformed
 from torchrl_shm.torchrl_private import get_carrier, preallocates
 
@@ -51,13 +52,13 @@ class MemoryPrimer(TensorDictPrimer):
     """Starts a memory at zero on every reset and keeps it out of the stacked data.
 
     Made by `MemoryModule.make_tensordict_primer`; collectors with
-    `auto_register_policy_transforms=True` append it by themselves.
+    `auto_register_policy_transforms=True` append it themselves.
 
     Args:
         memory_key: key of the memory.
         memory_shape: shape of one agent's memory.
         memory_dtype: dtype of the memory.
-        choice_key: key of the random choices, or `None` where the memory draws nothing.
+        choice_key: key of the random choices, or `None` for a memory without any.
         num_choices: number of values to draw from.
         is_init_key: key of the reset flags.
         state: `"lean"` stacks the memory at the start of each sequence, `"zero"` none, `"stored"`
@@ -97,7 +98,7 @@ class MemoryPrimer(TensorDictPrimer):
         self._lanes: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, in a worker for example, serves another collector."""
+        """Without the collector: a copy, in a worker for example, belongs to another one."""
         state = super().__getstate__() | {"_registered": None}
         return state | {"_seen": None, "_steps": 0, "_shares": None, "_lanes": None}
 
@@ -238,8 +239,7 @@ def rebuild_start(
     Raises:
         ValueError: the data are parts of sequences, or shuffled or joined ones, or are of
             another memory, so that the memory cannot be known. Where nothing can be raised, under
-            `torch.compile` and `vmap`, such sequences start from NaN: nothing else is ever taken
-            for a memory.
+            `torch.compile` and `vmap`, such sequences start from NaN, never from a wrong memory.
     """
     clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
     # what value estimators pad or insert has clock 0, or repeats the step before it
@@ -253,10 +253,10 @@ def rebuild_start(
     flat = shares.new_zeros(shares.shape[0], num_shares + 1, shares.shape[-1])
     flat = flat.scatter(1, index, shares)[:, :num_shares].flatten(1)[:, :size]
     memory = flat.reshape(-1, *memory_shape)
-    fresh = is_init[:, 0].reshape(-1, *(1 for _ in memory_shape))
-    known = _known_starts(lean_index, is_init, real, slot, num_shares, size).view_as(fresh)
+    known = _known_starts(lean_index, is_init, real, slot, num_shares, size)
+    known = known.reshape(-1, *(1 for _ in memory_shape))
     # only compiled or mapped code, which cannot raise, gets to see the NaN
-    return torch.where(known, torch.where(fresh, 0.0, memory), torch.nan)
+    return torch.where(known, reset(memory, is_init[:, 0]), torch.nan)
 
 
 def checkable(x: Tensor) -> bool:
@@ -280,7 +280,7 @@ def _known_starts(
     if not checkable(lean_index):
         return ours & unbroken & whole
     advice = (
-        "state='lean' serves whole sequences as the collector made them, in any order. For parts "
+        "state='lean' needs whole sequences as the collector made them, in any order. For parts "
         "of them (SliceSampler) build the memory with state='stored' (exact, keeps every step's "
         "memory) or state='zero' (starts empty, see burn_in)"
     )

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_shm.modules._features import elu_plus_one
+from torchrl_shm.modules._features import elu_plus_one, read_matrix
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
 
 
 class LinearAttention(BaseCell):
-    """Attention to the whole past whose cost does not grow with it.
+    """Attention to the whole past at a constant cost per step.
 
     With `x̂ = LayerNorm(x)`, the feature map `phi(a) = (elu(a) + 1) / sqrt(H)`, and a memory that
     starts at zero:
@@ -32,14 +32,14 @@ class LinearAttention(BaseCell):
     Source: Katharopoulos et al., Transformers are RNNs (2020), equation 7 (feature map) and
     equations 16 to 20 (recurrence). The paper's feed-forward network is left out.
 
-    The memory holds `M` and, where it is normalised, `z` as one more row:
+    The memory holds `M` and, where it is normalized, `z` as one more row:
     `[memory_size + 1, memory_size]`, value axis first.
 
     Args:
         input_size: number of input features, `D`.
         output_size: number of output features.
         memory_size: side `H` of the memory, the number of features of keys, queries and values.
-        normalised: divide by `z_t · q_t`. Without, `y_t = M_t q_t`, there is no `z`, and readings
+        normalized: divide by `z_t · q_t`. If false, `y_t = M_t q_t`, there is no `z`, and outputs
             grow with the length of the episode: the plain additive memory.
         device: device of the parameters.
         dtype: dtype of the parameters and of the memory.
@@ -62,14 +62,14 @@ class LinearAttention(BaseCell):
         output_size: int,
         memory_size: int = 32,
         *,
-        normalised: bool = True,
+        normalized: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        shape = (memory_size + normalised, memory_size)
+        shape = (memory_size + normalized, memory_size)
         super().__init__(input_size, output_size, shape, memory_size=memory_size)
         self.memory_size = memory_size
-        self.normalised = normalised
+        self.normalized = normalized
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = nn.LayerNorm(input_size, **factory)
         self.key = nn.Linear(input_size, memory_size, bias=False, **factory)
@@ -82,8 +82,7 @@ class LinearAttention(BaseCell):
         """Take one step; see `BaseCell.run_step`."""
         normed, q, k, v = self._project(x)
         memory = memory + v.unsqueeze(-1) * k.unsqueeze(-2)
-        read = (memory @ q.unsqueeze(-1)).squeeze(-1)
-        return self._read_out(read, normed), memory
+        return self._read_out(read_matrix(memory, q), normed), memory
 
     def run_sequence(
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
@@ -95,21 +94,21 @@ class LinearAttention(BaseCell):
 
     def extra_repr(self) -> str:
         """Options that no submodule shows."""
-        return f"memory_size={self.memory_size}, normalised={self.normalised}"
+        return f"memory_size={self.memory_size}, normalized={self.normalized}"
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed = self.norm(x)
         q, k = (self._feature_map(layer(normed)) for layer in (self.query, self.key))
         v = self.value(normed)
-        # the row of ones adds up the keys themselves, which is the normaliser
-        return normed, q, k, F.pad(v, (0, 1), value=1.0) if self.normalised else v
+        # the row of ones adds up the keys themselves, which is the normalizer
+        return normed, q, k, F.pad(v, (0, 1), value=1.0) if self.normalized else v
 
     def _feature_map(self, x: Tensor) -> Tensor:
         return elu_plus_one(x) / math.sqrt(self.memory_size)
 
     def _read_out(self, read: Tensor, normed: Tensor) -> Tensor:
-        if self.normalised:
-            # all weights positive, the sum can only round to zero
+        if self.normalized:
+            # all weights are positive, but their sum can round to zero
             total = read[..., -1:].clamp(min=torch.finfo(read.dtype).tiny)
             read = read[..., :-1] / total
         return self.out(read + self.shortcut(normed))

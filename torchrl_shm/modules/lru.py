@@ -21,7 +21,7 @@ class LRU(BaseCell):
 
     With `u = LayerNorm(x)`, complex matrices B and C and a real vector d:
 
-        lambda = exp(-exp(nu_log) + i exp(theta_log))      |lambda| < 1, whatever is learned
+        lambda = exp(-exp(nu_log) + i exp(theta_log))      |lambda| < 1 for any parameters
         s_t = lambda ⊙ s_{t-1} + exp(gamma_log) ⊙ (B u_t)
         o_t = Re(C s_t) + d ⊙ u_t
         y_t = W_o (x_t + GLU(GELU(o_t))) + b_o
@@ -33,23 +33,23 @@ class LRU(BaseCell):
     and `max_phase` small (section 3.3 and 3.4 of the paper).
 
     Source: Orvieto et al., Resurrecting Recurrent Neural Networks for Long Sequences (ICML 2023):
-    equations in section 3, initialisation in appendix A, block (norm, recurrence, GLU, skip) in
+    equations in section 3, initialization in appendix A, block (norm, recurrence, GLU, skip) in
     figure 1.
 
     Args:
         input_size: number of input features, `D`, also the width of the block.
         output_size: number of output features.
         memory_size: number of complex elements of the state, `N`.
-        r_min: inner radius of the ring at initialisation.
-        r_max: outer radius of the ring at initialisation.
-        max_phase: largest phase in radians at initialisation.
+        r_min: inner radius of the ring at initialization.
+        r_max: outer radius of the ring at initialization.
+        max_phase: largest phase in radians at initialization.
         device: device of the parameters.
         dtype: dtype of the parameters and of the memory.
 
     The memory has shape `(N, 2)`: real and imaginary part of `s` stand last.
 
     Raises:
-        ValueError: a size is not positive, or the ring is none.
+        ValueError: a size is not positive, or radii and phase do not describe a ring.
 
     Examples:
         >>> import torch
@@ -87,7 +87,7 @@ class LRU(BaseCell):
         self.nu_log = nn.Parameter(torch.empty(memory_size, **factory))
         self.theta_log = nn.Parameter(torch.empty(memory_size, **factory))
         self.gamma_log = nn.Parameter(torch.empty(memory_size, **factory))
-        # complex matrices as real ones on real and imaginary parts side by side: rows of `write`
+        # complex matrices as real ones on alternating real and imaginary parts: rows of `write`
         # are Re B and Im B in turn, columns of `read` are Re C and -Im C in turn
         self.write = nn.Linear(input_size, 2 * memory_size, bias=False, **factory)
         self.read = nn.Linear(2 * memory_size, input_size, bias=False, **factory)
@@ -97,7 +97,7 @@ class LRU(BaseCell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as appendix A of the paper does, and torch's defaults around it."""
+        """Initialize as appendix A of the paper does, and torch's defaults around it."""
         for module in (self.norm, self.glu, self.out):
             module.reset_parameters()
         nn.init.normal_(self.write.weight, std=(2 * self.input_size) ** -0.5)

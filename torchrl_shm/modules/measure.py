@@ -12,17 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torchrl.modules.utils import get_primers_from_module
 
-# neither matrix products nor element-wise: each input element is touched about once
+# neither matrix products nor element-wise: about one operation per element of the input
 _REDUCTIONS = {"sum", "mean", "amax", "cumsum", "cumprod", "_softmax", "native_layer_norm", "norm"}
 
 
 @dataclass(frozen=True)
 class MemorySize:
-    """What `measure_memory` found.
+    """The result of `measure_memory`.
 
     Attributes:
         parameters: number of trained floats.
-        state: number of floats that an agent carries from step to step.
+        state: number of floats of one agent's state.
         flops: floating-point operations of one step of one agent. A multiplication and an addition
             are two; a transcendental function is one.
     """
@@ -33,7 +33,7 @@ class MemorySize:
 
 
 def measure_memory(module: nn.Module, *, input_size: int, in_key: str) -> MemorySize:
-    """Measure a memory module of any kind, ours or TorchRL's.
+    """Measure a memory module of this library or of TorchRL.
 
     Args:
         module: the module, in step mode.
@@ -71,7 +71,7 @@ def primed_specs(module: nn.Module) -> dict[Any, Any]:
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Adds up what each operation costs; torch's own counter leaves out all but products."""
+    """Adds up what each operation costs; torch's own counter counts matrix products only."""
 
     def __init__(self) -> None:
         super().__init__()

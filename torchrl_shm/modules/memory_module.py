@@ -1,4 +1,4 @@
-"""The TensorDict contract of TorchRL, once for all memories."""
+"""TorchRL's contract for recurrent TensorDict modules, implemented once for all memories."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
 from tensordict.nn import TensorDictModuleBase, dispatch
-from tensordict.utils import expand_as_right, unravel_key
+from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
 from torchrl.objectives import add_random_module
 
 from torchrl_shm.checks import check_option
-from torchrl_shm.modules._slices import cut_at_resets
+from torchrl_shm.modules._resets import cut_at_resets, reset
 from torchrl_shm.modules.lean import (
     LEAN,
     LEAN_INDEX,
@@ -28,12 +28,12 @@ from torchrl_shm.modules.lean import (
 
 @runtime_checkable
 class MemoryCell(Protocol):
-    """What a memory on plain tensors has to offer; any `nn.Module` with these members serves.
+    """The members of a memory on plain tensors; any `nn.Module` that has them is a cell.
 
-    `forward` and `step` must agree: a sequence is its steps. `choice` stands for whatever
-    random choice a step makes, one int64 number in `[0, num_choices)`; cells that choose nothing
-    have `num_choices = None`, ignore the argument and return `None`. A cell may name its choice by
-    an attribute `choice_name`, which becomes the key; the default is `"choice"`.
+    `forward` and `step` must agree: a sequence gives what its steps give. `choice` is the random
+    choice of a step, an int64 number in `[0, num_choices)`. Cells without one have
+    `num_choices = None`, ignore the argument and return `None`. An attribute `choice_name` of the
+    cell becomes the key of the choice; the default is `"choice"`.
     """
 
     @property
@@ -69,12 +69,12 @@ class MemoryModule(TensorDictModuleBase):
 
     **Step mode** (the default; collectors): reads one step, of any batch shape. The memory that
     enters is zero where `is_init` is true. Writes the output, `("next", memory)`, and, for cells
-    that draw, the fresh `choice`.
+    that make random choices, the new `choice`.
 
     **Recurrent mode** (losses, and under `torchrl.modules.set_recurrent_mode(True)`): the last
     batch dimension is time; 1-D data are one sequence. A `choice` in the data is used again,
-    so the gates that acted are the gates that learn. `("next", memory)` is not written: nothing
-    reads it, and it would hold a memory per step.
+    so the loss sees the gates that acted. `("next", memory)` is not written: nothing reads it, and
+    it would hold a memory per step.
 
     `state` says where a sequence takes its first memory from:
 
@@ -82,13 +82,14 @@ class MemoryModule(TensorDictModuleBase):
       the entries `<memory>_lean` `[B, T, ceil(N / T)]` (`N` floats of memory) and
       `<memory>_lean_index` `[B, T, 4]` (int64, see `MemoryPrimer`). Sequences
       may be stored, shuffled and batched; parts of them are refused.
-    - `"stored"`: every step's memory is stacked, as with `GRUModule`; each sequence, and each
-      slice of `SliceSampler`, starts from the memory stored at its first step.
-    - `"zero"`: nothing is stacked; sequences and slices start empty. `burn_in` steps at the start
-      of each may warm the memory up.
+    - `"stored"`: every step's memory is stacked, as with `GRUModule`. Each sequence, and each part
+      of it from an `is_init` on (`SliceSampler` sets it), starts from the memory stored there.
+    - `"zero"`: nothing is stacked; each sequence and each such part starts empty. `burn_in` steps
+      at its start may warm the memory up.
 
-    Where `is_init` is true the memory that enters the step is zero, at the first step too. With
-    `state="stored"` it is the stored one, which the primer set to zero on true resets.
+    Where `is_init` is true the memory that enters the step is zero, also at the first step. With
+    `state="stored"` it is the stored one, which the primer has set to zero on resets of the
+    environment.
 
     Args:
         cell: the memory on plain tensors.
@@ -97,12 +98,12 @@ class MemoryModule(TensorDictModuleBase):
         memory_key: key of the memory, where `in_keys` does not name it.
         out_key: key of the output. Exclusive with `out_keys`.
         out_keys: `[output, ("next", memory)]`.
-        choice_key: key of the drawn numbers. Default: `"choice"`, of `SHM` `"theta_index"`,
-            appended to the memory key where the memory is not called `"memory"`.
+        choice_key: key of the random choices. Default: `"choice"`, for `SHM` `"theta_index"`,
+            appended to the memory key where that is not `"memory"`.
         is_init_key: key of the reset flags, written by `torchrl.envs.InitTracker`.
         state: `"lean"`, `"stored"` or `"zero"`, see above.
         burn_in: number of steps at the start of each sequence (with `state="stored"` or `"zero"`
-            of each slice, too) through which no gradient flows; exclude them from the loss.
+            of each part) through which no gradient flows; exclude them from the loss.
         default_recurrent_mode: mode outside of `set_recurrent_mode`; `None` means step mode.
 
     Raises:
@@ -202,7 +203,7 @@ class MemoryModule(TensorDictModuleBase):
         """Make the environment transform that starts the memory at zero on every reset.
 
         `Collector(auto_register_policy_transforms=True)`, `EnvBase(policy=...)` and
-        `torchrl.modules.utils.get_primers_from_module` call this by themselves.
+        `torchrl.modules.utils.get_primers_from_module` call this themselves.
 
         Returns:
             A `MemoryPrimer`, one `TensorDictPrimer` for memory and `choice`.
@@ -251,9 +252,8 @@ class MemoryModule(TensorDictModuleBase):
                     "sequences, wrap the call in torchrl.modules.set_recurrent_mode(True)"
                 )
         else:
-            # selection, not multiplication: 0 * NaN would carry the NaN over the reset
-            memory = torch.where(expand_as_right(is_init, memory), 0, memory)
-        # an index in the data is that of an earlier step: always draw
+            memory = reset(memory, is_init)
+        # a choice in the data is that of an earlier step: always draw
         y, memory, choice = self.cell.step(x, memory)
         tensordict.set(self.out_key, y)
         tensordict.set(self.next_memory_key, memory)
@@ -268,7 +268,7 @@ class MemoryModule(TensorDictModuleBase):
                 "recurrent mode reads sequences: the last dimension of the TensorDict is time, "
                 "but it has none. Leave set_recurrent_mode(True) for single steps"
             )
-        # one by one: a lazy stack, such as a rollout, may lack an entry here and there
+        # one by one: a lazy stack, such as a rollout, may lack an entry at some steps
         found = {key: tensordict.get(key, None) for key in self.in_keys}
         entries: Any = {key: value for key, value in found.items() if value is not None}
         data = TensorDict(entries, shape).reshape(shape[:-1].numel(), shape[-1])
@@ -282,7 +282,7 @@ class MemoryModule(TensorDictModuleBase):
             memory = self._lean_start(data, memory, is_init)
             y, index = self._run(x, memory, is_init, index)
         else:
-            y, index = self._run_slices(x, memory, is_init, index)
+            y, index = self._run_parts(x, memory, is_init, index)
         tensordict.set(self.out_key, y.reshape(*shape, y.shape[-1]))
         if self.choice_key is not None and index is not None:
             tensordict.set(self.choice_key, index.reshape(shape))
@@ -308,36 +308,35 @@ class MemoryModule(TensorDictModuleBase):
             raise KeyError(
                 f"{int((~first).sum())} of {len(first)} sequences start in mid-episode, but "
                 f"{missing} and {self.memory_key!r}, which hold the memory at their start, are not "
-                "in the data. Rows: collect with a Collector whose environment has the module's "
-                "primer (auto_register_policy_transforms=True). Next observations, which SAC and "
-                "GAE(shifted=False) run as sequences of their own: use GAE(shifted=True), or "
-                "choose state='zero' or state='stored'"
+                "in the data. Collect with a Collector whose environment has the module's primer "
+                "(auto_register_policy_transforms=True). If these are the next observations, which "
+                "SAC and GAE(shifted=False) run as sequences of their own, use GAE(shifted=True), "
+                "or choose state='zero' or state='stored'"
             )
         return None
 
-    def _run_slices(
+    def _run_parts(
         self, x: Tensor, memory: Tensor | None, is_init: Tensor, index: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run each piece between two flags as a sequence of its own, padded to the longest."""
+        """Run each part between two flags as a sequence of its own, padded to the longest."""
         if self.state == "stored" and memory is None:
             raise KeyError(
                 f"state='stored' needs the memory of every step under {self.memory_key!r}: "
                 "collect with the module's primer (auto_register_policy_transforms=True)"
             )
-        # where each step stands: in which piece, and which step of it
-        first, piece, step = cut_at_resets(is_init)
+        first, part, step = cut_at_resets(is_init)
         shape = (len(first), int(step.max()) + 1)
 
         def split(steps: Tensor) -> Tensor:
             padded = steps.new_zeros(*shape, *steps.shape[2:])
-            return padded.index_put((piece, step), steps.flatten(0, 1))
+            return padded.index_put((part, step), steps.flatten(0, 1))
 
         start = None if memory is None or self.state == "zero" else memory.flatten(0, 1)[first]
         padded_index = None if index is None else split(index)
         y, padded_index = self._run(split(x), start, None, padded_index)
-        y = y[piece, step].unflatten(0, x.shape[:2])
+        y = y[part, step].unflatten(0, x.shape[:2])
         if padded_index is not None:
-            index = padded_index[piece, step].unflatten(0, x.shape[:2])
+            index = padded_index[part, step].unflatten(0, x.shape[:2])
         return y, index
 
     def _run(
@@ -347,7 +346,7 @@ class MemoryModule(TensorDictModuleBase):
         if not burn_in:
             y, _, index = self.cell(x, memory, is_init, index)
             return y, index
-        parts: list[tuple[Tensor, Tensor | None]] = []
+        runs: list[tuple[Tensor, Tensor | None]] = []
         for steps, grad in ((slice(burn_in), False), (slice(burn_in, None), True)):
             with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
                 y, memory, drawn = self.cell(
@@ -356,8 +355,8 @@ class MemoryModule(TensorDictModuleBase):
                     None if is_init is None else is_init[:, steps],
                     None if index is None else index[:, steps],
                 )
-            parts.append((y, drawn))
-        (y_warm, drawn_warm), (y, drawn) = parts
+            runs.append((y, drawn))
+        (y_warm, drawn_warm), (y, drawn) = runs
         if drawn is not None and drawn_warm is not None:
             index = torch.cat([drawn_warm, drawn], 1)
         return torch.cat([y_warm, y], 1), index
@@ -436,5 +435,5 @@ def _one_of(
     return resolved
 
 
-# losses and estimators that use vmap must let the memory draw
+# losses and estimators that use vmap must allow random choices of the memory
 add_random_module(MemoryModule)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.checks import check_option
+from torchrl_shm.modules._features import read_matrix
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
 
@@ -36,9 +37,9 @@ class MLSTM(BaseCell):
     Source: Beck et al., xLSTM: Extended Long Short-Term Memory (2024), section 2.3, equations 19
     to 27, and equation 15 (stabilizer). The block around the cell is ours.
 
-    Where `n · q` is small beside its floor, rounding is magnified: in float32 steps and sequence
-    agree to about 1e-5 over 100 steps without a reset, and to 1e-4 over 300. `"exp"` gates above
-    one grow without bound, and so does that difference.
+    Where `n · q` is small compared with its floor, rounding errors are magnified: in float32, steps
+    and sequence agree to about 1e-5 over 100 steps without a reset, and to 1e-4 over 300. `"exp"`
+    gates above one grow without bound, and so does that difference.
 
     The memory holds, for each head, `C` and below it `n`, row by row, and at last `m`:
     `[num_heads, (memory_size + 1) * memory_size + 1]`.
@@ -99,7 +100,7 @@ class MLSTM(BaseCell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as the authors do: gates that at first ignore the input, and remember."""
+        """Initialize as the authors do: gates that at first ignore the input, and remember."""
         for module in self.children():
             if isinstance(module, (nn.Linear, nn.LayerNorm)):
                 module.reset_parameters()
@@ -118,8 +119,7 @@ class MLSTM(BaseCell):
         forget = torch.exp(log_forget + m - largest)[..., None, None]
         written = (v * torch.exp(log_input - largest).unsqueeze(-1)).unsqueeze(-1) * k.unsqueeze(-2)
         matrix = matrix * forget + written
-        read = (matrix @ q.unsqueeze(-1)).squeeze(-1)
-        return self._read_out(read, largest, normed), _pack(matrix, largest)
+        return self._read_out(read_matrix(matrix, q), largest, normed), _pack(matrix, largest)
 
     def run_sequence(
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
@@ -127,7 +127,7 @@ class MLSTM(BaseCell):
         """Run over a whole sequence; see `BaseCell.run_sequence`."""
         normed, vectors, log_forget, log_input = self._project(x)
         heads = (len(x), self.num_heads)
-        # to the scan, heads are rows of the batch
+        # the scan takes heads as further entries of the batch
         q, k, v, decay, gate = (
             z.transpose(1, 2).flatten(0, 1) for z in (*vectors, log_forget, log_input)
         )

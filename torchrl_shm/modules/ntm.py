@@ -1,4 +1,4 @@
-"""Neural Turing Machine: a tape of cells that is found by content or by moving along."""
+"""Neural Turing Machine: a tape of cells that heads find by content or by moving along it."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class NTM(ExternalMemoryCell):
         cell_size: width `W` of a cell.
         num_reads: number of read heads `R`.
         hidden_size: width of the controller.
-        controller: `"lstm"`, or `"linear"` for `h = tanh(W z + b)`, which remembers nothing beside
-            the cells.
+        controller: `"lstm"`, or `"linear"` for `h = tanh(W z + b)`, which has no state
+            beside the cells.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
-    The memory is one row of floats that holds the parts after one another: `memory` `[N, W]`,
+    The memory is one vector of floats that holds the parts one after the other: `memory` `[N, W]`,
     `reads` `[R, W]`, `weights` `[1 + R, N]`, the write head first, and, with an LSTM, its `hidden`
     and `cell` `[hidden_size]`. The method `unpack` names them. The cells are stored as the
-    difference to a learned initial content, so that zeros are the empty memory; cells with equal
-    content could not be told apart. The weights of an empty memory are zero: sharpening makes
+    difference to a learned initial content, so that zeros are the empty memory and yet no two
+    cells have the same content. The weights of an empty memory are zero: sharpening makes
     them sum to one again, so that the first step finds cells by content, whatever its gate.
 
     Raises:
@@ -102,7 +102,7 @@ class NTM(ExternalMemoryCell):
         self.cell_size = cell_size
         self.num_heads = heads
         self.content = nn.Parameter(torch.empty(num_cells, cell_size, device=device, dtype=dtype))
-        # as long as cells that were written to
+        # about as long as the content that is written
         nn.init.normal_(self.content, std=0.5)
 
     def access(self, interface: tuple[Tensor, ...], parts: dict[str, Tensor]) -> dict[str, Tensor]:

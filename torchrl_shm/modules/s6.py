@@ -29,7 +29,7 @@ class S6(BaseCell):
     are spread between `dt_min` and `dt_max`, evenly in their logarithm.
 
     Source: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces (2023),
-    algorithm 2, sections 3.4 and 3.6, with the discretisation of B of the released code,
+    algorithm 2, sections 3.4 and 3.6, with the discretization of B of the released code,
     repository `state-spaces/mamba`: `mamba_ssm/modules/mamba_simple.py`. The released code of the
     SHM paper, repository `thaihungle/SHM`, drops the state of this memory between steps; here it
     is carried. The kernel of the package `mamba-ssm`, `selective_scan_fn`, is no backend here: it
@@ -41,10 +41,10 @@ class S6(BaseCell):
         memory_size: elements of state per channel, `N`.
         inner_size: number of channels, `E`. Mamba has `2 * D`; a sequence takes memory for
             `T * E * N` floats, several times.
-        kernel_size: steps that the convolution sees, `k`; 1 leaves the past to the state.
-        dt_rank: number of features that the step sizes are made of, `R`. Mamba has `D / 16`.
-        dt_min: smallest step size at initialisation.
-        dt_max: largest step size at initialisation.
+        kernel_size: number of steps `k` that the convolution sees; with 1 only the state remembers.
+        dt_rank: number of features `R` from which the step sizes are computed. Mamba has `D / 16`.
+        dt_min: smallest step size at initialization.
+        dt_max: largest step size at initialization.
         device: device of the parameters.
         dtype: dtype of the parameters and of the memory.
 
@@ -109,10 +109,10 @@ class S6(BaseCell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as the released code of Mamba does."""
+        """Initialize as the released code of Mamba does."""
         for module in (self.norm, self.in_proj, self.x_proj, self.out_proj, self.out):
             module.reset_parameters()
-        # as torch initialises a depthwise convolution
+        # as torch initializes a depthwise convolution
         bound = self.kernel_size**-0.5
         nn.init.uniform_(self.conv_weight, -bound, bound)
         nn.init.uniform_(self.conv_bias, -bound, bound)
@@ -146,11 +146,11 @@ class S6(BaseCell):
         return self._read_out(x, u, z, states, read), torch.cat([state, past.mT], -1)
 
     def _select(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From the last inputs `[..., E, k]`, all that the recurrence and its reading take.
+        """Compute from the last inputs `[..., E, k]` what the recurrence and its output need.
 
         Returns:
-            The filtered input `[..., E]`, what the state is multiplied with and what is added to
-            it, both `[..., E, N]`, and what reads it, `[..., N]`.
+            The filtered input `[..., E]`, the factor of the state and what is added to it, both
+            `[..., E, N]`, and the vector that reads it, `[..., N]`.
         """
         u = F.silu((windows * self.conv_weight).sum(-1) + self.conv_bias)
         sizes = [self.dt_rank, self.memory_size, self.memory_size]

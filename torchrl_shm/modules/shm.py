@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_shm.checks import check_option
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.modules._features import sum_to_one
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
-"""How the calibration C of the memory is made; see `SHM`."""
-
-# keeps the normalisation of keys and queries finite when the ReLU silences every unit
-_EPS = 1e-5
+"""How the calibration C of the memory is computed; see `SHM`."""
 
 # parameter names of the authors' three released copies -> ours
 _REFERENCE_NAMES = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
@@ -25,7 +23,7 @@ _REFERENCE_NAMES = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
 class SHM(nn.Module):
     """A matrix memory that is calibrated and updated element by element.
 
-    With `x̂ = LayerNorm(x)`, keys and queries `k, q = relu(W x̂)` normalised to sum one, and a
+    With `x̂ = LayerNorm(x)`, keys and queries `k, q = relu(W x̂)` normalized to sum one, and a
     memory that starts at zero:
 
         C_t = 1 + tanh(theta_t ⊗ vc_t)          calibration, in (0, 2)
@@ -43,17 +41,17 @@ class SHM(nn.Module):
         num_theta: rows `L` of the table from which `theta_t` is drawn.
         calibration: the ablation of the paper (section 4.4) as one option.
             `"random"`: a learned table, a random row each step (the proposed method);
-            `"fixed"`: one learned row (what two of the three released copies really compute);
+            `"fixed"`: one learned row (what two of the three released copies compute);
             `"neural"`: `theta_t` is a linear function of the input;
             `"none"`: C = 1, which is linear attention;
-            `"constant"`: a learned C that does not look at the input;
-            `"noise"`: a random row of a table that is never learned, blind to the input.
+            `"constant"`: a learned C that does not depend on the input;
+            `"noise"`: a random row of a table that is not learned; independent of the input.
         shortcut: add a linear map of the input to what is read.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
         device: device of the parameters.
-        dtype: dtype of the parameters. The memory is float32 for any but float64.
+        dtype: dtype of the parameters. The memory is float64 for float64, else float32.
 
     Raises:
         ValueError: a size is not positive, or an option is unknown.
@@ -92,8 +90,7 @@ class SHM(nn.Module):
             "num_theta": num_theta,
         }
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
+            check_count(name, size)
         check_option("calibration", calibration, Calibration)
         check_option("backend", backend, Backend)
         if clamp is not None and not clamp > 0:
@@ -148,14 +145,14 @@ class SHM(nn.Module):
         return self.theta.shape[0]
 
     def reset_parameters(self) -> None:
-        """Initialise as the released code does: torch's defaults, Xavier-uniform for theta."""
+        """Initialize as the released code does: torch's defaults, Xavier-uniform for theta."""
         for module in self.children():
             if isinstance(module, (nn.Linear, nn.LayerNorm)):
                 module.reset_parameters()
         if isinstance(self.theta, Tensor):
             nn.init.xavier_uniform_(self.theta)
         if isinstance(self.vc, Tensor):
-            # spread like the vc_t of a normalised input at initialisation
+            # spread like the vc_t of a normalized input at initialization
             nn.init.uniform_(self.vc, -1.0, 1.0)
 
     def forward(
@@ -316,8 +313,8 @@ class SHM(nn.Module):
                 f"x has {x.shape[-1]} features, this cell reads input_size={self.input_size}"
             )
         normed = self.norm(x)
-        k = _normalise(self.key(normed))
-        q = _normalise(self.query(normed))
+        k = sum_to_one(torch.relu(self.key(normed)))
+        q = sum_to_one(torch.relu(self.query(normed)))
         v = torch.sigmoid(self.eta(normed)) * self.value(normed)
         theta = self._calibration_factor(self.theta, normed, theta_index).expand_as(v)
         vc = self._calibration_factor(self.vc, normed, theta_index).expand_as(v)
@@ -343,8 +340,3 @@ class SHM(nn.Module):
         if self.shortcut is not None:
             y = y + self.shortcut(normed)
         return self.out(y)
-
-
-def _normalise(x: Tensor) -> Tensor:
-    x = torch.relu(x)
-    return x / (_EPS + x.sum(-1, keepdim=True))

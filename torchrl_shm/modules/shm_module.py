@@ -15,12 +15,12 @@ from torchrl_shm.ops import Backend
 
 
 class SHMModule(MemoryModule):
-    """Stable Hadamard Memory as a TensorDict module: stands where `GRUModule` stands.
+    """Stable Hadamard Memory as a TensorDict module, in the place of `GRUModule`.
 
     One step at a time in collectors, a whole sequence at once in losses and under
     `torchrl.modules.set_recurrent_mode(True)`. The rows of theta that acted are written to
     `theta_index` and used again in recurrent mode, so that log-probabilities of a first PPO epoch
-    equal those of collection. Keys, row start and `state` are those of every `MemoryModule`.
+    equal those of collection. Keys and `state` are those of every `MemoryModule`.
 
     Args:
         input_size: number of input features.
@@ -45,7 +45,7 @@ class SHMModule(MemoryModule):
             with `_theta_index` appended where the memory is not called `"memory"`.
         is_init_key: key of the reset flags.
         state: where a sequence takes its first memory from, see `MemoryModule`.
-        burn_in: steps at the start of each sequence that only fill the memory, see `MemoryModule`.
+        burn_in: steps at the start of each sequence without gradient, see `MemoryModule`.
         default_recurrent_mode: mode outside of `set_recurrent_mode`.
 
     Raises:

@@ -1,0 +1,62 @@
+"""What a reset does: it empties a memory, and it cuts a sequence into parts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def reset(memory: Tensor, is_init: Tensor) -> Tensor:
+    """Empty a memory where an episode starts.
+
+    Args:
+        memory: of shape `[..., *memory_shape]`.
+        is_init: bool of shape `[...]`.
+
+    Returns:
+        Zeros where `is_init` is true, else the memory; same shape.
+    """
+    first = is_init.reshape(*is_init.shape, *(1 for _ in memory.shape[is_init.ndim :]))
+    # selection, not multiplication: 0 * NaN would carry the NaN over the reset
+    return torch.where(first, 0, memory)
+
+
+class Parts(NamedTuple):
+    """Sequences of `T` steps, cut at each reset; no part spans two sequences.
+
+    Attributes:
+        first: flat index `b * T + t` of the first step of each part, of shape `[num_parts]`.
+        part: index of the part that each step belongs to, of shape `[B * T]`.
+        step: index of each step within its part, of shape `[B * T]`.
+    """
+
+    first: Tensor
+    part: Tensor
+    step: Tensor
+
+
+def cut_at_resets(is_init: Tensor) -> Parts:
+    """Cut sequences into parts, so that each holds a reset at most at its first step.
+
+    Args:
+        is_init: bool of shape `[B, T]`, `T >= 1`.
+
+    Returns:
+        The parts, sequence by sequence in the order of time.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm.modules._resets import cut_at_resets
+        >>> parts = cut_at_resets(torch.tensor([[False, False, True], [True, False, False]]))
+        >>> parts.first.tolist(), parts.part.tolist(), parts.step.tolist()
+        ([0, 2, 3], [0, 0, 1, 2, 2, 2], [0, 1, 0, 0, 1, 2])
+    """
+    starts = is_init.clone()
+    starts[:, 0] = True
+    starts = starts.flatten()
+    first = starts.nonzero().squeeze(1)
+    part = starts.cumsum(0) - 1
+    step = torch.arange(len(starts), device=starts.device) - first[part]
+    return Parts(first, part, step)
