@@ -140,7 +140,7 @@ def _group(parts: Parts) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Group parts of similar length.
 
     Returns for each group the indices of its parts `[n]`, the flat indices of their steps `[n, L]`,
-    and which of these are no padding `[n, L]`. Lengths of a group differ by less than a factor of
+    and which of these are no padding `[n, L]`. Lengths of a group differ by at most a factor of
     two, so at most half of its steps are padding.
     """
     length = parts.part.bincount()
