@@ -1,4 +1,4 @@
-"""Measure products of the calibration C over time, at initialisation, and draw them.
+"""Measure products of the calibration C over time, at initialization, and draw them.
 
 python docs/pictures/calibration.py
 
@@ -26,7 +26,7 @@ def products(kind: str, inputs: str, scale: float) -> Tensor:
     Args:
         kind: `"random"` draws a row of theta at each step, `"fixed"` uses one for all.
         inputs: `"new"` draws an input for each step, `"same"` shows one for the whole episode.
-        scale: factor on `theta ⊗ vc`; 1 is the initialisation.
+        scale: factor on `theta ⊗ vc`; 1 is the initialization.
     """
     torch.manual_seed(0)
     cell = SHM(SIZE, SIZE, memory_size=24)
@@ -46,7 +46,7 @@ CASES = {
     "random theta, gates 4 times as large": ("random", "new", 4.0, 1),
     "random theta, gates 16 times as large": ("random", "new", 16.0, 1),
 }
-TITLES = ("at initialisation", "with larger gates")
+TITLES = ("at initialization", "with larger gates")
 
 
 def main() -> None:

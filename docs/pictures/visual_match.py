@@ -26,7 +26,7 @@ from torchrl_shm.training import RunFolder, make_test_env
 
 HERE = Path(__file__).parent
 # the step whose picture is shown, and what the agent is doing then
-MOMENTS = {5: "step 5: sees the colour", 65: "step 65: eats apples", 116: "step 116: at the door"}
+MOMENTS = {5: "step 5: sees the color", 65: "step 65: eats apples", 116: "step 116: at the door"}
 NUM_EPISODES = 64
 
 
@@ -63,7 +63,7 @@ def play(run: str) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def main(run: str) -> None:
-    """Draw three moments of the episode, and the product of C since the colour was seen."""
+    """Draw three moments of the episode, and the product of C since the color was seen."""
     boards, memories, calibrations = play(run)
     figure = Figure(figsize=(5, 7.6), layout="constrained")
     rows = figure.subfigures(2, 1, height_ratios=(3, 1.3))
@@ -87,7 +87,7 @@ def main(run: str) -> None:
     axes.plot(steps, middle, color="tab:blue", label="median over elements")
     axes.fill_between(steps, low, high, color="tab:blue", alpha=0.2, label="10 % to 90 %")
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(yscale="log", xlabel="step", ylabel="product of C\nsince the colour")
+    axes.set(yscale="log", xlabel="step", ylabel="product of C\nsince the color")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(HERE / "visual_match.png", dpi=150)

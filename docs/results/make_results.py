@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-COLOURS = {"shm": "tab:blue", "gru": "tab:orange", "lstm": "tab:green", "mlp": "tab:gray"}
+COLORS = {"shm": "tab:blue", "gru": "tab:orange", "lstm": "tab:green", "mlp": "tab:gray"}
 
 
 def gather(results: Path, runs: list[Path]) -> None:
@@ -46,7 +46,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def order(memory: str) -> int:
     """Place of a memory in pictures and tables."""
-    return list(COLOURS).index(memory) if memory in COLOURS else len(COLOURS)
+    return list(COLORS).index(memory) if memory in COLORS else len(COLORS)
 
 
 def draw(results: Path) -> None:
@@ -59,7 +59,7 @@ def draw(results: Path) -> None:
     curves, success, scores = (axes_by_name[name] for name in ("curves", "success", "scores"))
     for memory in memories:
         runs = [read(path) for path in sorted(results.glob(f"{memory}_seed*.csv"))]
-        colour = COLOURS.get(memory)
+        color = COLORS.get(memory)
         for axes, column in ((curves, "return"), (success, "success")):
             frames = np.array([float(row["frames"]) for row in runs[0]]) / 1e6
             values = np.array([[float(row[column]) for row in run] for run in runs])
@@ -67,11 +67,11 @@ def draw(results: Path) -> None:
             kernel = np.ones(10) / 10
             smooth = np.array([np.convolve(value, kernel, "valid") for value in values])
             frames = frames[len(kernel) - 1 :]
-            axes.plot(frames, smooth.mean(0), color=colour, label=f"{memory} ({len(runs)} seeds)")
-            axes.fill_between(frames, smooth.min(0), smooth.max(0), color=colour, alpha=0.2)
+            axes.plot(frames, smooth.mean(0), color=color, label=f"{memory} ({len(runs)} seeds)")
+            axes.fill_between(frames, smooth.min(0), smooth.max(0), color=color, alpha=0.2)
         final = [float(row["eval_return"]) for row in summary if row["memory"] == memory]
         place = np.full(len(final), memories.index(memory))
-        scores.plot(final, place, "o", color=colour, alpha=0.7)
+        scores.plot(final, place, "o", color=color, alpha=0.7)
     curves.set(xlabel="million steps", title="return in training")
     success.set(xlabel="million steps", title="success in training", ylim=(-0.02, 1.02))
     curves.legend(fontsize=8)

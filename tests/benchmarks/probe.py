@@ -116,7 +116,7 @@ def train(name: str, task: str, seed: int, updates: int, batch_size: int = 64) -
     }
 
 
-def summarise(rows: list[dict[str, str]]) -> str:
+def summarize(rows: list[dict[str, str]]) -> str:
     """One line per memory: the worst and the mean accuracy over seeds, and what it took."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines: list[list[str]] = []
@@ -164,7 +164,7 @@ def main() -> None:
     names, tasks = list(MEMORIES), list(DELAYS)
     ordered = sorted(rows, key=lambda key: (names.index(key[0]), tasks.index(key[1]), int(key[2])))
     table_rows = [rows[key] for key in ordered]
-    print(summarise(table_rows))
+    print(summarize(table_rows))
     if arguments.csv is not None:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.csv, "w", newline="") as file:

@@ -1,4 +1,4 @@
-"""The memory that a page of the site builds trains from the command line, as the page says."""
+"""What pages of the site build trains from the command line, as the pages say."""
 
 from __future__ import annotations
 
@@ -8,25 +8,40 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
 
 
-def test_it_trains_and_is_evaluated(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "tutorials" / "own_memory.md").read_text()
-    classes = [code for _, code in blocks(page) if "class " in code]
-    (train,) = (match["code"] for match in BLOCK.finditer(page) if match["skip"])
-    (tmp_path / "traces.py").write_text("\n".join(classes))
+@pytest.mark.parametrize(
+    ("page", "module", "options"),
+    [
+        (
+            "own_memory.md",
+            "traces.py",
+            ["env=memory_length", "env.length=3", "memory=traces", "memory.memory_size=7"],
+        ),
+        ("own_environment.md", "lamp.py", ["env=lamp", "env.delay=4"]),
+    ],
+)
+def test_it_trains_and_is_evaluated(
+    tmp_path: Path, page: str, module: str, options: list[str]
+) -> None:
+    text = (ROOT / "docs" / "tutorials" / page).read_text()
+    classes = [code for _, code in blocks(text) if "class " in code]
+    (train,) = (match["code"] for match in BLOCK.finditer(text) if match["skip"])
+    (tmp_path / module).write_text("\n".join(classes))
     (tmp_path / "train.py").write_text(train)
     run(
         tmp_path,
-        ["train.py", "env=memory_length", "memory=traces", "memory.memory_size=7",
-         "env.length=3", "experiment.total_frames=200", "experiment.num_envs=8",
+        ["train.py", *options, "experiment.total_frames=200", "experiment.num_envs=8",
          "algo.rollout_length=12", "algo.sequences_per_minibatch=4",
          "experiment.num_test_episodes=4", "hydra.run.dir=run"],
     )  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 3
-    assert "memory_size: 7" in (tmp_path / "run" / "config.yaml").read_text()
+    option = options[-1].partition(".")[2].replace("=", ": ")
+    assert option in (tmp_path / "run" / "config.yaml").read_text()
     run(tmp_path, ["-m", "torchrl_shm", "evaluate", "run"])
     assert (tmp_path / "run" / "episode.gif").read_bytes().startswith(b"GIF")
 

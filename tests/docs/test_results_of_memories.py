@@ -42,7 +42,7 @@ def test_every_memory_learns_and_the_others_stay_at_chance(name: str) -> None:
 
 
 def test_table_of_the_probe_is_that_of_the_data() -> None:
-    assert (RESULTS / "probe.md").read_text().strip() == probe.summarise(rows())
+    assert (RESULTS / "probe.md").read_text().strip() == probe.summarize(rows())
 
 
 def test_speed_is_complete() -> None:

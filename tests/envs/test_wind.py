@@ -54,7 +54,7 @@ def oracle(env: WindEnv, observation: Tensor, inferred: Tensor | None) -> Tensor
 
 
 def adaptive(env: WindEnv, observation: Tensor, inferred: Tensor | None) -> Tensor:
-    """First towards the goal, then as the oracle with the wind that the first step showed."""
+    """First toward the goal, then as the oracle with the wind that the first step showed."""
     if inferred is None:
         return env.goal.expand_as(observation)
     return (env.goal - observation - inferred) / 0.1

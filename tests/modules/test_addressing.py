@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from tests.modules._addressing import STEPS, make_cell, make_state
 from tests.modules._helpers import EXACT
+from torchrl_shm.modules import _addressing, dnc
 from torchrl_shm.modules.dnc import DNC, allocation
 from torchrl_shm.modules.ntm import NTM, sharpen
 
@@ -109,3 +111,39 @@ def test_allocation_of_equal_usage_takes_the_first() -> None:
     assert_close(weights[0], torch.tensor([1.0, 0, 0, 0], dtype=torch.float64), rtol=0, atol=2e-6)
     assert torch.autograd.grad(weights.square().sum(), usage)[0].isfinite().all()
     assert_close(allocation(torch.ones(1, 4)), torch.zeros(1, 4))
+
+
+def test_dnc_equals_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("dnc.memory")
+    # each guards its divisions in another way
+    monkeypatch.setattr(package, "δ", 0.0)
+    monkeypatch.setattr("dnc.util.δ", 0.0)
+    monkeypatch.setattr(_addressing, "_EPS", 0.0)
+    monkeypatch.setattr(dnc, "_EPS", 0.0)
+    cell = make_cell(DNC)
+    theirs = package.Memory(7, mem_size=5, cell_size=3, read_heads=2)
+    parts = cell.unpack(make_state(cell))
+    hidden = {name: parts[name].clone() for name in ("memory", "precedence", "write_weights")}
+    hidden |= {"read_weights": parts["read_weights"].clone()}
+    hidden |= {"usage_vector": parts["usage"].clone(), "link_matrix": parts["link"].unsqueeze(1)}
+    for name in ("precedence", "write_weights"):
+        hidden[name] = hidden[name].unsqueeze(1)
+
+    for _ in range(5):
+        asked = torch.randn(2, sum(cell._interface), dtype=torch.float64).split(cell._interface, 1)
+        parts = cell.access(asked, parts)
+        write_key, read_keys, strengths, value, gates, modes = asked
+        strengths = 1 + F.softplus(strengths)
+        erase, free, allocation_gate, write_gate = gates.sigmoid().split((3, 2, 1, 1), 1)
+        hidden = theirs.write(
+            write_key.unsqueeze(1), value.unsqueeze(1), erase.unsqueeze(1), free,
+            strengths[:, 1:], strengths[:, :1], write_gate, allocation_gate, hidden,
+        )  # fmt: skip
+        # they count backward, forward, content
+        modes = modes.view(2, 2, 3).softmax(-1)[..., [0, 2, 1]]
+        reads, hidden = theirs.read(read_keys.view(2, 2, 3), strengths[:, 1:], modes, hidden)
+        assert_close(parts["reads"], reads, **EXACT)
+    their_names = {"usage": "usage_vector", "link": "link_matrix"}
+    for name in ("memory", "usage", "link", "precedence", "write_weights", "read_weights"):
+        theirs_now = hidden[their_names.get(name, name)]
+        assert_close(parts[name], theirs_now.reshape(parts[name].shape), **EXACT)
