@@ -1,7 +1,7 @@
 r"""Draw memory and calibration of a trained agent over an episode of Visual Match.
 
-python recipes/ppo_shm.py env=visual_match_100 seed=1 \
-    algo.total_frames=4000000 hydra.run.dir=runs/match
+python recipes/ppo_shm.py env=visual_match_100 experiment.seed=1 \
+    experiment.total_frames=4000000 hydra.run.dir=runs/match
 python docs/pictures/visual_match.py runs/match
 
 writes `visual_match.png` beside this file.
@@ -21,7 +21,6 @@ from torchrl.modules.utils import get_env_transforms_from_module
 
 from torchrl_shm import SHM
 from torchrl_shm.configs import instantiate_saved
-from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import RunFolder, make_test_env
 
 HERE = Path(__file__).parent
@@ -40,8 +39,8 @@ def play(run: str) -> tuple[list[Tensor], Tensor, Tensor]:
     """
     parts = instantiate_saved(run)
     env = make_test_env(parts["env"], num_episodes=NUM_EPISODES)
-    operator = make_actor_critic(env, parts["memory"], **parts["algo"].network())
-    operator.load_state_dict(RunFolder(run).load_checkpoint()["operator"])
+    operator = parts["network"](env, parts["memory"])
+    operator.load_state_dict(RunFolder(run).checkpoints.load()["operator"])
     policy = operator.get_policy_operator()
     (cell,) = (module for module in policy.modules() if isinstance(module, SHM))
     transformed = TransformedEnv(env, get_env_transforms_from_module(policy))
