@@ -201,7 +201,7 @@ class TestFolder:
         before = contents(folder)
         result = resume(folder, "algo.epochs=3")
         assert result.code == 2
-        assert "with that run's configuration; leave out ['algo.epochs=3']" in result.stderr
+        assert "keeps that run's configuration; leave out ['algo.epochs=3']" in result.stderr
         result = start(folder)
         assert result.code == 1
         assert "is of another run, which would be overwritten; continue it with" in result.stderr

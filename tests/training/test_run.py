@@ -314,7 +314,7 @@ class TestSignals:
         with Child(lambda: train(tmp_path, {"update 2": wait})) as child:
             wait_until((tmp_path / "ready").exists, child)
             child.signal(number)
-            time.sleep(0.1)
+            time.sleep(0.5)
             assert child.is_running()
             child.signal(number)
             # by the signal itself
