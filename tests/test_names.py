@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
+from omegaconf import OmegaConf
 
+from tests.configs._helpers import compose_recipe
 from torchrl_shm import SHMModule
 from torchrl_shm.renamed import NAMES, OPTIONS, refuse_old_options
 from torchrl_shm.torchrl_private import OVERRIDDEN
@@ -27,10 +29,20 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 def test_old_options_of_the_command_line() -> None:
-    for old, new in OPTIONS.items():
-        with pytest.raises(SystemExit, match=f"{old} is now {new}: write {new}=3"):
-            refuse_old_options(["env=wind", f"{old}=3"])
-    refuse_old_options(["env=wind", "experiment.seed=3", "--help"])
+    with pytest.raises(SystemExit) as error:
+        refuse_old_options(["env=wind", "algo.num_envs=8", "-m", "+seed=0,1", "algo.gamma=0.9"])
+    assert str(error.value).splitlines() == [
+        "algo.num_envs is now experiment.num_envs: write experiment.num_envs=8",
+        "seed is now experiment.seed: write experiment.seed=0,1",
+    ]
+
+
+def test_new_options_pass_and_exist() -> None:
+    refuse_old_options([f"{name}=1" for name in OPTIONS.values()])
+    config = OmegaConf.to_container(compose_recipe("memory=linear_attention"))
+    for name in OPTIONS.values():
+        group, _, option = name.partition(".")
+        assert option in config[group]
 
 
 def test_old_state() -> None:

@@ -26,7 +26,7 @@ FAMILIES = (
 OTHERS = {"popgym", *operations}
 QUOTED = re.compile(rf"`((?:{'|'.join(FAMILIES)})(?:_[a-z0-9_]*\*?)?)`")
 # a page may say how a name of one's own is made
-OWN = re.compile(r"add_memory\(\"(\w+)\"")
+OWN = re.compile(r"add_(?:memory|env)\(\"(\w+)\"")
 
 
 MEMBERS: dict[str, set[str]] = {}
