@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         MemoryReport,
         SHMModule,
         check_memory,
+        unroll,
     )
     from torchrl_shm.ops import shm_scan, shm_step
 
@@ -44,6 +45,7 @@ __all__ = [
     "check_memory",
     "shm_scan",
     "shm_step",
+    "unroll",
 ]
 
 _HOMES = {
@@ -61,6 +63,7 @@ _HOMES = {
     "check_memory": "torchrl_shm.modules",
     "shm_scan": "torchrl_shm.ops",
     "shm_step": "torchrl_shm.ops",
+    "unroll": "torchrl_shm.modules",
 }
 
 

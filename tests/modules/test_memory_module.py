@@ -39,6 +39,7 @@ from tests.modules._helpers import (
 )
 from torchrl_shm.modules import SHM, MemoryCell, MemoryModule, MemoryPrimer, SHMModule
 
+ACTED = torch.ones(3, 9, dtype=torch.uint8)
 OBSERVED, KEPT = ("agent", "observation"), ("agent", "memory")
 
 
@@ -60,28 +61,32 @@ def run(module: Any, data: Any) -> Any:
 
 def test_keys() -> None:
     module = make_memory()
-    lean: list[Any] = ["memory_lean", "memory_lean_index"]
+    role: list[Any] = ["memory_role", ("next", "memory_role")]
+    lean: list[Any] = ["memory_role", "memory_lean", "memory_lean_index"]
     assert module.in_keys == ["observation", "memory", "is_init", "theta_index", *lean]
-    assert module.out_keys == ["features", ("next", "memory"), "theta_index"]
+    assert module.out_keys == ["features", ("next", "memory"), "theta_index", *role]
     assert module.canonical_keys == [*module.in_keys, *module.out_keys]
 
     module = make_memory(calibration="none")
     assert module.in_keys == ["observation", "memory", "is_init", *lean]
-    assert module.out_keys == ["features", ("next", "memory")]
+    assert module.out_keys == ["features", ("next", "memory"), *role]
 
     # other entries follow the name of the memory
     module = make_memory(in_keys=["observation", "m"], out_key="features", state="stored")
-    assert module.in_keys == ["observation", "m", "is_init", "m_theta_index"]
-    assert module.out_keys == ["features", ("next", "m"), "m_theta_index"]
+    assert module.in_keys == ["observation", "m", "is_init", "m_theta_index", "m_role"]
+    m_role: list[Any] = ["m_role", ("next", "m_role")]
+    assert module.out_keys == ["features", ("next", "m"), "m_theta_index", *m_role]
     module = make_memory(in_keys=[OBSERVED, KEPT], out_key=("agent", "features"))
-    others = [("agent", f"memory_{name}") for name in ("theta_index", "lean", "lean_index")]
+    names = ("theta_index", "role", "lean", "lean_index")
+    others = [("agent", f"memory_{name}") for name in names]
     assert module.in_keys == [OBSERVED, KEPT, "is_init", *others]
-    assert module.out_keys == [("agent", "features"), ("next", *KEPT), others[0]]
+    next_role = ("next", "agent", "memory_role")
+    assert module.out_keys == [("agent", "features"), ("next", *KEPT), *others[:2], next_role]
 
     keys: dict[str, Any] = {"theta_index_key": "choice", "is_init_key": ("a", "start")}
     module = make_memory(in_key="x", out_keys=["y", ("next", "memory")], state="zero", **keys)
-    assert module.in_keys == ["x", "memory", ("a", "start"), "choice"]
-    assert module.out_keys == ["y", ("next", "memory"), "choice"]
+    assert module.in_keys == ["x", "memory", ("a", "start"), "choice", "memory_role"]
+    assert module.out_keys == ["y", ("next", "memory"), "choice", *role]
 
 
 @pytest.mark.parametrize(
@@ -150,13 +155,13 @@ def test_primer(state: Any) -> None:
         assert isinstance(primer, MemoryPrimer)
         assert isinstance(primer, TensorDictPrimer)
         specs: Any = primer.primers
-        assert set(specs.keys()) == {"memory", "theta_index"}
+        assert set(specs.keys()) == {"memory", "theta_index", "memory_role"}
         assert specs["memory"].shape == (4, 4)
         assert specs["memory"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert specs["theta_index"].n == 7
         assert primer.state == state
     primer = make_memory(calibration="neural", state=state).make_tensordict_primer()
-    assert set(primer.primers.keys()) == {"memory"}
+    assert set(primer.primers.keys()) == {"memory", "memory_role"}
 
 
 def test_primers_are_found() -> None:
@@ -165,8 +170,8 @@ def test_primers_are_found() -> None:
     both = get_primers_from_module(join(memory, second))
     assert isinstance(both, Compose)
     assert [set(primer.primers.keys()) for primer in list[Any](both)] == [
-        {"memory", "theta_index"},
-        {"b", "b_theta_index"},
+        {"memory", "theta_index", "memory_role"},
+        {"b", "b_theta_index", "b_role"},
     ]
     found: Any = get_env_transforms_from_module(make_policy(memory))
     tracker, primer = found
@@ -292,9 +297,10 @@ def test_who_sets_the_mode() -> None:
             with set_recurrent_mode(mode):
                 assert module.recurrent_mode is mode
                 written = set(module(data.copy() if mode else first_step(3)).keys(True, True))
-                # only steps write the next memory
+                # only steps write the next memory, and say what they ran on
                 known = {"observation", "is_init", "features", "theta_index"}
-                assert written - known == (set() if mode else {("next", "memory")})
+                role = {"memory_role", ("next", "memory_role")}
+                assert written - known == (set() if mode else {("next", "memory"), *role})
             assert module.recurrent_mode is expected
 
 
@@ -431,6 +437,8 @@ def given_memory(state: Any, **options: Any) -> tuple[SHMModule, TensorDict, Ten
     data["is_init"][0, 0] = True
     data["is_init"][1, 5] = True
     data["theta_index"] = torch.randint(7, (3, 9))
+    # without it nobody knows that these are not next observations
+    data["memory_role"] = torch.ones(3, 9, dtype=torch.uint8)
     return module, data, torch.randn(3, 4, 4, dtype=DTYPE)
 
 
@@ -568,7 +576,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize(("change", "error", "message"), REFUSED.values(), ids=REFUSED)
 def test_data_that_are_refused(change: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        run(make_memory(), change(make_sequence()))
+        run(make_memory(), change(make_sequence().set("memory_role", ACTED)))
     with pytest.raises(error, match=message):
         make_memory()(change(first_step(3)))
 
@@ -589,26 +597,52 @@ def test_a_missing_primer() -> None:
         env.rollout(5, make_policy())
 
 
-def test_a_missing_start(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("state", ["lean", "stored", "zero"])
+def test_a_start_in_mid_episode_has_to_be_known(state: Any) -> None:
     data = make_sequence()
     data["is_init"][:2, 0] = False
-    message = r"2 of 3 sequences start in mid-episode.*'memory_lean'.*'memory'.*state='zero'"
-    with pytest.raises(KeyError, match=message):
-        run(make_memory(), data)
-    # compiled and mapped code cannot raise
-    monkeypatch.setattr("torchrl_shm.modules.memory_module.checkable", lambda _: False)
-    y = run(make_memory(), data)["features"]
-    assert y[:2, 0].isnan().all()
-    assert not y[2].isnan().any()
+    keys = r"'memory_lean'.*'memory_role'" if state == "lean" else "'memory_role'"
+    message = rf"2 of 3 sequences start in mid-episode.*'memory' .*state='{state}' reads .*{keys}"
+    with pytest.raises(KeyError, match=message + r".*torchrl_shm\.unroll\(module, rollouts\)"):
+        run(make_memory(state=state), data)
+    # also where samples are mapped
+    with set_recurrent_mode(True), pytest.raises(KeyError, match="2 of 3 sequences start in mid"):
+        module = make_memory(state=state, calibration="neural")
+        torch.vmap(lambda x, flags: module(observation=x, is_init=flags))(
+            data["observation"].unsqueeze(1), data["is_init"].unsqueeze(1)
+        )
 
 
-def test_stored_needs_memories_of_the_right_dtype() -> None:
-    module = make_memory(state="stored")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
+def test_compiled_code_refuses_an_unknown_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    compiled: Any = torch.compile(make_memory(), backend="aot_eager", fullgraph=True)
     data = make_sequence()
-    with pytest.raises(KeyError, match=r"state='stored' needs the memory of every step .*'memory'"):
-        run(module, data)
+    assert run(compiled, data)["features"].isfinite().all()
+    data["is_init"][:2, 0] = False
+    with pytest.raises(RuntimeError, match=r"some sequences start in mid-episode.*unroll\("):
+        run(compiled, data)
+
+
+@pytest.mark.parametrize("state", ["lean", "zero"])
+def test_memories_that_no_step_has_written(state: Any) -> None:
+    data = make_sequence().set("memory", torch.zeros(3, 9, 4, 4, dtype=DTYPE))
+    with pytest.raises(
+        ValueError, match=r"a memory 'memory' per step that no step .*'memory_role'"
+    ):
+        run(make_memory(state=state), data)
+
+
+def test_stored_starts_empty_at_resets_without_memories() -> None:
+    data = make_sequence().set("theta_index", torch.zeros(3, 9, dtype=torch.int64))
+    module, stored = make_memory(), make_memory(state="stored")
+    stored.load_state_dict(module.state_dict())
+    expected = run(module, data)["features"]
+    assert_close(run(stored, data)["features"], expected, **EXACT)
     with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64"):
-        run(module, data.set("memory", torch.zeros(3, 9, 4, 4).half()))
+        memory = torch.zeros(3, 9, 4, 4).half()
+        run(stored, data.set("memory", memory))
 
 
 def test_missing_input() -> None:

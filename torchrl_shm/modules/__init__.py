@@ -20,6 +20,7 @@ from torchrl_shm.modules.ntm import NTM
 from torchrl_shm.modules.s6 import S6
 from torchrl_shm.modules.shm import SHM, Calibration
 from torchrl_shm.modules.shm_module import SHMModule
+from torchrl_shm.modules.unrolling import unroll
 from torchrl_shm.renamed import refuse_old_name
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "make_mlp",
     "make_rnn",
     "measure_memory",
+    "unroll",
 ]
 
 

@@ -1,8 +1,8 @@
-"""The base of memory cells: a subclass writes one method, the rest of the contract is here."""
+"""Memory cells: what they have to offer, and a base of which a subclass writes one method."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,44 @@ from torchrl_shm.checks import check_count
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.ops._chunks import full_precision
 from torchrl_shm.ops.checks import check_is_init
+
+
+@runtime_checkable
+class MemoryCell(Protocol):
+    """The members of a memory on plain tensors; any `nn.Module` that has them is a cell.
+
+    `forward` and `step` must agree: a sequence gives what its steps give. `choice` is the random
+    choice of a step, an int64 number in `[0, num_choices)`. Cells without one have
+    `num_choices = None`, ignore the argument and return `None`. An attribute `choice_name` of the
+    cell becomes the key of the choice; the default is `"choice"`.
+    """
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Shape of one agent's memory."""
+        ...
+
+    @property
+    def num_choices(self) -> int | None:
+        """Number of values of the random choice of each step, or `None`."""
+        ...
+
+    def __call__(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        is_init: Tensor | None = None,
+        choice: Tensor | None = None,
+        /,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run over `x` `[B, T, D]` from `memory` `[B, *memory_shape]`, resetting at `is_init`."""
+        ...
+
+    def step(
+        self, x: Tensor, memory: Tensor | None = None, choice: Tensor | None = None, /
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run one step: `x` `[..., D]`, `memory` `[..., *memory_shape]`."""
+        ...
 
 
 class BaseCell(nn.Module):

@@ -23,18 +23,18 @@ from typing import Any, Literal
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
-from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import TensorDictPrimer
 
+from torchrl_shm.modules._passes import refuse
 from torchrl_shm.modules._resets import reset
-from torchrl_shm.ops.shm.dispatch import is_transformed
 from torchrl_shm.torchrl_private import get_carrier, preallocates
 
 State = Literal["lean", "stored", "zero"]
 """Where a sequence takes its first memory from; see `MemoryModule`."""
 
-LEAN, LEAN_INDEX = "_lean", "_lean_index"
-"""Suffixes of the two entries."""
+LEAN, LEAN_INDEX, ROLE = "_lean", "_lean_index", "_role"
+"""Suffixes of the entries of lean rollouts, and of the one that all rollouts have."""
 
 # a lane is one environment of a batch; its clock counts steps, starting well apart from others'
 _LANE = 1 << 40
@@ -79,6 +79,9 @@ class MemoryPrimer(TensorDictPrimer):
         primers: dict[NestedKey, Any] = {
             memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
         }
+        # random first steps, where no policy writes it, are of unknown role: 0
+        role = Bounded(0, 3, shape=torch.Size(()), dtype=torch.uint8)
+        primers[suffixed(memory_key, ROLE)] = role
         if choice_key is not None and num_choices is not None:
             # primed, so that estimators that read ("next", choice) find one
             primers[choice_key] = Categorical(num_choices, shape=torch.Size(()), dtype=torch.int64)
@@ -177,8 +180,14 @@ class MemoryPrimer(TensorDictPrimer):
         is_init = tensordict.get(self.is_init_key).reshape(clock.shape).to(torch.int64)
         size = math.prod(self._memory_shape)
         columns = [clock, torch.full_like(clock, offset), is_init, torch.full_like(clock, size)]
-        stacked.set(suffixed(self.memory_key, LEAN_INDEX), torch.stack(columns, -1))
-        stacked.set(suffixed(self.memory_key, LEAN), self._shares[..., offset, :])
+        lean_index, share = torch.stack(columns, -1), self._shares[..., offset, :]
+        index_key, key = (suffixed(self.memory_key, x) for x in (LEAN_INDEX, LEAN))
+        stacked.set(index_key, lean_index)
+        stacked.set(key, share)
+        # what came next is marked as such, and has all entries, so that the two can be stacked
+        came_next = stacked.get("next")
+        came_next.set(index_key, -lean_index)
+        came_next.set(key, share)
         self._steps += 1
         return tensordict, tensordict_
 
@@ -222,6 +231,18 @@ class MemoryPrimer(TensorDictPrimer):
             )
 
 
+def came_next_in(lean_index: Tensor) -> Tensor:
+    """Which steps are observations that came next.
+
+    Args:
+        lean_index: entry `<memory>_lean_index` of shape `[..., 4]`.
+
+    Returns:
+        bool of shape `[...]`.
+    """
+    return lean_index[..., _CLOCK] < 0
+
+
 def rebuild_start(
     shares: Tensor, lean_index: Tensor, is_init: Tensor, memory_shape: tuple[int, ...]
 ) -> Tensor:
@@ -238,11 +259,10 @@ def rebuild_start(
 
     Raises:
         ValueError: the data are parts of sequences, or shuffled or joined ones, or are of
-            another memory, so that the memory cannot be known. Where nothing can be raised, under
-            `torch.compile` and `vmap`, such sequences start from NaN, never from a wrong memory.
+            another memory, so that the memory cannot be known.
     """
     clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
-    # what value estimators pad or insert has clock 0, or repeats the step before it
+    # what value estimators pad has clock 0, what they insert a negative one
     real = clock > 0
     size = math.prod(memory_shape)
     num_shares = math.ceil(size / shares.shape[-1])
@@ -253,21 +273,14 @@ def rebuild_start(
     flat = shares.new_zeros(shares.shape[0], num_shares + 1, shares.shape[-1])
     flat = flat.scatter(1, index, shares)[:, :num_shares].flatten(1)[:, :size]
     memory = flat.reshape(-1, *memory_shape)
-    known = _known_starts(lean_index, is_init, real, slot, num_shares, size)
-    known = known.reshape(-1, *(1 for _ in memory_shape))
-    # only compiled or mapped code, which cannot raise, gets to see the NaN
-    return torch.where(known, reset(memory, is_init[:, 0]), torch.nan)
+    _refuse_unknown_starts(lean_index, is_init, real, slot, num_shares, size)
+    return reset(memory, is_init[:, 0])
 
 
-def checkable(x: Tensor) -> bool:
-    """Whether a check may look at values: not while compiling or under vmap."""
-    return not torch.compiler.is_compiling() and not is_transformed(x)
-
-
-def _known_starts(
+def _refuse_unknown_starts(
     lean_index: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_shares: int, size: int
-) -> Tensor:
-    """Which sequences `[B]` hold the memory at their start; raise if not all do, where possible."""
+) -> None:
+    """Raise if not all sequences hold the memory at their start."""
     clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
     episode_start = lean_index[..., _IS_INIT].bool()
     ours = ((lean_index[..., _SIZE] == size) | ~real).all(1)
@@ -277,24 +290,19 @@ def _known_starts(
     seen = torch.zeros_like(slot[:, :1]).expand(-1, num_shares + 1)
     seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_shares].bool().all(1)
     whole = is_init[:, 0] | ((offset[:, 0] == 0) & seen)
-    if not checkable(lean_index):
-        return ours & unbroken & whole
     advice = (
         "state='lean' needs whole sequences as the collector made them, in any order. For parts "
         "of them (SliceSampler) build the memory with state='stored' (exact, keeps every step's "
         "memory) or state='zero' (starts empty, see burn_in)"
     )
-    if not bool(ours.all()):
-        raise ValueError(
-            f"the sequences carry a memory of {int(lean_index[~ours][0, 0, _SIZE])} floats, this "
-            f"module's has {size}: they were collected with another memory_size"
-        )
-    if not bool(unbroken.all()):
-        raise ValueError(f"the data are parts of sequences, or joined ones: {advice}")
-    if not bool(whole.all()):
-        raise ValueError(
-            f"{int((~whole).sum())} of {len(whole)} sequences start in mid-episode, but their "
-            "first steps or their ends were cut off, and the memory at their start with them: "
-            f"{advice}"
-        )
-    return whole
+    refuse(
+        ~ours,
+        f"{{bad}} of {{all}} sequences carry a memory of another size than this module's {size} "
+        "floats: they were collected with another memory_size",
+    )
+    refuse(~unbroken, f"the data are parts of sequences, or joined ones: {advice}")
+    refuse(
+        ~whole,
+        "{bad} of {all} sequences start in mid-episode, but their first steps or their ends were "
+        f"cut off, and the memory at their start with them: {advice}",
+    )

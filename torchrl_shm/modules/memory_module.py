@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
@@ -14,54 +14,28 @@ from torchrl.modules import recurrent_mode
 from torchrl.objectives import add_random_module
 
 from torchrl_shm.checks import check_option
-from torchrl_shm.modules._resets import cut_at_resets, reset
+from torchrl_shm.modules._passes import (
+    ACTED,
+    NEXT,
+    NEXT_OF_FIRST,
+    concrete,
+    refuse,
+    refuse_next,
+    refuse_unknown_start,
+)
+from torchrl_shm.modules._resets import reset
+from torchrl_shm.modules._sequence import run_parts, run_sequence
+from torchrl_shm.modules.base_cell import MemoryCell
 from torchrl_shm.modules.lean import (
     LEAN,
     LEAN_INDEX,
+    ROLE,
     MemoryPrimer,
     State,
-    checkable,
+    came_next_in,
     rebuild_start,
     suffixed,
 )
-
-
-@runtime_checkable
-class MemoryCell(Protocol):
-    """The members of a memory on plain tensors; any `nn.Module` that has them is a cell.
-
-    `forward` and `step` must agree: a sequence gives what its steps give. `choice` is the random
-    choice of a step, an int64 number in `[0, num_choices)`. Cells without one have
-    `num_choices = None`, ignore the argument and return `None`. An attribute `choice_name` of the
-    cell becomes the key of the choice; the default is `"choice"`.
-    """
-
-    @property
-    def memory_shape(self) -> tuple[int, ...]:
-        """Shape of one agent's memory."""
-        ...
-
-    @property
-    def num_choices(self) -> int | None:
-        """Number of values of the random choice of each step, or `None`."""
-        ...
-
-    def __call__(
-        self,
-        x: Tensor,
-        memory: Tensor | None = None,
-        is_init: Tensor | None = None,
-        choice: Tensor | None = None,
-        /,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run over `x` `[B, T, D]` from `memory` `[B, *memory_shape]`, resetting at `is_init`."""
-        ...
-
-    def step(
-        self, x: Tensor, memory: Tensor | None = None, choice: Tensor | None = None, /
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run one step: `x` `[..., D]`, `memory` `[..., *memory_shape]`."""
-        ...
 
 
 class MemoryModule(TensorDictModuleBase):
@@ -170,16 +144,19 @@ class MemoryModule(TensorDictModuleBase):
                 choice_key = name if default else suffixed(self.memory_key, f"_{name}")
             self.choice_key = unravel_key(choice_key)
 
-        # all that recurrent mode may read: value estimators select exactly the in_keys
-        optional: list[NestedKey] = []
-        if self.choice_key is not None:
-            optional.append(self.choice_key)
+        # what the data say of the start of a sequence, see `_passes.py`
+        self._role_key = suffixed(self.memory_key, ROLE)
+        self._lean_keys: list[NestedKey] = []
         if state == "lean":
-            optional += [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
-        self.in_keys: Any = [self.in_key, self.memory_key, self.is_init_key, *optional]
-        self.out_keys: Any = [self.out_key, self.next_memory_key]
-        if self.choice_key is not None:
-            self.out_keys.append(self.choice_key)
+            self._lean_keys = [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
+        choices: list[NestedKey] = [] if self.choice_key is None else [self.choice_key]
+        inputs = [self.in_key, self.memory_key, self.is_init_key]
+        # all that recurrent mode may read: value estimators select exactly the in_keys
+        self.in_keys: Any = [*inputs, *choices, self._role_key, *self._lean_keys]
+        self.out_keys: Any = [
+            self.out_key, self.next_memory_key, *choices,
+            self._role_key, unravel_key(("next", self._role_key)),
+        ]  # fmt: skip
 
     @property
     def recurrent_mode(self) -> bool:
@@ -194,10 +171,9 @@ class MemoryModule(TensorDictModuleBase):
 
     @property
     def _dispatch_keys(self) -> list[NestedKey]:
-        # recurrent mode does not write the next memory
-        if not self.recurrent_mode:
-            return self.out_keys
-        return [key for key in self.out_keys if key != self.next_memory_key]
+        # recurrent mode does not write the next memory, and nobody asks for a role
+        keys = [self.out_key] if self.recurrent_mode else [self.out_key, self.next_memory_key]
+        return keys if self.choice_key is None else [*keys, self.choice_key]
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """Make the environment transform that starts the memory at zero on every reset.
@@ -259,6 +235,9 @@ class MemoryModule(TensorDictModuleBase):
         tensordict.set(self.next_memory_key, memory)
         if self.choice_key is not None:
             tensordict.set(self.choice_key, choice)
+        first = is_init.to(torch.uint8)
+        tensordict.set(self._role_key, torch.full_like(first, ACTED))
+        tensordict.set(("next", self._role_key), first + NEXT)
         return tensordict
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -278,88 +257,72 @@ class MemoryModule(TensorDictModuleBase):
             index = data.get(self.choice_key, None)
             self._check_choice(index)
         memory = data.get(self.memory_key, None)
-        if self.state == "lean":
-            memory = self._lean_start(data, memory, is_init)
-            y, index = self._run(x, memory, is_init, index)
-        else:
-            y, index = self._run_parts(x, memory, is_init, index)
+        y, index = self._run(data, x, memory, is_init, index)
         tensordict.set(self.out_key, y.reshape(*shape, y.shape[-1]))
         if self.choice_key is not None and index is not None:
             tensordict.set(self.choice_key, index.reshape(shape))
         return tensordict
 
-    def _lean_start(
-        self, data: TensorDictBase, memory: Tensor | None, is_init: Tensor
-    ) -> Tensor | None:
-        keys = [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
-        shares, lean_index = (data.get(key, None) for key in keys)
-        if shares is not None and lean_index is not None:
-            return rebuild_start(shares, lean_index, is_init, self.cell.memory_shape)
-        if memory is not None:
-            # under is_init the cell drops it again
-            return memory[:, 0]
-        first = is_init[:, 0].reshape(-1, *(1 for _ in self.cell.memory_shape))
-        if not checkable(is_init):
-            # compiled and mapped code cannot raise: NaN is never taken for a memory
-            unknown = torch.where(first, 0.0, torch.nan).to(self._memory_dtype)
-            return unknown.expand(-1, *self.cell.memory_shape)
-        if not bool(first.all()):
-            missing = [key for key, x in zip(keys, (shares, lean_index), strict=True) if x is None]
-            raise KeyError(
-                f"{int((~first).sum())} of {len(first)} sequences start in mid-episode, but "
-                f"{missing} and {self.memory_key!r}, which hold the memory at their start, are not "
-                "in the data. Collect with a Collector whose environment has the module's primer "
-                "(auto_register_policy_transforms=True). If these are the next observations, which "
-                "SAC and GAE(shifted=False) run as sequences of their own, use GAE(shifted=True), "
-                "or choose state='zero' or state='stored'"
-            )
-        return None
-
-    def _run_parts(
-        self, x: Tensor, memory: Tensor | None, is_init: Tensor, index: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run each part between two flags as a sequence of its own, padded to the longest."""
-        if self.state == "stored" and memory is None:
-            raise KeyError(
-                f"state='stored' needs the memory of every step under {self.memory_key!r}: "
-                "collect with the module's primer (auto_register_policy_transforms=True)"
-            )
-        first, part, step = cut_at_resets(is_init)
-        shape = (len(first), int(step.max()) + 1)
-
-        def split(steps: Tensor) -> Tensor:
-            padded = steps.new_zeros(*shape, *steps.shape[2:])
-            return padded.index_put((part, step), steps.flatten(0, 1))
-
-        start = None if memory is None or self.state == "zero" else memory.flatten(0, 1)[first]
-        padded_index = None if index is None else split(index)
-        y, padded_index = self._run(split(x), start, None, padded_index)
-        y = y[part, step].unflatten(0, x.shape[:2])
-        if padded_index is not None:
-            index = padded_index[part, step].unflatten(0, x.shape[:2])
-        return y, index
-
     def _run(
-        self, x: Tensor, memory: Tensor | None, is_init: Tensor | None, index: Tensor | None
+        self,
+        data: TensorDictBase,
+        x: Tensor,
+        memory: Tensor | None,
+        is_init: Tensor,
+        index: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        burn_in = min(self.burn_in, x.shape[1])
-        if not burn_in:
-            y, _, index = self.cell(x, memory, is_init, index)
-            return y, index
-        runs: list[tuple[Tensor, Tensor | None]] = []
-        for steps, grad in ((slice(burn_in), False), (slice(burn_in, None), True)):
-            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-                y, memory, drawn = self.cell(
-                    x[:, steps],
-                    memory,
-                    None if is_init is None else is_init[:, steps],
-                    None if index is None else index[:, steps],
-                )
-            runs.append((y, drawn))
-        (y_warm, drawn_warm), (y, drawn) = runs
-        if drawn is not None and drawn_warm is not None:
-            index = torch.cat([drawn_warm, drawn], 1)
-        return torch.cat([y_warm, y], 1), index
+        role = data.get(self._role_key, None)
+        if role is None:
+            role = torch.zeros_like(is_init, dtype=torch.uint8)
+        entries = [data.get(key, None) for key in self._lean_keys]
+        lean = entries if entries and all(entry is not None for entry in entries) else None
+        came_next = role >= NEXT
+        if lean is not None:
+            came_next = came_next | came_next_in(lean[1])
+        if self.state != "stored":
+            refuse_next(came_next[:, 0], self.memory_key, self.state)
+        # a pass over what came next is cut where the episodes of its steps began; single ones
+        # that an estimator inserted, with the flag of the step before, are no reset
+        is_next = came_next[:, :1]
+        is_init = torch.where(is_next, is_init | (role == NEXT_OF_FIRST), is_init & ~came_next)
+        index = self._choices_of(index, is_next)
+
+        if lean is not None:
+            start = rebuild_start(*lean, is_init, self.cell.memory_shape)
+            return run_sequence(self.cell, x, start, is_init, index, self.burn_in)
+        self._check_start(role[:, 0] > 0, is_init[:, 0], memory)
+        if self.state == "stored" and memory is not None:
+            return run_parts(self.cell, x, memory, is_init, index, self.burn_in)
+        if self.state == "lean" or not self.burn_in:
+            start = memory[:, 0] if self.state == "lean" and memory is not None else None
+            return run_sequence(self.cell, x, start, is_init, index, self.burn_in)
+        return run_parts(self.cell, x, None, is_init, index, self.burn_in)
+
+    def _check_start(self, marked: Tensor, is_init: Tensor, memory: Tensor | None) -> None:
+        """Refuse sequences `[B]` of which nobody knows how they start."""
+        known = is_init
+        if memory is not None or self.state == "zero":
+            known = known | marked
+        keys = [*self._lean_keys, self._role_key]
+        refuse_unknown_start(~known, self.memory_key, self.state, keys)
+        if memory is not None and self.state != "stored":
+            refuse(
+                ~marked,
+                f"the data hold a memory {self.memory_key!r} per step that no step of this module "
+                f"has written ({self._role_key!r} is missing), and state={self.state!r} does not "
+                "read it: drop it, or make the module with state='stored'",
+            )
+
+    def _choices_of(self, index: Tensor | None, is_next: Tensor) -> Tensor | None:
+        """The choices that act on each observation: on what came next, those of the step after."""
+        if index is None or self.cell.num_choices is None:
+            return index
+        flags = concrete(is_next)
+        if flags is not None and not bool(flags.any()):
+            return index
+        # nothing has acted on the last one yet
+        last = torch.randint(self.cell.num_choices, is_next.shape, device=index.device)
+        return torch.where(is_next, torch.cat([index[:, 1:], last], 1), index)
 
     def _read(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The input and the flags, one per step."""
@@ -400,9 +363,10 @@ class MemoryModule(TensorDictModuleBase):
     def _check_choice(self, index: Tensor | None) -> None:
         num_choices = self.cell.num_choices
         assert num_choices is not None
-        if index is None or not checkable(index) or not index.numel():
+        values = None if index is None else concrete(index)
+        if values is None or not values.numel():
             return
-        low, high = (int(bound) for bound in index.aminmax())
+        low, high = (int(bound) for bound in values.aminmax())
         if low < 0 or high >= num_choices:
             raise IndexError(
                 f"{self.choice_key!r} holds {low if low < 0 else high}, outside of the "
