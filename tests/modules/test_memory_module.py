@@ -606,11 +606,11 @@ def test_a_start_in_mid_episode_has_to_be_known(state: Any) -> None:
     with pytest.raises(KeyError, match=message + r".*torchrl_shm\.unroll\(module, rollouts\)"):
         run(make_memory(state=state), data)
     # also where samples are mapped
+    module = make_memory(state=state, calibration="neural")
+    mapped = torch.vmap(lambda x, flags: module(observation=x, is_init=flags))
+    x, flags = data["observation"].unsqueeze(1), data["is_init"].unsqueeze(1)
     with set_recurrent_mode(True), pytest.raises(KeyError, match="2 of 3 sequences start in mid"):
-        module = make_memory(state=state, calibration="neural")
-        torch.vmap(lambda x, flags: module(observation=x, is_init=flags))(
-            data["observation"].unsqueeze(1), data["is_init"].unsqueeze(1)
-        )
+        mapped(x, flags)
 
 
 @pytest.mark.slow
@@ -640,9 +640,9 @@ def test_stored_starts_empty_at_resets_without_memories() -> None:
     stored.load_state_dict(module.state_dict())
     expected = run(module, data)["features"]
     assert_close(run(stored, data)["features"], expected, **EXACT)
+    data["memory"] = torch.zeros(3, 9, 4, 4).half()
     with pytest.raises(TypeError, match=r"memory is torch\.float16, expected torch\.float64"):
-        memory = torch.zeros(3, 9, 4, 4).half()
-        run(stored, data.set("memory", memory))
+        run(stored, data)
 
 
 def test_missing_input() -> None:
