@@ -28,6 +28,8 @@ PROMISES = (
     "resets_stop_gradients",
     "past_is_remembered",
     "steps_equal_sequence",
+    "next_drops_values",
+    "next_is_exact",
     "state_is_carried",
 )
 
@@ -66,6 +68,18 @@ class DropsTheStart(Trace):
 class Forgets(Trace):
     def carry(self, memory: Tensor) -> Tensor:
         return 0 * memory.nan_to_num()
+
+
+class LeaksInLongSequences(Trace):
+    """Fine in the 12 steps of a check; what came next makes the sequence longer."""
+
+    def forward(self, x: Tensor, memory: Any = None, is_init: Any = None, *args: Any) -> Any:
+        return super().forward(x, memory, None if x.shape[1] > 12 else is_init, *args)
+
+
+class DiffersInLongSequences(Trace):
+    def read_sequence(self, y: Tensor) -> Tensor:
+        return y * (1.001 if y.shape[1] > 12 else 1)
 
 
 class Draws(Trace):
@@ -154,6 +168,8 @@ def test_a_foreign_cell_passes() -> None:
         (MemoryModule, Forgets, "past_is_remembered", "the state is dropped between steps"),
         (StepForgets, Trace, "steps_equal_sequence", "differ by up to .* in sequence 0 at step 1"),
         (MemoryModule, Differs, "steps_equal_sequence", "of recurrent mode and step mode differ"),
+        (MemoryModule, LeaksInLongSequences, "next_drops_values", "unroll .* after a reset"),
+        (MemoryModule, DiffersInLongSequences, "next_is_exact", "of sequences that end with them"),
         (MemoryModule, DropsTheStart, "state_is_carried", "state used.* in sequence 0 at step 3"),
         (MemoryModule, Draws, "calls_repeat", "is every random choice recorded"),
         (MemoryModule, DrawsAgain, "calls_repeat", "is every random choice recorded"),
