@@ -106,7 +106,7 @@ def test_keys() -> None:
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        MemoryModule(SHM(SIZE, 3, 4), **options)
+        MemoryModule(SHM(SIZE, 3, memory_size=4), **options)
 
 
 def test_what_is_no_cell() -> None:
@@ -117,7 +117,7 @@ def test_what_is_no_cell() -> None:
 
 def test_a_cell_or_its_sizes() -> None:
     keys: dict[str, Any] = {"in_key": "x", "out_key": "y"}
-    cell = SHM(SIZE, 3, 4)
+    cell = SHM(SIZE, 3, memory_size=4)
     assert SHMModule(cell=cell, **keys).cell is cell
     options = {"input_size": SIZE, "clamp": 100.0, "memory_size": 5, "backend": "chunked"}
     for name, value in options.items():
@@ -224,7 +224,7 @@ def test_nested_keys_through_a_collector(keys: Any) -> None:
 def test_two_memories_in_one_model() -> None:
     first = make_memory(3, in_keys=["observation", "a"], out_key="hidden", num_theta=5)
     second = MemoryModule(
-        SHM(6, 6, 7, num_theta=11, dtype=DTYPE),
+        SHM(6, 6, memory_size=7, num_theta=11, dtype=DTYPE),
         in_keys=["hidden", "b"],
         out_key="features",
         burn_in=2,

@@ -28,7 +28,7 @@ every_calibration = pytest.mark.parametrize("calibration", CALIBRATIONS)
 
 def make(calibration: Calibration = "random", **options: Any) -> Any:
     options = {"num_theta": 7, "dtype": torch.float64} | options
-    return SHM(5, 3, 6, calibration=calibration, **options)
+    return SHM(5, 3, memory_size=6, calibration=calibration, **options)
 
 
 def make_inputs(batch: int = 2, steps: int = 11, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,8 +120,8 @@ def test_released_sizes_dtype_and_options_are_kept() -> None:
 @pytest.mark.parametrize("options", [{"backend": "numba"}, {"fast_gate": True}], ids=str)
 def test_fast_backends_in_the_cell(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    plain = SHM(5, 5, 6, backend="reference")
-    fast = SHM(5, 5, 6, **options)
+    plain = SHM(5, 5, memory_size=6, backend="reference")
+    fast = SHM(5, 5, memory_size=6, **options)
     fast.load_state_dict(plain.state_dict())
     x = torch.randn(3, 40, 5, requires_grad=True)
     expected, memory, theta_index = plain(x)
@@ -233,7 +233,7 @@ def test_gates(calibration: Calibration) -> None:
 
 
 def test_released_initialization() -> None:
-    cell = SHM(10, 50, 64, num_theta=128)
+    cell = SHM(10, 50, memory_size=64, num_theta=128)
     assert isinstance(cell.theta, nn.Parameter)
     bound = math.sqrt(6 / (128 + 64))
     assert 0.99 * bound < cell.theta.abs().max() <= bound
