@@ -10,7 +10,7 @@ P = ParamSpec("P")
 
 # what follows the two sizes of GRUModule comes first, in its order, since it may go by position
 ADVICE = {
-    "num_layers": "drop it: there is one layer; for more, chain modules with keys of their own",
+    "num_layers": "drop it: one layer; for more, chain modules with keys of their own",
     "bias": "drop it: which of the linear maps have one is fixed",
     "batch_first": "drop it: the batch always comes first",
     "dropout": "drop it: it acts between layers, and there is one",
@@ -50,15 +50,9 @@ def refuse_gru_arguments(
         if names:
             first = [f"{name} ({ADVICE[name]})" for name in names[:_EXPLAINED]]
             refused = ", ".join([*first, *names[_EXPLAINED:]])
-            by_position = (
-                "takes only input_size and output_size by position, memory_size=... by name. It "
-                if extra > 0
-                else ""
-            )
-            raise TypeError(
-                f"{type(self).__name__} {by_position}has, unlike GRUModule and LSTMModule, no "
-                f"{refused}"
-            )
+            by_position = "two sizes by position, memory_size=... by name, and unlike GRUModule "
+            takes = f"{type(self).__name__} takes {by_position if extra > 0 else ''}"
+            raise TypeError(f"{takes}no {refused}")
         init(self, *args, **kwargs)
 
     return checked
