@@ -14,7 +14,8 @@ from torchrl_shm.modules import DNC, NTM
 def make_cell(kind: Any, controller: Any = "lstm", *, scale: float = 1.0, **options: Any) -> Any:
     """A small cell with two read heads; the larger the scale, the more its gates do."""
     options = {"num_reads": 2, "hidden_size": 7, "dtype": torch.float64} | options
-    cell = kind(3, 4, 5, 3, controller=controller, **options)
+    sizes = {"num_cells": 5, "cell_size": 3}
+    cell = kind(3, 4, controller=controller, **sizes, **options)
     with torch.no_grad():
         cell.interface.weight.mul_(scale)
     return cell

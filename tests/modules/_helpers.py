@@ -126,7 +126,7 @@ def make_memory(memory_size: int = 4, **options: Any) -> Any:
         del options["in_key"]
     if "out_keys" in options:
         del options["out_key"]
-    module = SHMModule(SIZE, 6, memory_size, **options)
+    module = SHMModule(SIZE, 6, memory_size=memory_size, **options)
     enlarge_theta(module)
     return module
 

@@ -24,6 +24,8 @@ from torchrl_shm.modules import SHM, BaseCell, check_memory
 PLAIN, THEIRS = ("mlp",), ("gru", "lstm")
 NAMES = [name for name in MEMORIES if name not in PLAIN]
 OURS = [name for name in NAMES if name not in THEIRS]
+# those that begin with a LayerNorm
+NORMED = ("shm", "linear_attention", "fast_weights", "mlstm", "lru", "s6")
 
 
 def build(
@@ -255,6 +257,29 @@ def test_options_are_checked(name: str) -> None:
         if isinstance(parameter.default, str):
             with pytest.raises(ValueError, match=rf"{option}='x' is unknown; choose one of \("):
                 cell(**sizes | {option: "x"})
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_few_features_are_remembered_or_refused(name: str, size: int) -> None:
+    if size < 3 and name.startswith(NORMED):
+        wrong = rf"^input_size={size}: this memory begins with a LayerNorm, which leaves .*Embed"
+        with pytest.raises(ValueError, match=wrong):
+            build(name, sizes=(size, 6))
+        return
+    module = build(name, torch.float32, sizes=(size, 6))
+    # of 64 agents that see the same from the second step on, most can be told apart by the first
+    x = torch.randn(1, 3, size).repeat(64, 1, 1)
+    x[:, 0] = torch.randn(64, size)
+    is_init = torch.zeros(64, 3, 1, dtype=torch.bool)
+    is_init[:, 0] = True
+    data = TensorDict({"observation": x, "is_init": is_init}, [64, 3])
+    if hasattr(module, "cell") and module.cell.num_choices is not None:
+        data["theta_index"] = torch.zeros(64, 3, dtype=torch.int64)
+    with torch.no_grad(), set_recurrent_mode(True):
+        y = module(data)["features"][:, -1]
+    y = (y - y.mean(0)) / (y - y.mean(0)).abs().max()
+    assert len({tuple(row) for row in y.mul(100).round().tolist()}) > 40
 
 
 def test_every_cell_is_in_the_group() -> None:

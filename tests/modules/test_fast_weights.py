@@ -15,7 +15,7 @@ both = pytest.mark.parametrize("rule", ["delta", "additive"])
 
 
 def make(rule: Rule, **options: Any) -> Any:
-    return FastWeights(5, 3, 6, rule=rule, dtype=torch.float64, **options)
+    return FastWeights(5, 3, memory_size=6, rule=rule, dtype=torch.float64, **options)
 
 
 def project(cell: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

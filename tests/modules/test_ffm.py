@@ -18,7 +18,7 @@ CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 
 def make(**options: Any) -> FFM:
     torch.manual_seed(0)
-    return FFM(3, 5, 6, 4, dtype=torch.float64, **options)
+    return FFM(3, 5, memory_size=6, context_size=4, dtype=torch.float64, **options)
 
 
 def wave(*shape: int, start: float) -> Tensor:
@@ -29,7 +29,7 @@ def wave(*shape: int, start: float) -> Tensor:
 def test_equals_the_released_code() -> None:
     # recorded from standalone/ffm of proroklab/ffm at b3f94d2, in float64: without its cast of the
     # state to complex64
-    cell = FFM(2, 2, 2, 3, dtype=torch.float64)
+    cell = FFM(2, 2, memory_size=2, context_size=3, dtype=torch.float64)
     with torch.no_grad():
         for n, parameter in enumerate([*cell.pre.parameters(), *cell.mix.parameters()]):
             parameter.copy_(wave(*parameter.shape, start=10 * n))
@@ -112,7 +112,7 @@ def test_equals_the_equations(steps: int) -> None:
 
 
 def test_initial_decays_and_periods() -> None:
-    cell = FFM(3, 5, 7, 4, dtype=torch.float64)
+    cell = FFM(3, 5, memory_size=7, context_size=4, dtype=torch.float64)
     # what the released code derives from the largest float64, for 1024 steps
     fastest = math.log(torch.finfo(torch.float64).max) / 1024 - 0.02
     slowest = -math.log(0.01) / 1024

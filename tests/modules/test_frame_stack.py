@@ -14,7 +14,7 @@ from torchrl_shm.modules.frame_stack import FrameStack
 
 
 def make(num_frames: int = 4) -> Any:
-    return FrameStack(3, 5, 7, num_frames=num_frames, dtype=torch.float64)
+    return FrameStack(3, 5, hidden_size=7, num_frames=num_frames, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("num_frames", [2, 4, 15])

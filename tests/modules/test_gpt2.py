@@ -22,7 +22,7 @@ WIDTH, HEADS = 8, 2
 
 def make(window: int = 4, num_layers: int = 2, **options: Any) -> Any:
     options = {"num_heads": HEADS, "dtype": torch.float64} | options
-    cell = GPT2(3, 5, WIDTH, window, num_layers=num_layers, **options)
+    cell = GPT2(3, 5, width=WIDTH, window=window, num_layers=num_layers, **options)
     # the first weights are so small that attention hardly looks at anything
     with torch.no_grad():
         for parameter in cell.parameters():

@@ -73,7 +73,7 @@ def test_linear_attention_is_calibrated_by_one(backend: Backend) -> None:
 
 
 def test_mlstm_is_calibrated_by_its_forget_gate() -> None:
-    cell: Any = MLSTM(5, 3, K, num_heads=1, dtype=torch.float64)
+    cell: Any = MLSTM(5, 3, memory_size=K, num_heads=1, dtype=torch.float64)
     x, is_init = randn(B, T, 5), make_resets()
     normed = cell.norm(x)
     q, v, k = cell.query(normed), cell.value(normed), cell.key(normed) / K**0.5

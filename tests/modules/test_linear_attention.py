@@ -15,7 +15,7 @@ both = pytest.mark.parametrize("normalized", [True, False])
 
 
 def make(**options: Any) -> Any:
-    return LinearAttention(5, 3, 6, dtype=torch.float64, **options)
+    return LinearAttention(5, 3, memory_size=6, dtype=torch.float64, **options)
 
 
 def project(cell: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,7 +65,7 @@ def test_shape_of_the_memory(normalized: bool) -> None:
 
 
 def test_features_that_round_to_zero_make_no_nan() -> None:
-    cell: Any = LinearAttention(5, 3, 4)
+    cell: Any = LinearAttention(5, 3, memory_size=4)
     with torch.no_grad():
         for layer in (cell.key, cell.query):
             layer.weight.mul_(60)

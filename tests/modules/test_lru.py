@@ -18,7 +18,7 @@ CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 
 def make(**options: Any) -> LRU:
     torch.manual_seed(0)
-    cell = LRU(3, 5, 6, dtype=torch.float64, **options)
+    cell = LRU(3, 5, memory_size=6, dtype=torch.float64, **options)
     with torch.no_grad():
         for parameter in cell.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -61,7 +61,7 @@ def eigenvalues(cell: LRU) -> tuple[Tensor, Tensor]:
 
 def test_the_ring_is_filled_evenly() -> None:
     torch.manual_seed(0)
-    cell = LRU(3, 5, 4000, r_min=0.6, r_max=0.9, max_phase=1.5, dtype=torch.float64)
+    cell = LRU(3, 5, memory_size=4000, r_min=0.6, r_max=0.9, max_phase=1.5, dtype=torch.float64)
     modulus, phase = eigenvalues(cell)
     assert 0.6 <= modulus.min() < 0.601
     assert 0.899 < modulus.max() <= 0.9
@@ -76,7 +76,7 @@ def test_the_ring_is_filled_evenly() -> None:
 
 def test_the_whole_disk_by_default() -> None:
     torch.manual_seed(0)
-    cell = LRU(3, 5, 4000)
+    cell = LRU(3, 5, memory_size=4000)
     modulus, phase = eigenvalues(cell)
     assert modulus.min() < 0.1
     assert modulus.max() < 1
@@ -94,7 +94,7 @@ def test_it_cannot_explode(shift: float) -> None:
 
 def test_states_are_equally_large_on_white_noise() -> None:
     torch.manual_seed(0)
-    cell = LRU(16, 5, 8, r_min=0.1, r_max=0.95, dtype=torch.float64)
+    cell = LRU(16, 5, memory_size=8, r_min=0.1, r_max=0.95, dtype=torch.float64)
     with torch.no_grad():
         # the same rows for all, to compare the recurrences only
         cell.write.weight.copy_(cell.write.weight[:2].repeat(8, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from inspect import Parameter, signature
 from typing import Any, cast
 
 import pytest
@@ -16,7 +17,13 @@ from torch.testing import assert_close
 from torchrl.collectors import Collector
 from torchrl.data import Composite
 from torchrl.envs import Compose, InitTracker, TensorDictPrimer, TransformedEnv
-from torchrl.modules import ValueOperator, canonicalize_rnn_subset, set_recurrent_mode
+from torchrl.modules import (
+    GRUModule,
+    LSTMModule,
+    ValueOperator,
+    canonicalize_rnn_subset,
+    set_recurrent_mode,
+)
 from torchrl.modules.utils import get_env_transforms_from_module, get_primers_from_module
 from torchrl.objectives.value import GAE
 
@@ -38,6 +45,7 @@ from tests.modules._helpers import (
     step_through,
 )
 from torchrl_shm.modules import SHM, MemoryCell, MemoryModule, MemoryPrimer, SHMModule
+from torchrl_shm.modules._gru_arguments import ADVICE
 
 ACTED = torch.ones(3, 9, dtype=torch.uint8)
 OBSERVED, KEPT = ("agent", "observation"), ("agent", "memory")
@@ -111,7 +119,7 @@ def test_keys() -> None:
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        MemoryModule(SHM(SIZE, 3, 4), **options)
+        MemoryModule(SHM(SIZE, 3, memory_size=4), **options)
 
 
 def test_what_is_no_cell() -> None:
@@ -122,14 +130,77 @@ def test_what_is_no_cell() -> None:
 
 def test_a_cell_or_its_sizes() -> None:
     keys: dict[str, Any] = {"in_key": "x", "out_key": "y"}
-    cell = SHM(SIZE, 3, 4)
+    cell = SHM(SIZE, 3, memory_size=4)
     assert SHMModule(cell=cell, **keys).cell is cell
-    options = {"input_size": SIZE, "clamp": 100.0, "memory_size": 5, "backend": "chunked"}
+    options = {"input_size": SIZE, "clamp": 100.0, "memory_size": 5, "norm": False}
     for name, value in options.items():
         with pytest.raises(ValueError, match=f"{name}.* would be ignored"):
             SHMModule(cell=cell, **{name: value}, **keys)
     with pytest.raises(ValueError, match=r"pass input_size and output_size, or cell=SHM"):
         SHMModule(SIZE, **keys)
+
+
+def test_the_signature_is_that_of_the_constructor() -> None:
+    parameters = signature(SHMModule).parameters
+    ours = {name for name in signature(SHM).parameters if name not in ("input_size", "output_size")}
+    assert list(parameters)[:2] == ["input_size", "output_size"]
+    assert all(parameters[name] == signature(SHM).parameters[name] for name in ours)
+    kinds = [parameter.kind for parameter in parameters.values()]
+    assert set(kinds[2:]) == {Parameter.KEYWORD_ONLY}
+
+
+def test_every_argument_of_theirs_is_ours_or_refused() -> None:
+    theirs = list(signature(GRUModule).parameters)
+    by_position = theirs[2 : theirs.index("in_key")]
+    assert list(ADVICE)[: len(by_position)] == by_position
+    theirs += list(signature(LSTMModule).parameters)
+    assert set(theirs) - set(signature(SHMModule).parameters) == ADVICE.keys()
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_arguments_of_gru_module_are_refused(name: str) -> None:
+    keys: dict[str, Any] = {"in_key": "x", "out_key": "y", name: 1}
+    message = f"SHMModule takes no {name} ({ADVICE[name]})"
+    for sizes in ((SIZE, 3), ()):
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            SHMModule(*sizes, **keys)
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        SHMModule(cell=SHM(SIZE, 3), **keys)
+
+
+def test_arguments_of_gru_module_are_refused_together() -> None:
+    keys: dict[str, Any] = {"in_key": "x", "out_key": "y"}
+    cases: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
+        (
+            (SIZE, 3, 1),
+            {},
+            "SHMModule takes two sizes by position, memory_size=... by name, and unlike GRUModule "
+            "no num_layers (drop it: one layer; for more, chain modules with keys of their own)",
+        ),
+        (
+            (SIZE, 3, 1, True),
+            {"batch_first": True, "dropout": 0.0},
+            "no num_layers (drop it: one layer; for more, chain modules with keys of their own), "
+            "bias (drop it: which of the linear maps have one is fixed), batch_first (drop it: the "
+            "batch always comes first), dropout",
+        ),
+        (
+            (),
+            {"input_size": SIZE, "hidden_size": 3, "batch_first": True},
+            "SHMModule takes no hidden_size (write output_size for the output, memory_size for the "
+            "side of the memory), batch_first (drop it: the batch always comes first)",
+        ),
+    ]
+    for sizes, options, message in cases:
+        with pytest.raises(TypeError, match=f"{re.escape(message)}$") as error:
+            SHMModule(*sizes, **options, **keys)
+        # three lines
+        assert len(str(error.value)) <= 300
+    unknown: Any = {"hidden": 3}
+    with pytest.raises(
+        TypeError, match=r"__init__\(\) got an unexpected keyword argument 'hidden'$"
+    ):
+        SHMModule(SIZE, 3, **unknown, **keys)
 
 
 def test_a_foreign_cell_is_served() -> None:
@@ -229,7 +300,7 @@ def test_nested_keys_through_a_collector(keys: Any) -> None:
 def test_two_memories_in_one_model() -> None:
     first = make_memory(3, in_keys=["observation", "a"], out_key="hidden", num_theta=5)
     second = MemoryModule(
-        SHM(6, 6, 7, num_theta=11, dtype=DTYPE),
+        SHM(6, 6, memory_size=7, num_theta=11, dtype=DTYPE),
         in_keys=["hidden", "b"],
         out_key="features",
         burn_in=2,

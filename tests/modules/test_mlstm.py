@@ -18,7 +18,8 @@ both = pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 
 
 def make(forget_gate: ForgetGate = "sigmoid", input_bias: float = 0.0) -> Any:
-    cell = MLSTM(5, 3, SIZE, HEADS, forget_gate=forget_gate, dtype=torch.float64)
+    sizes = {"memory_size": SIZE, "num_heads": HEADS}
+    cell = MLSTM(5, 3, **sizes, forget_gate=forget_gate, dtype=torch.float64)
     with torch.no_grad():
         # at first, gates do not depend on the input
         cell.input.weight.normal_(std=0.5)
@@ -124,12 +125,12 @@ def test_gates_that_overflow(forget_gate: ForgetGate) -> None:
 
 
 def test_it_remembers_from_the_start() -> None:
-    cell = MLSTM(5, 3, 4, num_heads=4)
+    cell = MLSTM(5, 3, memory_size=4, num_heads=4)
     assert_close(cell.forget.bias.detach(), torch.tensor([3.0, 4.0, 5.0, 6.0]))
     assert cell.input.bias.abs().max() < 0.5
     assert not cell.forget.weight.any()
     assert not cell.input.weight.any()
-    assert not MLSTM(5, 3, 4, forget_gate="exp").forget.bias.any()
+    assert not MLSTM(5, 3, memory_size=4, forget_gate="exp").forget.bias.any()
 
 
 def test_shape_of_the_memory() -> None:

@@ -128,7 +128,7 @@ def test_ratio_and_values_in_double_precision(make: Callable[[], Agent]) -> None
 
 @pytest.mark.parametrize("state", ["lean", "stored"])
 def test_ratio_in_single_precision_with_fresh_parameters(state: Any) -> None:
-    memory = SHMModule(2, 6, state=state, in_key="observation", out_key="features")
+    memory = SHMModule(2, 6, norm=False, state=state, in_key="observation", out_key="features")
     agent = shared(memory, torch.float32)
 
     def check(collected: Any, batch: Any) -> None:

@@ -19,7 +19,7 @@ CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 def make(memory_size: int = 4, **options: Any) -> S6:
     torch.manual_seed(0)
     options = {"inner_size": 6, "dt_rank": 2, "dtype": torch.float64} | options
-    cell = S6(3, 5, memory_size, **options)
+    cell = S6(3, 5, memory_size=memory_size, **options)
     with torch.no_grad():
         for parameter in cell.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -68,7 +68,7 @@ def test_equals_the_equations(steps: int, kernel_size: int) -> None:
 
 def test_initialization() -> None:
     torch.manual_seed(0)
-    cell = S6(3, 5, 7, inner_size=2000, dt_min=0.01, dt_max=0.2, dtype=torch.float64)
+    cell = S6(3, 5, memory_size=7, inner_size=2000, dt_min=0.01, dt_max=0.2, dtype=torch.float64)
     logarithms = torch.arange(1, 8, dtype=torch.float64).log()
     assert_close(cell.A_log.detach(), logarithms.expand(2000, 7), **CLOSE)
     steps = torch.nn.functional.softplus(cell.dt_proj.bias.detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.modules._helpers import EXACT, run_steps
-from torchrl_shm.modules import SHM, Calibration
+from torchrl_shm.modules import SHM, Calibration, SHMModule
 from torchrl_shm.ops import Backend
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -28,7 +29,7 @@ every_calibration = pytest.mark.parametrize("calibration", CALIBRATIONS)
 
 def make(calibration: Calibration = "random", **options: Any) -> Any:
     options = {"num_theta": 7, "dtype": torch.float64} | options
-    return SHM(5, 3, 6, calibration=calibration, **options)
+    return SHM(5, 3, memory_size=6, calibration=calibration, **options)
 
 
 def make_inputs(batch: int = 2, steps: int = 11, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,8 +121,8 @@ def test_released_sizes_dtype_and_options_are_kept() -> None:
 @pytest.mark.parametrize("options", [{"backend": "numba"}, {"fast_gate": True}], ids=str)
 def test_fast_backends_in_the_cell(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    plain = SHM(5, 5, 6, backend="reference")
-    fast = SHM(5, 5, 6, **options)
+    plain = SHM(5, 5, memory_size=6, backend="reference")
+    fast = SHM(5, 5, memory_size=6, **options)
     fast.load_state_dict(plain.state_dict())
     x = torch.randn(3, 40, 5, requires_grad=True)
     expected, memory, theta_index = plain(x)
@@ -135,6 +136,10 @@ def test_fast_backends_in_the_cell(options: dict[str, Any]) -> None:
 
 def test_other_parameters_are_refused() -> None:
     _, parameters = load("standalone")
+    # what reads one or two features and normalizes them remembers nothing, whoever trained it
+    few = {key: p[..., :2] if p.shape[-1] == 10 else p for key, p in parameters.items()}
+    with pytest.raises(ValueError, match=r"input_size=2: this memory begins with a LayerNorm"):
+        SHM.from_reference(few)
     unknown: Any = "neural"
     with pytest.raises(ValueError, match=r"'neural' has no released parameters; use 'random'"):
         SHM.from_reference(parameters, calibration=unknown)
@@ -229,11 +234,56 @@ def test_gates(calibration: Calibration) -> None:
         assert not torch.allclose(gate(cell, x, (index + 1) % 7), gates, atol=1e-3)
 
 
+# few features
+
+
+def spread(cell: SHM, size: int) -> int:
+    """How many of 64 random inputs lead to memories that can be told apart."""
+    _, memory, _ = cell.step(torch.randn(64, size), theta_index=torch.zeros(64).long())
+    scaled = memory.detach().flatten(1) / memory.detach().abs().max().clamp(min=1e-9)
+    return len({tuple(row) for row in scaled.mul(100).round().tolist()})
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_few_features_without_the_norm(size: int) -> None:
+    torch.manual_seed(0)
+    cell = SHM(size, 4, memory_size=8, norm=False)
+    assert not {"norm.weight", "norm.bias"} & cell.state_dict().keys()
+    assert spread(cell, size) > 50
+    # what is refused is of no use
+    cell.norm = nn.LayerNorm(size)
+    assert spread(cell, size) <= {1: 1, 2: 20}[size]
+
+
+@every_calibration
+def test_without_the_norm_inputs_are_read_as_they_are(calibration: Calibration) -> None:
+    torch.manual_seed(0)
+    normed = make(calibration)
+    plain = make(calibration, norm=False)
+    state = normed.state_dict()
+    plain.load_state_dict({key: state[key] for key in state if not key.startswith("norm.")})
+    x, memory, is_init = make_inputs()
+    y, final, index = plain(x, memory, is_init)
+    assert_close((y, final), run_steps(plain, x, memory, is_init, index), **EXACT)
+    x_hat = nn.functional.layer_norm(x, (5,))
+    expected = normed(x, memory, is_init, index)
+    assert_close(plain(x_hat, memory, is_init, index)[:2], expected[:2], **EXACT)
+    assert not torch.allclose(y, expected[0])
+
+
+def test_autocast_without_the_norm_rounds_no_more_than_the_maps() -> None:
+    cell = make(norm=False, dtype=torch.float32)
+    x, memory, _ = make_inputs(dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, final, index = cell(x, memory.float())
+        assert_close((y, final), cell(x.float(), memory.float(), None, index)[:2], rtol=0, atol=0)
+
+
 # parameters
 
 
 def test_released_initialization() -> None:
-    cell = SHM(10, 50, 64, num_theta=128)
+    cell = SHM(10, 50, memory_size=64, num_theta=128)
     assert isinstance(cell.theta, nn.Parameter)
     bound = math.sqrt(6 / (128 + 64))
     assert 0.99 * bound < cell.theta.abs().max() <= bound
@@ -311,6 +361,29 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     sizes: dict[str, Any] = {"input_size": 5, "output_size": 3}
     with pytest.raises(ValueError, match=re.escape(message)):
         SHM(**sizes | options)
+
+
+@pytest.mark.parametrize(
+    ("size", "left"), [(1, "nothing of one feature"), (2, "only a sign of two features")]
+)
+def test_few_features_are_refused(size: int, left: str) -> None:
+    message = (
+        f"input_size={size}: this memory begins with a LayerNorm, which leaves {left}. Embed "
+        f"first, e.g. with torch.nn.Sequential(torch.nn.Linear({size}, 32), torch.nn.Tanh()), or "
+        "pass norm=False"
+    )
+    for make_memory in (SHM, partial(SHMModule, in_key="x", out_key="y")):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            make_memory(size, 4)
+        with pytest.raises(ValueError, match="input_size must be at least 1"):
+            make_memory(0, 4)
+        make_memory(size, 4, norm=False)
+
+
+def test_only_two_sizes_go_by_position() -> None:
+    too_many: Any = (5, 3, 6)
+    with pytest.raises(TypeError, match=r"takes 3 positional arguments but 4 were given"):
+        SHM(*too_many)
 
 
 def test_theta_index_is_checked() -> None:

@@ -187,11 +187,12 @@ def test_unknown_key_lists_the_others() -> None:
     ("options", "message"),
     [
         ({"embedding_size": 0}, r"network\.embedding_size must be at least 1"),
+        ({"embedding_size": 2}, r"network\.embedding_size=2 is too small for this memory: input_s"),
         ({"hidden_sizes": (8, 0)}, r"network\.hidden_sizes must be at least 1"),
         ({"init_scale": 0.0}, r"network\.init_scale=0\.0 must be positive"),
     ],
 )
-def test_sizes_are_positive(options: Any, message: str) -> None:
+def test_sizes_that_do_not_fit(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_actor_critic(WindEnv(2), SHMModule, **options)
 

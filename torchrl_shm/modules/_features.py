@@ -1,12 +1,38 @@
-"""What matrix memories share: features of keys and queries, and how they are read."""
+"""What memories share: norms of inputs, features of keys and queries, and how they are read."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # keeps the sum from zero, of a ReLU that silences every unit for example
 _EPS = 1e-5
+
+
+def input_norm(input_size: int, advice: str = "", **factory: Any) -> nn.LayerNorm:
+    """Make the LayerNorm with which a memory begins, where it leaves something to remember.
+
+    Args:
+        input_size: number of features.
+        advice: what else can be done about too few, appended to the message.
+        **factory: device and dtype of the parameters.
+
+    Returns:
+        The norm over `input_size` features.
+
+    Raises:
+        ValueError: of one feature nothing would be left, of two only which is the larger.
+    """
+    left = {1: "nothing of one feature", 2: "only a sign of two features"}.get(input_size)
+    if left is not None:
+        raise ValueError(
+            f"input_size={input_size}: this memory begins with a LayerNorm, which leaves {left}. "
+            f"Embed first, e.g. with torch.nn.Sequential(torch.nn.Linear({input_size}, 32), "
+            f"torch.nn.Tanh()){advice}"
+        )
+    return nn.LayerNorm(input_size, **factory)
 
 
 def elu_plus_one(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_shm.checks import check_option
-from torchrl_shm.modules._features import elu_plus_one, read_matrix, sum_to_one
+from torchrl_shm.modules._features import elu_plus_one, input_norm, read_matrix, sum_to_one
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import delta_scan, gated_scan
 
@@ -38,7 +38,8 @@ class FastWeights(BaseCell):
     The memory holds `M`: `[memory_size, memory_size]`, value axis first.
 
     Args:
-        input_size: number of input features, `D`.
+        input_size: number of input features, `D`, at least 3: of fewer the LayerNorm leaves a sign
+            or nothing.
         output_size: number of output features.
         memory_size: side `H` of the memory.
         rule: `"delta"` or `"additive"`, see above. Only the delta rule has a `beta`.
@@ -46,7 +47,7 @@ class FastWeights(BaseCell):
         dtype: dtype of the parameters and of the memory.
 
     Raises:
-        ValueError: a size is not positive, or `rule` is unknown.
+        ValueError: a size is not positive, `input_size` is below 3, or `rule` is unknown.
 
     Examples:
         >>> import torch
@@ -61,8 +62,8 @@ class FastWeights(BaseCell):
         self,
         input_size: int,
         output_size: int,
-        memory_size: int = 32,
         *,
+        memory_size: int = 32,
         rule: Rule = "delta",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -73,7 +74,7 @@ class FastWeights(BaseCell):
         self.memory_size = memory_size
         self.rule: Rule = rule
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(input_size, **factory)
+        self.norm = input_norm(input_size, **factory)
         self.key = nn.Linear(input_size, memory_size, bias=False, **factory)
         self.query = nn.Linear(input_size, memory_size, bias=False, **factory)
         self.value = nn.Linear(input_size, memory_size, bias=False, **factory)

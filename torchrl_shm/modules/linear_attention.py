@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_shm.modules._features import elu_plus_one, read_matrix
+from torchrl_shm.modules._features import elu_plus_one, input_norm, read_matrix
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
 
@@ -36,7 +36,8 @@ class LinearAttention(BaseCell):
     `[memory_size + 1, memory_size]`, value axis first.
 
     Args:
-        input_size: number of input features, `D`.
+        input_size: number of input features, `D`, at least 3: of fewer the LayerNorm leaves a sign
+            or nothing.
         output_size: number of output features.
         memory_size: side `H` of the memory, the number of features of keys, queries and values.
         normalized: divide by `z_t · q_t`. If false, `y_t = M_t q_t`, there is no `z`, and outputs
@@ -45,7 +46,7 @@ class LinearAttention(BaseCell):
         dtype: dtype of the parameters and of the memory.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, or `input_size` is below 3.
 
     Examples:
         >>> import torch
@@ -60,8 +61,8 @@ class LinearAttention(BaseCell):
         self,
         input_size: int,
         output_size: int,
-        memory_size: int = 32,
         *,
+        memory_size: int = 32,
         normalized: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -71,7 +72,7 @@ class LinearAttention(BaseCell):
         self.memory_size = memory_size
         self.normalized = normalized
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(input_size, **factory)
+        self.norm = input_norm(input_size, **factory)
         self.key = nn.Linear(input_size, memory_size, bias=False, **factory)
         self.query = nn.Linear(input_size, memory_size, bias=False, **factory)
         self.value = nn.Linear(input_size, memory_size, bias=False, **factory)

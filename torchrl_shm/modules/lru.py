@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_shm.modules._features import input_norm
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import linear_scan
 
@@ -37,7 +38,8 @@ class LRU(BaseCell):
     figure 1.
 
     Args:
-        input_size: number of input features, `D`, also the width of the block.
+        input_size: number of input features, `D`, at least 3: of fewer the LayerNorm leaves a sign
+            or nothing. Also the width of the block.
         output_size: number of output features.
         memory_size: number of complex elements of the state, `N`.
         r_min: inner radius of the ring at initialization.
@@ -49,7 +51,8 @@ class LRU(BaseCell):
     The memory has shape `(N, 2)`: real and imaginary part of `s` stand last.
 
     Raises:
-        ValueError: a size is not positive, or radii and phase do not describe a ring.
+        ValueError: a size is not positive, `input_size` is below 3, or radii and phase do not
+            describe a ring.
 
     Examples:
         >>> import torch
@@ -64,8 +67,8 @@ class LRU(BaseCell):
         self,
         input_size: int,
         output_size: int,
-        memory_size: int = 128,
         *,
+        memory_size: int = 128,
         r_min: float = 0.0,
         r_max: float = 1.0,
         max_phase: float = 2 * math.pi,
@@ -83,7 +86,7 @@ class LRU(BaseCell):
         self.max_phase = max_phase
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(input_size, **factory)
+        self.norm = input_norm(input_size, **factory)
         self.nu_log = nn.Parameter(torch.empty(memory_size, **factory))
         self.theta_log = nn.Parameter(torch.empty(memory_size, **factory))
         self.gamma_log = nn.Parameter(torch.empty(memory_size, **factory))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.checks import check_option
-from torchrl_shm.modules._features import read_matrix
+from torchrl_shm.modules._features import input_norm, read_matrix
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import gated_scan
 
@@ -45,7 +45,8 @@ class MLSTM(BaseCell):
     `[num_heads, (memory_size + 1) * memory_size + 1]`.
 
     Args:
-        input_size: number of input features, `D`.
+        input_size: number of input features, `D`, at least 3: of fewer the LayerNorm leaves a sign
+            or nothing.
         output_size: number of output features.
         memory_size: side `H` of the matrix of each head.
         num_heads: number of matrices, each with gates, keys, queries and values of its own.
@@ -56,7 +57,7 @@ class MLSTM(BaseCell):
         dtype: dtype of the parameters and of the memory.
 
     Raises:
-        ValueError: a size is not positive, or `forget_gate` is unknown.
+        ValueError: a size is not positive, `input_size` is below 3, or `forget_gate` is unknown.
 
     Examples:
         >>> import torch
@@ -71,9 +72,9 @@ class MLSTM(BaseCell):
         self,
         input_size: int,
         output_size: int,
+        *,
         memory_size: int = 16,
         num_heads: int = 4,
-        *,
         forget_gate: ForgetGate = "sigmoid",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -88,7 +89,7 @@ class MLSTM(BaseCell):
         self.forget_gate: ForgetGate = forget_gate
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         width = num_heads * memory_size
-        self.norm = nn.LayerNorm(input_size, **factory)
+        self.norm = input_norm(input_size, **factory)
         self.query = nn.Linear(input_size, width, **factory)
         self.key = nn.Linear(input_size, width, **factory)
         self.value = nn.Linear(input_size, width, **factory)

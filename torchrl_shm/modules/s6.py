@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_shm.modules._features import input_norm
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import causal_windows, linear_scan
 
@@ -36,7 +37,8 @@ class S6(BaseCell):
     takes neither an initial state nor resets, and its final state has no gradient.
 
     Args:
-        input_size: number of input features, `D`, also the width of the block.
+        input_size: number of input features, `D`, at least 3: of fewer the LayerNorm leaves a sign
+            or nothing. Also the width of the block.
         output_size: number of output features.
         memory_size: elements of state per channel, `N`.
         inner_size: number of channels, `E`. Mamba has `2 * D`; a sequence takes memory for
@@ -52,7 +54,8 @@ class S6(BaseCell):
     of the convolution, oldest first.
 
     Raises:
-        ValueError: a size is not positive, or the step sizes are out of order.
+        ValueError: a size is not positive, `input_size` is below 3, or the step sizes are out of
+            order.
 
     Examples:
         >>> import torch
@@ -67,8 +70,8 @@ class S6(BaseCell):
         self,
         input_size: int,
         output_size: int,
-        memory_size: int = 16,
         *,
+        memory_size: int = 16,
         inner_size: int = 64,
         kernel_size: int = 4,
         dt_rank: int = 4,
@@ -96,7 +99,7 @@ class S6(BaseCell):
         self.dt_max = dt_max
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(input_size, **factory)
+        self.norm = input_norm(input_size, **factory)
         self.in_proj = nn.Linear(input_size, 2 * inner_size, bias=False, **factory)
         self.conv_weight = nn.Parameter(torch.empty(inner_size, kernel_size, **factory))
         self.conv_bias = nn.Parameter(torch.empty(inner_size, **factory))

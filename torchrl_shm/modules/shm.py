@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.checks import check_count, check_option
-from torchrl_shm.modules._features import sum_to_one
+from torchrl_shm.modules._features import input_norm, sum_to_one
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
@@ -35,7 +35,7 @@ class SHM(nn.Module):
     clamp 100).
 
     Args:
-        input_size: number of input features, `D`.
+        input_size: number of input features, `D`; at least 3 with `norm`.
         output_size: number of output features.
         memory_size: side `H` of the memory, `H * H` floats of state per agent.
         num_theta: rows `L` of the table from which `theta_t` is drawn.
@@ -47,6 +47,8 @@ class SHM(nn.Module):
             `"constant"`: a learned C that does not depend on the input;
             `"noise"`: a random row of a table that is not learned; independent of the input.
         shortcut: add a linear map of the input to what is read.
+        norm: begin with the LayerNorm. Of one raw feature it leaves nothing and of two a sign, so
+            embed few features first, or leave it out with `False`: then `x̂ = x`.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -54,7 +56,8 @@ class SHM(nn.Module):
         dtype: dtype of the parameters. The memory is float64 for float64, else float32.
 
     Raises:
-        ValueError: a size is not positive, or an option is unknown.
+        ValueError: a size is not positive, an option is unknown, or `input_size` is below 3 with
+            `norm`.
 
     Examples:
         >>> import torch
@@ -71,11 +74,12 @@ class SHM(nn.Module):
         self,
         input_size: int,
         output_size: int,
-        memory_size: int = 24,
         *,
+        memory_size: int = 24,
         num_theta: int = 128,
         calibration: Calibration = "random",
         shortcut: bool = True,
+        norm: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
         fast_gate: bool = False,
@@ -105,7 +109,7 @@ class SHM(nn.Module):
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         width = memory_size
-        self.norm = nn.LayerNorm(input_size, **factory)
+        self.norm = input_norm(input_size, ", or pass norm=False", **factory) if norm else None
         self.key = nn.Linear(input_size, width, bias=False, **factory)
         self.query = nn.Linear(input_size, width, bias=False, **factory)
         self.value = nn.Linear(input_size, width, bias=False, **factory)
@@ -242,7 +246,8 @@ class SHM(nn.Module):
 
         Raises:
             KeyError: names are missing or unknown.
-            ValueError: `calibration` is neither "random" nor "fixed".
+            ValueError: `calibration` is neither "random" nor "fixed", or the module has fewer than
+                three input features, of which its LayerNorm leaves a sign or nothing.
 
         Examples:
             >>> from torchrl_shm import SHM
@@ -273,7 +278,7 @@ class SHM(nn.Module):
         cell = cls(
             input_size,
             ours["out.weight"].shape[0],
-            memory_size,
+            memory_size=memory_size,
             num_theta=ours["theta"].shape[0],
             calibration=calibration,
             shortcut="shortcut.weight" in ours,
@@ -312,7 +317,8 @@ class SHM(nn.Module):
             raise ValueError(
                 f"x has {x.shape[-1]} features, this cell reads input_size={self.input_size}"
             )
-        normed = self.norm(x)
+        # without a norm too, what follows is computed in the dtype of the parameters under autocast
+        normed = x.to(self.key.weight.dtype) if self.norm is None else self.norm(x)
         k = sum_to_one(torch.relu(self.key(normed)))
         q = sum_to_one(torch.relu(self.query(normed)))
         v = torch.sigmoid(self.eta(normed)) * self.value(normed)

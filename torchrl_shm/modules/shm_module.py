@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey
 
+from torchrl_shm.modules._gru_arguments import refuse_gru_arguments
 from torchrl_shm.modules.lean import State
 from torchrl_shm.modules.memory_module import MemoryModule
 from torchrl_shm.modules.shm import SHM, Calibration
@@ -20,7 +21,8 @@ class SHMModule(MemoryModule):
     One step at a time in collectors, a whole sequence at once in losses and under
     `torchrl.modules.set_recurrent_mode(True)`. The rows of theta that acted are written to
     `theta_index` and used again in recurrent mode, so that log-probabilities of a first PPO epoch
-    equal those of collection. Keys and `state` are those of every `MemoryModule`.
+    equal those of collection. Keys and `state` are those of every `MemoryModule`. Arguments that
+    only `GRUModule` and `LSTMModule` have are refused with what to write instead.
 
     Args:
         input_size: number of input features.
@@ -29,6 +31,7 @@ class SHMModule(MemoryModule):
         num_theta: rows of the calibration table.
         calibration: see `SHM`.
         shortcut: see `SHM`.
+        norm: see `SHM`; `False` for one or two raw features.
         clamp: see `SHM`.
         backend: see `torchrl_shm.ops.shm_scan`.
         fast_gate: see `SHM`.
@@ -50,7 +53,7 @@ class SHMModule(MemoryModule):
 
     Raises:
         ValueError: a size, an option or a combination of keys does not fit.
-        TypeError: `cell` is not a memory cell.
+        TypeError: `cell` is not a memory cell, or an argument is one of `GRUModule` alone.
 
     Examples:
         >>> import torch
@@ -67,15 +70,17 @@ class SHMModule(MemoryModule):
         torch.Size([2, 10, 3])
     """
 
+    @refuse_gru_arguments
     def __init__(
         self,
         input_size: int | None = None,
         output_size: int | None = None,
-        memory_size: int = 24,
         *,
+        memory_size: int = 24,
         num_theta: int = 128,
         calibration: Calibration = "random",
         shortcut: bool = True,
+        norm: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
         fast_gate: bool = False,
@@ -98,6 +103,7 @@ class SHMModule(MemoryModule):
             "num_theta": num_theta,
             "calibration": calibration,
             "shortcut": shortcut,
+            "norm": norm,
             "clamp": clamp,
             "backend": backend,
             "fast_gate": fast_gate,

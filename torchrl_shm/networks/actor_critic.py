@@ -73,7 +73,7 @@ def make_actor_critic(
     Raises:
         KeyError: a policy key is not an observation of the environment.
         TypeError: actions of this kind are not supported.
-        ValueError: a size or `init_scale` is not positive.
+        ValueError: a size or `init_scale` is not positive, or the memory refuses so few features.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -98,14 +98,22 @@ def make_actor_critic(
         embed: Any = TensorDictModule(
             Encoder(shapes, embedding_size, device), list(keys), [f"{prefix}embedding"]
         )
-        module: Any = memory(
-            input_size=embedding_size,
-            output_size=embedding_size,
-            in_key=f"{prefix}embedding",
-            out_key=f"{prefix}features",
-            device=device,
-            **options,
-        )
+        try:
+            module: Any = memory(
+                input_size=embedding_size,
+                output_size=embedding_size,
+                in_key=f"{prefix}embedding",
+                out_key=f"{prefix}features",
+                device=device,
+                **options,
+            )
+        except ValueError as error:
+            # what a memory calls input_size is an option of the network here
+            if f"input_size={embedding_size}" not in str(error):
+                raise
+            raise ValueError(
+                f"network.embedding_size={embedding_size} is too small for this memory: {error}"
+            ) from error
         return Sequential(embed, module)
 
     def value_head(prefix: str) -> ValueOperator:
