@@ -74,7 +74,7 @@ def test_keys() -> None:
     assert module.in_keys == ["observation", "m", "is_init", "m_theta_index"]
     assert module.out_keys == ["features", ("next", "m"), "m_theta_index"]
     module = make_memory(in_keys=[OBSERVED, KEPT], out_key=("agent", "features"))
-    others = [("agent", f"memory_{name}") for name in ("theta_index", "lean", "lean_index")]
+    others = [("agent", name) for name in ("theta_index", "memory_lean", "memory_lean_index")]
     assert module.in_keys == [OBSERVED, KEPT, "is_init", *others]
     assert module.out_keys == [("agent", "features"), ("next", *KEPT), others[0]]
 
