@@ -8,15 +8,16 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
+from torch.testing import assert_close
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
-from torchrl.modules import IndependentNormal, ProbabilisticActor
+from torchrl.modules import IndependentNormal, ProbabilisticActor, set_recurrent_mode
 
-from tests.modules._helpers import DTYPE, SIZE, Head, join, make_memory
+from tests.modules._helpers import DTYPE, EXACT, SIZE, Head, join, make_memory, replay
 
 AGENTS = 2
 OBSERVED, MEMORY, FEATURES = (("agents", leaf) for leaf in ("observation", "memory", "features"))
-ACTION = ("agents", "action")
+ACTION, FLAGS = ("agents", "action"), ("agents", "is_init")
 
 
 class AgentsEnv(EnvBase):
@@ -40,20 +41,20 @@ class AgentsEnv(EnvBase):
         self.dtype = dtype
         agents = torch.Size((*batch, AGENTS))
 
-        def in_branch(**specs: Any) -> Any:
-            return Composite(agents=Composite(specs, shape=agents), shape=batch)
+        def in_branch(name: str, size: int) -> Any:
+            spec = Unbounded(torch.Size((*agents, size)), dtype=dtype)
+            return Composite(agents=Composite({name: spec}, shape=agents), shape=batch)
 
-        self.observation_spec = in_branch(observation=Unbounded((*agents, SIZE), dtype=dtype))
-        self.action_spec = in_branch(action=Unbounded((*agents, 2), dtype=dtype))
-        self.reward_spec = in_branch(reward=Unbounded((*agents, 1), dtype=dtype))
-
-        def flags(shape: torch.Size) -> dict[str, Any]:
-            names = ("done", "terminated")
-            return {name: Categorical(2, shape=(*shape, 1), dtype=torch.bool) for name in names}
-
-        done_spec: Any = Composite(flags(batch) if done != "agents" else {}, shape=batch)
+        self.observation_spec = in_branch("observation", SIZE)
+        self.action_spec = in_branch("action", 2)
+        self.reward_spec = in_branch("reward", 1)
+        done_spec: Any = Composite(shape=batch)
         if done != "root":
-            done_spec["agents"] = Composite(flags(agents), shape=agents)
+            done_spec["agents"] = Composite(shape=agents)
+        for name in ("done", "terminated"):
+            for node in {"root": [()], "both": [(), ("agents",)], "agents": [("agents",)]}[done]:
+                shape = torch.Size((*(agents if node else batch), 1))
+                done_spec[(*node, name)] = Categorical(2, shape=shape, dtype=torch.bool)
         self.full_done_spec = done_spec
         # who ends an episode: an agent, or an environment
         lanes = agents if done == "agents" else batch
@@ -89,8 +90,7 @@ class AgentsEnv(EnvBase):
         self.place = 0.7 * self.place + 0.1 * push + self._noise()
         self.step_count = self.step_count + 1
         data = self._emit(self.step_count >= 3 + (5 * self.number + 7 * self.episode) % 11)
-        data["agents"].set("reward", self.place[..., :1].clone())
-        return data
+        return data.set(("agents", "reward"), self.place[..., :1].clone())
 
     def _emit(self, done: Tensor) -> TensorDictBase:
         agents = TensorDict({"observation": self.place.clone()}, self.place.shape[:-1])
@@ -103,19 +103,49 @@ class AgentsEnv(EnvBase):
         return data
 
 
-def make_agents_memory(**options: Any) -> Any:
-    """A memory of the branch."""
-    return make_memory(in_keys=[OBSERVED, MEMORY], out_key=FEATURES, **options)
+def make(done: str = "root", **options: Any) -> Any:
+    """A memory whose flags are where the environment has them."""
+    is_init_key: Any = FLAGS if done == "agents" else "is_init"
+    keys: list[Any] = [OBSERVED, MEMORY]
+    return make_memory(in_keys=keys, out_key=FEATURES, is_init_key=is_init_key, **options)
 
 
 def make_agents_policy(memory: Any) -> Any:
-    """An action for each agent."""
-    branch = [("agents", "loc"), ("agents", "scale")]
-    actor = ProbabilisticActor(
-        TensorDictModule(Head(DTYPE), [FEATURES], branch),
+    """An action of each agent, which writes its log-probability."""
+    branch: list[Any] = [("agents", "loc"), ("agents", "scale")]
+    return ProbabilisticActor(
+        join(memory, TensorDictModule(Head(DTYPE), [FEATURES], branch)),
         in_keys=branch,
         out_keys=[ACTION],
         distribution_class=IndependentNormal,
         return_log_prob=True,
     )
-    return join(memory, actor)
+
+
+def make_data(batch: tuple[int, ...], flags: Any = "is_init") -> Any:
+    """Random sequences with resets, at the root or of each agent."""
+    agents = (*batch, AGENTS)
+    branch = TensorDict({"observation": torch.randn(*agents, SIZE, dtype=DTYPE)}, agents)
+    data = TensorDict({"agents": branch}, batch)
+    is_init = torch.rand(*(batch if flags == "is_init" else agents), 1) < 0.2
+    is_init[(slice(None),) * (len(batch) - 1) + (0,)] = True
+    return data.set(flags, is_init)
+
+
+def log_prob(policy: Any, batch: Any) -> Any:
+    with torch.no_grad(), set_recurrent_mode(True):
+        return policy.get_dist(batch.exclude(FEATURES)).log_prob(batch[ACTION])
+
+
+def assert_replayed(module: Any, policy: Any, batches: list[Any]) -> None:
+    for batch in batches:
+        is_init = batch[module.is_init_key].squeeze(-1)
+        if is_init.ndim == 2:
+            is_init = is_init.unsqueeze(-1).expand(*is_init.shape, AGENTS)
+        # with state="zero" what was carried over from the last batch is forgotten
+        known = is_init.cumsum(1) > 0 if module.state == "zero" else torch.ones_like(is_init)
+        assert known.any()
+        features = replay(module, batch)[FEATURES]
+        assert_close(features[known], batch[FEATURES][known], **EXACT)
+        expected = batch["agents", "action_log_prob"]
+        assert_close(log_prob(policy, batch)[known], expected[known], **EXACT)
