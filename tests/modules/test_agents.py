@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import SliceSampler
 from torchrl.envs import Compose, InitTracker, SerialEnv, TransformedEnv, check_env_specs
 from torchrl.modules import ValueOperator, set_recurrent_mode
 from torchrl.modules.utils import get_env_transforms_from_module
@@ -135,10 +136,11 @@ def test_batches_of_environments(make_env: Any) -> None:
     assert_replayed(module, policy, collect(policy, env))
 
 
+@pytest.mark.parametrize("key", [MEMORY, ("agents", "lru", "state")])
 @pytest.mark.parametrize("state", STATES)
-def test_another_memory(state: Any) -> None:
+def test_another_memory(state: Any, key: Any) -> None:
     cell = LRU(SIZE, 6).to(DTYPE)
-    module = MemoryModule(cell, in_keys=[OBSERVED, MEMORY], out_key=FEATURES, state=state)
+    module = MemoryModule(cell, in_keys=[OBSERVED, key], out_key=FEATURES, state=state)
     policy = make_agents_policy(module)
     assert_replayed(module, policy, collect(policy, AgentsEnv()))
 
@@ -174,6 +176,22 @@ def test_replay_buffer() -> None:
         buffer.extend(batch)
     for _ in range(3):
         assert_replayed(module, policy, [buffer.sample()])
+
+
+@pytest.mark.parametrize("done", DONE)
+def test_slices(done: Any) -> None:
+    module = make(done, state="stored")
+    policy = make_agents_policy(module)
+    sampler = SliceSampler(
+        slice_len=4, traj_key=("collector", "traj_ids"), init_key=module.is_init_key,
+        strict_length=False,
+    )  # fmt: skip
+    storage = LazyTensorStorage(90, ndim=2)
+    buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=24)
+    buffer.extend(torch.cat(collect(policy, AgentsEnv(done=done)), 1))
+    sample = buffer.sample()
+    assert sample.ndim == 1
+    assert_close(replay(module, sample)[FEATURES], sample[FEATURES], **EXACT)
 
 
 @pytest.mark.parametrize("done", DONE)

@@ -53,6 +53,8 @@ def suffixed(key: NestedKey, suffix: str) -> NestedKey:
 class MemoryPrimer(BranchPrimer):
     """Starts a memory at zero on every reset and keeps it out of the stacked data.
 
+    The agents of the branch in which the key lies have a memory each.
+
     Made by `MemoryModule.make_tensordict_primer`; collectors with
     `auto_register_policy_transforms=True` append it themselves.
 

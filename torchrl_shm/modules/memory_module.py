@@ -99,6 +99,11 @@ class MemoryModule(TensorDictModuleBase):
     `state="stored"` it is the stored one, which the primer has set to zero on resets of the
     environment.
 
+    **Several agents.** With keys in a branch of shape `[B, A]`, such as `("agents", "observation")`
+    and `("agents", "memory")`, each agent has a memory and choices of its own. Time is still the
+    last dimension of the root. Flags at the root reset all agents of an environment, flags in the
+    branch one.
+
     Args:
         cell: the memory on plain tensors.
         in_key: key of the input. Exclusive with `in_keys`.
