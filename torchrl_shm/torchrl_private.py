@@ -26,6 +26,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
         "_step_proc_data",
     ),
     "torchrl.envs.Transform": (
+        "_reset",
         "_step",
         # called once per step with what is stacked; lean rollouts have no public place for it
         "_post_step_mdp_hooks",

@@ -69,7 +69,7 @@ def run(module: Any, data: Any) -> Any:
 
 def test_keys() -> None:
     module = make_memory()
-    role: list[Any] = ["memory_role", ("next", "memory_role")]
+    role: list[Any] = ["memory_role"]
     lean: list[Any] = ["memory_role", "memory_lean", "memory_lean_index"]
     assert module.in_keys == ["observation", "memory", "is_init", "theta_index", *lean]
     assert module.out_keys == ["features", ("next", "memory"), "theta_index", *role]
@@ -82,14 +82,12 @@ def test_keys() -> None:
     # other entries follow the name of the memory
     module = make_memory(in_keys=["observation", "m"], out_key="features", state="stored")
     assert module.in_keys == ["observation", "m", "is_init", "m_theta_index", "m_role"]
-    m_role: list[Any] = ["m_role", ("next", "m_role")]
-    assert module.out_keys == ["features", ("next", "m"), "m_theta_index", *m_role]
+    assert module.out_keys == ["features", ("next", "m"), "m_theta_index", "m_role"]
     module = make_memory(in_keys=[OBSERVED, KEPT], out_key=("agent", "features"))
-    names = ("theta_index", "role", "lean", "lean_index")
-    others = [("agent", f"memory_{name}") for name in names]
+    names = ("theta_index", "memory_role", "memory_lean", "memory_lean_index")
+    others = [("agent", name) for name in names]
     assert module.in_keys == [OBSERVED, KEPT, "is_init", *others]
-    next_role = ("next", "agent", "memory_role")
-    assert module.out_keys == [("agent", "features"), ("next", *KEPT), *others[:2], next_role]
+    assert module.out_keys == [("agent", "features"), ("next", *KEPT), *others[:2]]
 
     keys: dict[str, Any] = {"theta_index_key": "choice", "is_init_key": ("a", "start")}
     module = make_memory(in_key="x", out_keys=["y", ("next", "memory")], state="zero", **keys)

@@ -11,7 +11,8 @@ spreads the memory at the start of each sequence over its `T` steps:
 | `<memory>_lean_index` | `[B, T, 4]`, int64 | clock, offset, episode start, floats of memory |
 
 Both are stored with the sequence, so buffers may shuffle sequences; `rebuild_start` puts the memory
-together again and refuses data from which that is impossible.
+together again and refuses data from which that is impossible. Agents whose keys lie in a branch of
+shape `[B, T, A]` have one memory each, in entries `[B, T, A, ...]`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import TensorDictPrimer
 
+from torchrl_shm.modules._branch_primer import BranchPrimer
+from torchrl_shm.modules._branches import branch_of, expand_flags
 from torchrl_shm.modules._passes import refuse
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.torchrl_private import get_carrier, preallocates
@@ -48,8 +50,10 @@ def suffixed(key: NestedKey, suffix: str) -> NestedKey:
     return unravel_key((*branch, f"{leaf}{suffix}"))
 
 
-class MemoryPrimer(TensorDictPrimer):
+class MemoryPrimer(BranchPrimer):
     """Starts a memory at zero on every reset and keeps it out of the stacked data.
+
+    The agents of the branch in which the key lies have a memory each.
 
     Made by `MemoryModule.make_tensordict_primer`; collectors with
     `auto_register_policy_transforms=True` append it themselves.
@@ -76,16 +80,16 @@ class MemoryPrimer(TensorDictPrimer):
         is_init_key: NestedKey = "is_init",
         state: State = "lean",
     ) -> None:
-        primers: dict[NestedKey, Any] = {
+        leaves: dict[NestedKey, Any] = {
             memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
         }
         # random first steps, where no policy writes it, are of unknown role: 0
         role = Bounded(0, 3, shape=torch.Size(()), dtype=torch.uint8)
-        primers[suffixed(memory_key, ROLE)] = role
+        leaves[suffixed(memory_key, ROLE)] = role
         if choice_key is not None and num_choices is not None:
             # primed, so that estimators that read ("next", choice) find one
-            primers[choice_key] = Categorical(num_choices, shape=torch.Size(()), dtype=torch.int64)
-        super().__init__(Composite(primers), expand_specs=True)
+            leaves[choice_key] = Categorical(num_choices, shape=torch.Size(()), dtype=torch.int64)
+        super().__init__(leaves, branch_of(memory_key))
         self.memory_key = memory_key
         self._memory_shape = memory_shape
         self._memory_dtype = memory_dtype
@@ -137,7 +141,7 @@ class MemoryPrimer(TensorDictPrimer):
         spec: Any = super().transform_input_spec(input_spec)
         if self.state != "stored":
             state_spec = spec["full_state_spec"]
-            shape = torch.Size((*state_spec.shape, -1))
+            shape = torch.Size((*self._agents(state_spec[self.memory_key]), -1))
             share = Unbounded(shape, dtype=self._memory_dtype, device=spec.device)
             state_spec[suffixed(self.memory_key, LEAN)] = share
         return spec
@@ -177,7 +181,9 @@ class MemoryPrimer(TensorDictPrimer):
         assert self._shares is not None
         assert self._lanes is not None
         clock = self._lanes + self._steps
-        is_init = tensordict.get(self.is_init_key).reshape(clock.shape).to(torch.int64)
+        root = tensordict.batch_size
+        is_init = tensordict.get(self.is_init_key)
+        is_init = expand_flags(is_init, root, clock.shape[len(root) :]).to(torch.int64)
         size = math.prod(self._memory_shape)
         columns = [clock, torch.full_like(clock, offset), is_init, torch.full_like(clock, size)]
         lean_index, share = torch.stack(columns, -1), self._shares[..., offset, :]
@@ -206,8 +212,7 @@ class MemoryPrimer(TensorDictPrimer):
             )
 
     def _start_sequence(self, memory: Tensor, rollout_length: int) -> None:
-        parent: Any = self.parent
-        batch: torch.Size = parent.batch_size
+        batch = self._agents(memory)
         size = math.prod(self._memory_shape)
         width = math.ceil(size / rollout_length)
         flat = memory.reshape(*batch, size)
@@ -216,6 +221,10 @@ class MemoryPrimer(TensorDictPrimer):
         if self._lanes is None or self._lanes.shape != batch:
             lanes = torch.arange(batch.numel(), device=memory.device)
             self._lanes = 1 + _LANE * lanes.view(batch)
+
+    def _agents(self, memory: Any) -> torch.Size:
+        """Batch shape of a memory or of its spec."""
+        return memory.shape[: memory.ndim - len(self._memory_shape)]
 
     def _drop_memory(self, tensordict: TensorDictBase) -> Tensor | None:
         tensordict.get("next").pop(self.memory_key, None)

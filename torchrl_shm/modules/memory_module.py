@@ -14,6 +14,14 @@ from torchrl.modules import recurrent_mode
 from torchrl.objectives import add_random_module
 
 from torchrl_shm.checks import check_option
+from torchrl_shm.modules._branches import (
+    agents_of,
+    branch_of,
+    check_branches,
+    expand_flags,
+    from_sequences,
+    to_sequences,
+)
 from torchrl_shm.modules._passes import (
     ACTED,
     NEXT,
@@ -65,6 +73,11 @@ class MemoryModule(TensorDictModuleBase):
     `state="stored"` it is the stored one, which the primer has set to zero on resets of the
     environment.
 
+    **Several agents.** With keys in a branch of shape `[B, A]`, such as `("agents", "observation")`
+    and `("agents", "memory")`, each agent has a memory and choices of its own. Time is still the
+    last dimension of the root. Flags at the root reset all agents of an environment, flags in the
+    branch one.
+
     Args:
         cell: the memory on plain tensors.
         in_key: key of the input. Exclusive with `in_keys`.
@@ -73,7 +86,7 @@ class MemoryModule(TensorDictModuleBase):
         out_key: key of the output. Exclusive with `out_keys`.
         out_keys: `[output, ("next", memory)]`.
         choice_key: key of the random choices. Default: `"choice"`, for `SHM` `"theta_index"`,
-            appended to the memory key where that is not `"memory"`.
+            beside the memory; appended to the memory key where its last part is not `"memory"`.
         is_init_key: key of the reset flags, written by `torchrl.envs.InitTracker`.
         state: `"lean"`, `"stored"` or `"zero"`, see above.
         burn_in: number of steps at the start of each sequence (with `state="stored"` or `"zero"`
@@ -135,13 +148,15 @@ class MemoryModule(TensorDictModuleBase):
                 f"out_keys[1]={self.next_memory_key!r} must be ('next', in_keys[1]) = "
                 f"{unravel_key(('next', self.memory_key))!r}, so that the memory is carried"
             )
+        check_branches(self.in_key, self.memory_key)
         self.is_init_key = unravel_key(is_init_key)
         self.choice_key: NestedKey | None = None
         if cell.num_choices is not None:
             if choice_key is None:
                 name = getattr(cell, "choice_name", "choice")
-                default = self.memory_key == "memory"
-                choice_key = name if default else suffixed(self.memory_key, f"_{name}")
+                branch = branch_of(self.memory_key)
+                default = self.memory_key == unravel_key((*branch, "memory"))
+                choice_key = (*branch, name) if default else suffixed(self.memory_key, f"_{name}")
             self.choice_key = unravel_key(choice_key)
 
         # what the data say of the start of a sequence, see `_passes.py`
@@ -153,10 +168,7 @@ class MemoryModule(TensorDictModuleBase):
         inputs = [self.in_key, self.memory_key, self.is_init_key]
         # all that recurrent mode may read: value estimators select exactly the in_keys
         self.in_keys: Any = [*inputs, *choices, self._role_key, *self._lean_keys]
-        self.out_keys: Any = [
-            self.out_key, self.next_memory_key, *choices,
-            self._role_key, unravel_key(("next", self._role_key)),
-        ]  # fmt: skip
+        self.out_keys: Any = [self.out_key, self.next_memory_key, *choices, self._role_key]
 
     @property
     def recurrent_mode(self) -> bool:
@@ -250,17 +262,21 @@ class MemoryModule(TensorDictModuleBase):
         # one by one: a lazy stack, such as a rollout, may lack an entry at some steps
         found = {key: tensordict.get(key, None) for key in self.in_keys}
         entries: Any = {key: value for key, value in found.items() if value is not None}
-        data = TensorDict(entries, shape).reshape(shape[:-1].numel(), shape[-1])
-        x, is_init = self._read(data)
+        x, is_init = self._read(tensordict)
+        agents = agents_of(self.in_key, x, shape)
+        entries[self.is_init_key] = is_init
+        sequences: Any = {key: to_sequences(key, x, shape, agents) for key, x in entries.items()}
+        x, is_init = sequences[self.in_key], sequences[self.is_init_key]
+        data = TensorDict(sequences, is_init.shape)
         index = None
         if self.choice_key is not None:
             index = data.get(self.choice_key, None)
             self._check_choice(index)
         memory = data.get(self.memory_key, None)
         y, index = self._run(data, x, memory, is_init, index)
-        tensordict.set(self.out_key, y.reshape(*shape, y.shape[-1]))
+        tensordict.set(self.out_key, from_sequences(y, shape, agents))
         if self.choice_key is not None and index is not None:
-            tensordict.set(self.choice_key, index.reshape(shape))
+            tensordict.set(self.choice_key, from_sequences(index, shape, agents))
         return tensordict
 
     def _run(
@@ -351,14 +367,21 @@ class MemoryModule(TensorDictModuleBase):
             )
         is_init = tensordict.get(self.is_init_key, None)
         if is_init is None:
+            beside = unravel_key((*branch_of(self.in_key), "is_init"))
+            advice = (
+                "append torchrl.envs.InitTracker() to the environment, or pass "
+                "auto_register_policy_transforms=True to the collector"
+            )
+            if tensordict.get(beside, None) is not None:
+                advice = f"the data have one per agent, pass is_init_key={beside!r} to the module"
             raise KeyError(
                 f"reset flags {self.is_init_key!r} are missing, so episodes would run into each "
-                "other: append torchrl.envs.InitTracker() to the environment, or pass "
-                "auto_register_policy_transforms=True to the collector"
+                f"other: {advice}"
             )
         if is_init.dtype != torch.bool:
             raise TypeError(f"{self.is_init_key!r} is {is_init.dtype}, expected torch.bool")
-        return x, is_init.reshape(tensordict.shape)
+        agents = agents_of(self.in_key, x, tensordict.shape)
+        return x, expand_flags(is_init, tensordict.shape, agents)
 
     def _check_choice(self, index: Tensor | None) -> None:
         num_choices = self.cell.num_choices

@@ -44,8 +44,8 @@ class SHMModule(MemoryModule):
         out_key: key of the output; the memory is then written to `("next", memory)`.
             Exclusive with `out_keys`.
         out_keys: `[output, ("next", memory)]`.
-        theta_index_key: key of the rows that acted. Default: `"theta_index"`, or the memory key
-            with `_theta_index` appended where the memory is not called `"memory"`.
+        theta_index_key: key of the rows that acted. Default: `"theta_index"` beside the memory, or
+            the memory key with `_theta_index` appended where the memory is not called `"memory"`.
         is_init_key: key of the reset flags.
         state: where a sequence takes its first memory from, see `MemoryModule`.
         burn_in: steps at the start of each sequence without gradient, see `MemoryModule`.
