@@ -1,13 +1,154 @@
-"""Recurrent passes of a cell over sequences, from one start each or from one per part."""
+"""Recurrent passes of a cell over sequences: where they start, and what they run on."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import torch
+from tensordict import NestedKey
 from torch import Tensor
 
+from torchrl_shm.modules._passes import (
+    NEXT,
+    NEXT_OF_FIRST,
+    concrete,
+    refuse,
+    refuse_next,
+    refuse_unknown_start,
+)
 from torchrl_shm.modules._resets import cut_at_resets
 from torchrl_shm.modules.base_cell import MemoryCell
+from torchrl_shm.modules.lean import State, came_next_in, rebuild_start
 from torchrl_shm.ops.shm.dispatch import is_transformed
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What data tell of sequences `[B, T]`; every agent is a sequence of its own.
+
+    Attributes:
+        x: inputs of shape `[B, T, D]`.
+        is_init: bool of shape `[B, T]`.
+        choice: the choices that acted, int64 of shape `[B, T]`, if there are any.
+        memory: the memory that entered each step, `[B, T, *memory_shape]`, if the data have it.
+        role: what the observations are, uint8 of shape `[B, T]`, see `_passes.py`.
+        lean: the two entries of lean rollouts, see `lean.py`.
+    """
+
+    x: Tensor
+    is_init: Tensor
+    choice: Tensor | None
+    memory: Tensor | None
+    role: Tensor | None
+    lean: Any | None
+
+
+class SequenceNames(NamedTuple):
+    """Keys for error messages."""
+
+    memory: NestedKey
+    role: NestedKey
+    lean: list[NestedKey]
+
+
+class Run(NamedTuple):
+    """What a pass gives.
+
+    Attributes:
+        y: outputs of shape `[B, T, O]`.
+        memory: the memory after the last step, `[B, *memory_shape]`; `None` where it was not
+            asked for and would have to be computed.
+        choice: the choices that acted, `[B, T]`; `None` where the cell makes none.
+    """
+
+    y: Tensor
+    memory: Tensor | None
+    choice: Tensor | None
+
+
+def run_entries(
+    cell: MemoryCell,
+    entries: Entries,
+    state: State,
+    burn_in: int,
+    names: SequenceNames,
+    want_last: bool,
+) -> Run:
+    """Run over sequences as the data tell that they start.
+
+    Args:
+        cell: the memory.
+        entries: what the data tell.
+        state: where a sequence takes its first memory from, see `MemoryModule`.
+        burn_in: number of first steps through which no gradient flows.
+        names: keys for error messages.
+        want_last: whether the memory after the last step is asked for.
+
+    Returns:
+        Outputs, last memory and choices.
+
+    Raises:
+        KeyError: sequences start in mid-episode, and the data do not tell from which memory.
+        ValueError: next observations of a memory whose state does not allow them, parts of lean
+            rollouts, or memories that no step has written.
+    """
+    x, memory, role = entries.x, entries.memory, entries.role
+    if role is None:
+        role = torch.zeros_like(entries.is_init, dtype=torch.uint8)
+    came_next = role >= NEXT
+    if entries.lean is not None:
+        came_next = came_next | came_next_in(entries.lean[1])
+    if state != "stored":
+        refuse_next(came_next[:, 0], names.memory, state)
+    # a pass over what came next is cut where the episodes of its steps began; single ones that an
+    # estimator inserted, with the flag of the step before, are no reset
+    is_next = came_next[:, :1]
+    flags, first = entries.is_init, role == NEXT_OF_FIRST
+    is_init = torch.where(is_next, flags | first, flags & ~came_next)
+    choice = _shift_choices(cell, entries.choice, is_next)
+
+    if entries.lean is not None:
+        start = rebuild_start(*entries.lean, is_init, cell.memory_shape)
+        return run_sequence(cell, x, start, is_init, choice, burn_in)
+    _check_start(role[:, 0] > 0, is_init[:, 0], memory, state, names)
+    stored = memory if state == "stored" else None
+    if stored is None and not (state == "zero" and burn_in and memory is None):
+        start = None if memory is None else memory[:, 0]
+        return run_sequence(cell, x, start, is_init, choice, burn_in)
+    y, choice = run_parts(cell, x, stored, is_init, choice, burn_in)
+    if stored is None or not want_last:
+        return Run(y, None, choice)
+    return Run(y, run_last_part(cell, x, stored, is_init, choice), choice)
+
+
+def _check_start(
+    marked: Tensor, is_init: Tensor, memory: Tensor | None, state: State, names: SequenceNames
+) -> None:
+    """Refuse sequences `[B]` of which nobody knows how they start."""
+    known = is_init
+    if memory is not None or state == "zero":
+        known = known | marked
+    refuse_unknown_start(~known, names.memory, state, [*names.lean, names.role])
+    if memory is not None and state != "stored":
+        refuse(
+            ~marked,
+            f"the data hold a memory {names.memory!r} per step that no step of this module has "
+            f"written ({names.role!r} is missing), and state={state!r} does not read it: drop it, "
+            "or make the module with state='stored'",
+        )
+
+
+def _shift_choices(cell: MemoryCell, choice: Tensor | None, is_next: Tensor) -> Tensor | None:
+    """The choices that act on each observation: on what came next, those of the step after."""
+    if choice is None or cell.num_choices is None:
+        return choice
+    flags = concrete(is_next)
+    if flags is not None and not bool(flags.any()):
+        return choice
+    # nothing has acted on the last one yet
+    last = torch.randint(cell.num_choices, is_next.shape, device=choice.device)
+    return torch.where(is_next, torch.cat([choice[:, 1:], last], 1), choice)
 
 
 def run_sequence(
@@ -17,7 +158,7 @@ def run_sequence(
     is_init: Tensor | None,
     choice: Tensor | None,
     burn_in: int = 0,
-) -> tuple[Tensor, Tensor | None]:
+) -> Run:
     """Run over sequences, each of which starts from one memory.
 
     Args:
@@ -29,26 +170,28 @@ def run_sequence(
         burn_in: number of first steps through which no gradient flows.
 
     Returns:
-        Outputs `[B, T, O]` and the choices `[B, T]`, `None` where the cell makes none.
+        Outputs, last memory and choices.
     """
     burn_in = min(burn_in, x.shape[1])
     if not burn_in:
-        y, _, choice = cell(x, memory, is_init, choice)
-        return y, choice
-    runs: list[tuple[Tensor, Tensor | None]] = []
+        return Run(*cell(x, memory, is_init, choice))
+    runs: list[Run] = []
     for steps, grad in ((slice(burn_in), False), (slice(burn_in, None), True)):
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            y, memory, drawn = cell(
-                x[:, steps],
-                memory,
-                None if is_init is None else is_init[:, steps],
-                None if choice is None else choice[:, steps],
+            run = Run(
+                *cell(
+                    x[:, steps],
+                    memory,
+                    None if is_init is None else is_init[:, steps],
+                    None if choice is None else choice[:, steps],
+                )
             )
-        runs.append((y, drawn))
-    (y_warm, drawn_warm), (y, drawn) = runs
-    if drawn is not None and drawn_warm is not None:
-        choice = torch.cat([drawn_warm, drawn], 1)
-    return torch.cat([y_warm, y], 1), choice
+        memory = run.memory
+        runs.append(run)
+    warm, run = runs
+    if run.choice is not None and warm.choice is not None:
+        choice = torch.cat([warm.choice, run.choice], 1)
+    return Run(torch.cat([warm.y, run.y], 1), run.memory, choice)
 
 
 def run_parts(
@@ -71,7 +214,7 @@ def run_parts(
         burn_in: number of first steps of each part through which no gradient flows.
 
     Returns:
-        Outputs `[B, T, O]` and the choices `[B, T]`, `None` where the cell makes none.
+        Outputs `[B, T, O]` and the choices that acted `[B, T]`, `None` where the cell makes none.
 
     Raises:
         RuntimeError: under `torch.vmap` over the flags, whose parts would differ in number.
@@ -91,8 +234,32 @@ def run_parts(
 
     start = None if memory is None else memory.flatten(0, 1)[first]
     padded_choice = None if choice is None else split(choice)
-    y, padded_choice = run_sequence(cell, split(x), start, None, padded_choice, burn_in)
-    y = y[part, step].unflatten(0, x.shape[:2])
+    y, _, padded_choice = run_sequence(cell, split(x), start, None, padded_choice, burn_in)
     if padded_choice is not None:
         choice = padded_choice[part, step].unflatten(0, x.shape[:2])
-    return y, choice
+    return y[part, step].unflatten(0, x.shape[:2]), choice
+
+
+def run_last_part(
+    cell: MemoryCell, x: Tensor, memory: Tensor, is_init: Tensor, choice: Tensor | None
+) -> Tensor:
+    """The memory after each sequence, which starts anew from what is stored at its last flag.
+
+    Args:
+        cell: the memory.
+        x: inputs of shape `[B, T, D]`.
+        memory: memory of each step, `[B, T, *memory_shape]`.
+        is_init: bool of shape `[B, T]`, where a part starts.
+        choice: int64 of shape `[B, T]`, the choices that acted; `None` draws them.
+
+    Returns:
+        Memory of shape `[B, *memory_shape]`.
+    """
+    step = torch.arange(x.shape[1], device=x.device)
+    starts = torch.where(is_init, step, 0).amax(1)
+    last = torch.empty_like(memory[:, 0])
+    for start in starts.unique().tolist():
+        rows = starts == start
+        acted = None if choice is None else choice[rows, start:]
+        last[rows] = cell(x[rows, start:], memory[rows, start], None, acted)[1]
+    return last

@@ -132,6 +132,36 @@ class MemoryPrimer(BranchPrimer):
         # a copy of the environment is not the collector's
         return collector if getattr(collector, "env", env) is env else None
 
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Give sampled sequences an empty memory, from which `BurnInTransform` starts.
+
+        Called by a replay buffer that has this transform.
+
+        Args:
+            tensordict: sampled sequences of shape `[..., T]`.
+
+        Returns:
+            The same data, with zeros under the memory key and the one after it.
+
+        Raises:
+            ValueError: the memory is that of lean rollouts, which start where they were collected.
+        """
+        if self.state == "lean":
+            raise ValueError(
+                f"{self.memory_key!r} is the memory of lean rollouts, whose start is in the data: "
+                "drop the primer from the replay buffer, and for BurnInTransform use "
+                "state='stored' or state='zero'"
+            )
+        for key in (self.memory_key, unravel_key(("next", self.memory_key))):
+            if tensordict.get(key, None) is None:
+                *branch, _ = key if isinstance(key, tuple) else (key,)
+                batch = tensordict.get(tuple(branch)).shape if branch else tensordict.shape
+                zeros = torch.zeros(
+                    *batch, *self._memory_shape, dtype=self._memory_dtype, device=tensordict.device
+                )
+                tensordict.set(key, zeros)
+        return tensordict
+
     def transform_input_spec(self, input_spec: Composite) -> Composite:
         """Declare the shares, whose width follows from the length of the collected sequences.
 

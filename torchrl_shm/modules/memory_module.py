@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.envs import TensorDictPrimer
-from torchrl.modules import recurrent_mode
+from torchrl.modules import canonicalize_rnn_subset, recurrent_mode
 from torchrl.objectives import add_random_module
 
 from torchrl_shm.checks import check_option
@@ -22,17 +22,9 @@ from torchrl_shm.modules._branches import (
     from_sequences,
     to_sequences,
 )
-from torchrl_shm.modules._passes import (
-    ACTED,
-    NEXT,
-    NEXT_OF_FIRST,
-    concrete,
-    refuse,
-    refuse_next,
-    refuse_unknown_start,
-)
+from torchrl_shm.modules._passes import ACTED, NEXT, concrete
 from torchrl_shm.modules._resets import reset
-from torchrl_shm.modules._sequence import run_parts, run_sequence
+from torchrl_shm.modules._sequence import Entries, SequenceNames, run_entries
 from torchrl_shm.modules.base_cell import MemoryCell
 from torchrl_shm.modules.lean import (
     LEAN,
@@ -40,8 +32,6 @@ from torchrl_shm.modules.lean import (
     ROLE,
     MemoryPrimer,
     State,
-    came_next_in,
-    rebuild_start,
     suffixed,
 )
 
@@ -72,6 +62,16 @@ class MemoryModule(TensorDictModuleBase):
     Where `is_init` is true the memory that enters the step is zero, also at the first step. With
     `state="stored"` it is the stored one, which the primer has set to zero on resets of the
     environment.
+
+    Steps also write `<memory>_role` (uint8: 1 acted on, under `"next"` 2 came next, or 3 after the
+    first step of an episode), by which recurrent mode knows sequences that start in mid-episode
+    from next observations. Those can be run as sequences of their own with `state="stored"`
+    alone; elsewhere they are refused, and `unroll` computes them. Sequences made by hand need the
+    role where they do not start with a reset.
+
+    `torchrl.envs.BurnInTransform` refreshes the memory with `state="stored"`; with `"zero"` append
+    the primer to the buffer before it, which gives sampled sequences the empty memory from which
+    the burn-in starts.
 
     **Several agents.** With keys in a branch of shape `[B, A]`, such as `("agents", "observation")`
     and `("agents", "memory")`, each agent has a memory and choices of its own. Time is still the
@@ -268,77 +268,46 @@ class MemoryModule(TensorDictModuleBase):
         sequences: Any = {key: to_sequences(key, x, shape, agents) for key, x in entries.items()}
         x, is_init = sequences[self.in_key], sequences[self.is_init_key]
         data = TensorDict(sequences, is_init.shape)
-        index = None
-        if self.choice_key is not None:
-            index = data.get(self.choice_key, None)
-            self._check_choice(index)
+        choice = None if self.choice_key is None else data.get(self.choice_key, None)
+        self._check_choice(choice)
         memory = data.get(self.memory_key, None)
-        y, index = self._run(data, x, memory, is_init, index)
+        lean = [data.get(key, None) for key in self._lean_keys]
+        entries = Entries(
+            x=x,
+            is_init=is_init,
+            choice=choice,
+            memory=memory,
+            role=data.get(self._role_key, None),
+            lean=tuple(lean) if lean and all(entry is not None for entry in lean) else None,
+        )
+        names = SequenceNames(self.memory_key, self._role_key, self._lean_keys)
+        # `BurnInTransform` asks for the memory after its steps; a loss would not read it
+        following = None if torch.is_grad_enabled() else tensordict.get(self.next_memory_key, None)
+        want_last = memory is not None and following is not None
+        y, last, choice = run_entries(
+            self.cell, entries, self.state, self.burn_in, names, want_last
+        )
         tensordict.set(self.out_key, from_sequences(y, shape, agents))
-        if self.choice_key is not None and index is not None:
-            tensordict.set(self.choice_key, from_sequences(index, shape, agents))
+        if self.choice_key is not None and choice is not None:
+            tensordict.set(self.choice_key, from_sequences(choice, shape, agents))
+        if want_last and last is not None:
+            after = to_sequences(self.next_memory_key, following, shape, agents)
+            after = torch.cat([after[:, :-1], last.unsqueeze(1)], 1)
+            tensordict.set(self.next_memory_key, from_sequences(after, shape, agents))
         return tensordict
 
-    def _run(
-        self,
-        data: TensorDictBase,
-        x: Tensor,
-        memory: Tensor | None,
-        is_init: Tensor,
-        index: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        role = data.get(self._role_key, None)
-        if role is None:
-            role = torch.zeros_like(is_init, dtype=torch.uint8)
-        entries = [data.get(key, None) for key in self._lean_keys]
-        lean = entries if entries and all(entry is not None for entry in entries) else None
-        came_next = role >= NEXT
-        if lean is not None:
-            came_next = came_next | came_next_in(lean[1])
-        if self.state != "stored":
-            refuse_next(came_next[:, 0], self.memory_key, self.state)
-        # a pass over what came next is cut where the episodes of its steps began; single ones
-        # that an estimator inserted, with the flag of the step before, are no reset
-        is_next = came_next[:, :1]
-        is_init = torch.where(is_next, is_init | (role == NEXT_OF_FIRST), is_init & ~came_next)
-        index = self._choices_of(index, is_next)
+    def canonicalize(self, data: TensorDictBase, *, inplace: bool = False) -> TensorDictBase:
+        """Give the entries that the module reads and writes a plain layout in memory.
 
-        if lean is not None:
-            start = rebuild_start(*lean, is_init, self.cell.memory_shape)
-            return run_sequence(self.cell, x, start, is_init, index, self.burn_in)
-        self._check_start(role[:, 0] > 0, is_init[:, 0], memory)
-        if self.state == "stored" and memory is not None:
-            return run_parts(self.cell, x, memory, is_init, index, self.burn_in)
-        if self.state == "lean" or not self.burn_in:
-            start = memory[:, 0] if self.state == "lean" and memory is not None else None
-            return run_sequence(self.cell, x, start, is_init, index, self.burn_in)
-        return run_parts(self.cell, x, None, is_init, index, self.burn_in)
+        Args:
+            data: data of any shape.
+            inplace: change `data` instead of a shallow copy.
 
-    def _check_start(self, marked: Tensor, is_init: Tensor, memory: Tensor | None) -> None:
-        """Refuse sequences `[B]` of which nobody knows how they start."""
-        known = is_init
-        if memory is not None or self.state == "zero":
-            known = known | marked
-        keys = [*self._lean_keys, self._role_key]
-        refuse_unknown_start(~known, self.memory_key, self.state, keys)
-        if memory is not None and self.state != "stored":
-            refuse(
-                ~marked,
-                f"the data hold a memory {self.memory_key!r} per step that no step of this module "
-                f"has written ({self._role_key!r} is missing), and state={self.state!r} does not "
-                "read it: drop it, or make the module with state='stored'",
-            )
-
-    def _choices_of(self, index: Tensor | None, is_next: Tensor) -> Tensor | None:
-        """The choices that act on each observation: on what came next, those of the step after."""
-        if index is None or self.cell.num_choices is None:
-            return index
-        flags = concrete(is_next)
-        if flags is not None and not bool(flags.any()):
-            return index
-        # nothing has acted on the last one yet
-        last = torch.randint(self.cell.num_choices, is_next.shape, device=index.device)
-        return torch.where(is_next, torch.cat([index[:, 1:], last], 1), index)
+        Returns:
+            The data, see `torchrl.modules.GRUModule.canonicalize`.
+        """
+        modules: Any = [self]
+        return canonicalize_rnn_subset(data, modules, inplace=inplace)
 
     def _read(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The input and the flags, one per step."""
@@ -385,10 +354,10 @@ class MemoryModule(TensorDictModuleBase):
 
     def _check_choice(self, index: Tensor | None) -> None:
         num_choices = self.cell.num_choices
-        assert num_choices is not None
         values = None if index is None else concrete(index)
         if values is None or not values.numel():
             return
+        assert num_choices is not None
         low, high = (int(bound) for bound in values.aminmax())
         if low < 0 or high >= num_choices:
             raise IndexError(

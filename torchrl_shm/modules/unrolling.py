@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_shm.modules._passes import refuse
+from torchrl_shm.modules.memory_module import MemoryModule
 
 
 def unroll(
@@ -217,6 +218,8 @@ def _inputs(
 
 def _choices(memory: Any) -> list[NestedKey]:
     """Keys that each step writes and a sequence reads again, but that no step hands on."""
+    if isinstance(memory, MemoryModule):
+        return [] if memory.choice_key is None else [memory.choice_key]
     out_keys = unravel_key_list(memory.out_keys)
     read = unravel_key_list(memory.in_keys)
     return [key for key in out_keys if key in read and unravel_key(("next", key)) not in out_keys]
