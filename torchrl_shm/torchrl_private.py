@@ -8,11 +8,13 @@ version of TorchRL that drops one is noticed by its name.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.envs.transforms import BurnInTransform
 
 OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "torchrl.envs.EnvBase": (
@@ -70,6 +72,23 @@ def preallocates(collector: Any) -> bool:
         collector: a `torchrl.collectors.Collector`.
     """
     return bool(collector._use_buffers)
+
+
+def in_burn_in() -> bool:
+    """Whether a `torchrl.envs.transforms.BurnInTransform` called.
+
+    It asks a module for the memory after its steps, which nobody else does and which costs as much
+    as the memories of all steps. Would be replaced by an argument of that call.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    # transform, `TensorDictModule`s around the memory, dispatch, the memory
+    while frame is not None:
+        if frame.f_code is BurnInTransform.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def pack(

@@ -34,6 +34,7 @@ from torchrl_shm.modules.lean import (
     State,
     suffixed,
 )
+from torchrl_shm.torchrl_private import in_burn_in
 
 
 class MemoryModule(TensorDictModuleBase):
@@ -281,20 +282,39 @@ class MemoryModule(TensorDictModuleBase):
             lean=tuple(lean) if lean and all(entry is not None for entry in lean) else None,
         )
         names = SequenceNames(self.memory_key, self._role_key, self._lean_keys)
-        # `BurnInTransform` asks for the memory after its steps; a loss would not read it
-        following = None if torch.is_grad_enabled() else tensordict.get(self.next_memory_key, None)
-        want_last = memory is not None and following is not None
-        y, last, choice = run_entries(
-            self.cell, entries, self.state, self.burn_in, names, want_last
-        )
-        tensordict.set(self.out_key, from_sequences(y, shape, agents))
-        if self.choice_key is not None and choice is not None:
-            tensordict.set(self.choice_key, from_sequences(choice, shape, agents))
-        if want_last and last is not None:
-            after = to_sequences(self.next_memory_key, following, shape, agents)
-            after = torch.cat([after[:, :-1], last.unsqueeze(1)], 1)
+        # a loss would not read the memory after the last step
+        burns_in = not torch.is_grad_enabled() and in_burn_in()
+        if burns_in and memory is None:
+            self._refuse_burn_in()
+        run = run_entries(self.cell, entries, self.state, self.burn_in, names, burns_in)
+        tensordict.set(self.out_key, from_sequences(run.y, shape, agents))
+        if self.choice_key is not None and run.choice is not None:
+            tensordict.set(self.choice_key, from_sequences(run.choice, shape, agents))
+        if burns_in and run.memory is not None:
+            after = run.memory.unsqueeze(1).expand(-1, shape[-1], *run.memory.shape[1:])
+            done = tensordict.get(("next", "done"), None)
+            if done is not None:
+                # the step after the burn-in starts an episode
+                flags = expand_flags(done, shape, agents)
+                after = reset(after, to_sequences("done", flags, shape, agents))
             tensordict.set(self.next_memory_key, from_sequences(after, shape, agents))
         return tensordict
+
+    def _refuse_burn_in(self) -> None:
+        if self.state == "lean":
+            raise ValueError(
+                "BurnInTransform cuts sequences into parts, which lean rollouts do not allow: make "
+                "the memory with state='stored' or state='zero'"
+            )
+        raise KeyError(
+            f"BurnInTransform needs {self.memory_key!r} in the sampled data: "
+            + (
+                "append module.make_tensordict_primer() to the replay buffer before it"
+                if self.state == "zero"
+                else "collect with the module in the policy and "
+                "auto_register_policy_transforms=True"
+            )
+        )
 
     def canonicalize(self, data: TensorDictBase, *, inplace: bool = False) -> TensorDictBase:
         """Give the entries that the module reads and writes a plain layout in memory.
