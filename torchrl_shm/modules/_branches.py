@@ -42,6 +42,28 @@ def check_branches(in_key: NestedKey, memory_key: NestedKey) -> None:
         )
 
 
+def check_batches(
+    in_key: NestedKey, in_batch: torch.Size, memory_key: NestedKey, memory_batch: torch.Size
+) -> None:
+    """Refuse a memory that is not one per input.
+
+    Args:
+        in_key: key of the input.
+        in_batch: batch shape of the input.
+        memory_key: key of the memory.
+        memory_batch: batch shape of the memory.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if in_batch != memory_batch:
+        raise ValueError(
+            f"there are memories {memory_key!r} for {list(memory_batch)} agents, but inputs "
+            f"{in_key!r} of {list(in_batch)}: both must lie in the same branch, whose specs in the "
+            "environment must have the shape [*environments, *agents]"
+        )
+
+
 def branch_shape(env: EnvBase, branch: tuple[str, ...]) -> torch.Size:
     """Batch shape of a branch of an environment's data.
 

@@ -17,6 +17,7 @@ from torchrl_shm.checks import check_option
 from torchrl_shm.modules._branches import (
     agents_of,
     branch_of,
+    check_batches,
     check_branches,
     expand_flags,
     from_sequences,
@@ -241,6 +242,8 @@ class MemoryModule(TensorDictModuleBase):
                     "sequences, wrap the call in torchrl.modules.set_recurrent_mode(True)"
                 )
         else:
+            batch = memory.shape[: memory.ndim - len(self.cell.memory_shape)]
+            check_batches(self.in_key, is_init.shape, self.memory_key, batch)
             memory = reset(memory, is_init)
         # a choice in the data is that of an earlier step: always draw
         y, memory, choice = self.cell.step(x, memory)
