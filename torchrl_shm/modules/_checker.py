@@ -61,12 +61,8 @@ class Checker:
         self.is_init_key: NestedKey = getattr(module, "is_init_key", "is_init")
         primed: dict[NestedKey, Any] = dict(primer().primers.items(True, True))
         out_keys = [unravel_key(key) for key in module.out_keys]
-        # what is handed on; what a step writes itself is recorded: choices, and roles
-        self.states = {
-            k: s
-            for k, s in primed.items()
-            if unravel_key(("next", k)) in out_keys and k not in out_keys
-        }
+        self.states = {k: s for k, s in primed.items() if unravel_key(("next", k)) in out_keys}
+        # what a step writes itself is recorded: choices, and roles
         self.choices = [key for key in primed if key not in self.states]
         self.carries = getattr(module, "state", "stored") != "zero"
         parameter = next(module.parameters(), torch.zeros(()))

@@ -48,7 +48,7 @@ def make_memory(
         >>> from torchrl_shm.modules import LRU, make_memory
         >>> module = make_memory(LRU, 5, 3, in_key="observation", out_key="features")
         >>> module.out_keys
-        ['features', ('next', 'memory')]
+        ['features', ('next', 'memory'), 'memory_role']
     """
     built = cell(input_size, output_size, **options)
     module: MemoryModule = MemoryModule(

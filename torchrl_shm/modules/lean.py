@@ -331,8 +331,8 @@ def _refuse_unknown_starts(
     whole = is_init[:, 0] | ((offset[:, 0] == 0) & seen)
     advice = (
         "state='lean' needs whole sequences as the collector made them, in any order. For parts "
-        "(SliceSampler, BurnInTransform) build the memory with state='stored' (exact, keeps every "
-        "step's memory) or state='zero' (starts empty, see burn_in)"
+        "of them (SliceSampler) build the memory with state='stored' (exact, keeps every step's "
+        "memory) or state='zero' (starts empty, see burn_in)"
     )
     refuse(
         ~ours,

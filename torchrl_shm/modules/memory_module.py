@@ -23,7 +23,7 @@ from torchrl_shm.modules._branches import (
     from_sequences,
     to_sequences,
 )
-from torchrl_shm.modules._passes import ACTED, NEXT, concrete
+from torchrl_shm.modules._passes import ACTED, NEXT, concrete, refuse
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.modules._sequence import Entries, SequenceNames, run_entries
 from torchrl_shm.modules.base_cell import MemoryCell
@@ -162,15 +162,16 @@ class MemoryModule(TensorDictModuleBase):
             self.choice_key = unravel_key(choice_key)
 
         # what the data say of the start of a sequence, see `_passes.py`
-        self._role_key = suffixed(self.memory_key, ROLE)
+        self.role_key = suffixed(self.memory_key, ROLE)
         self._lean_keys: list[NestedKey] = []
         if state == "lean":
             self._lean_keys = [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
         choices: list[NestedKey] = [] if self.choice_key is None else [self.choice_key]
         inputs = [self.in_key, self.memory_key, self.is_init_key]
         # all that recurrent mode may read: value estimators select exactly the in_keys
-        self.in_keys: Any = [*inputs, *choices, self._role_key, *self._lean_keys]
-        self.out_keys: Any = [self.out_key, self.next_memory_key, *choices, self._role_key]
+        self.in_keys: Any = [*inputs, *choices, self.role_key, *self._lean_keys]
+        # named, so that collectors with a policy on another device copy it back
+        self.out_keys: Any = [self.out_key, self.next_memory_key, *choices, self.role_key]
 
     @property
     def recurrent_mode(self) -> bool:
@@ -185,7 +186,7 @@ class MemoryModule(TensorDictModuleBase):
 
     @property
     def _dispatch_keys(self) -> list[NestedKey]:
-        # recurrent mode does not write the next memory, and nobody asks for a role
+        # nobody asks for a role, and recurrent mode does not write the next memory
         keys = [self.out_key] if self.recurrent_mode else [self.out_key, self.next_memory_key]
         return keys if self.choice_key is None else [*keys, self.choice_key]
 
@@ -252,8 +253,8 @@ class MemoryModule(TensorDictModuleBase):
         if self.choice_key is not None:
             tensordict.set(self.choice_key, choice)
         first = is_init.to(torch.uint8)
-        tensordict.set(self._role_key, torch.full_like(first, ACTED))
-        tensordict.set(("next", self._role_key), first + NEXT)
+        tensordict.set(self.role_key, torch.full_like(first, ACTED))
+        tensordict.set(("next", self.role_key), first + NEXT)
         return tensordict
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -281,10 +282,16 @@ class MemoryModule(TensorDictModuleBase):
             is_init=is_init,
             choice=choice,
             memory=memory,
-            role=data.get(self._role_key, None),
+            role=data.get(self.role_key, None),
             lean=tuple(lean) if lean and all(entry is not None for entry in lean) else None,
         )
-        names = SequenceNames(self.memory_key, self._role_key, self._lean_keys)
+        if len(shape) == 1 and memory is not None and entries.role is not None:
+            refuse(
+                (entries.role == 0).all(),
+                f"no step of this module has acted on these data ({self.role_key!r} is 0). Single "
+                "steps of environments are run outside of set_recurrent_mode(True)",
+            )
+        names = SequenceNames(self.memory_key, self.role_key, self._lean_keys)
         # a loss would not read the memory after the last step
         burns_in = not torch.is_grad_enabled() and in_burn_in()
         if burns_in and memory is None:

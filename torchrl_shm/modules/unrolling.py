@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_shm.modules._passes import refuse
-from torchrl_shm.modules.memory_module import MemoryModule
 
 
 def unroll(
@@ -57,7 +56,7 @@ def unroll(
         >>> from torchrl.objectives import DQNLoss
         >>> from tensordict.nn import TensorDictSequential
         >>> from torchrl_shm import SHMModule, unroll
-        >>> from torchrl_shm.envs import RepeatPreviousEnv
+        >>> from torchrl_shm.envs.popgym import RepeatPreviousEnv
         >>> env = RepeatPreviousEnv(4)
         >>> size = env.observation_spec["observation"].shape[-1]
         >>> memory = SHMModule(size, 16, in_key="observation", out_key="features")
@@ -218,11 +217,11 @@ def _inputs(
 
 def _choices(memory: Any) -> list[NestedKey]:
     """Keys that each step writes and a sequence reads again, but that no step hands on."""
-    if isinstance(memory, MemoryModule):
-        return [] if memory.choice_key is None else [memory.choice_key]
     out_keys = unravel_key_list(memory.out_keys)
     read = unravel_key_list(memory.in_keys)
-    return [key for key in out_keys if key in read and unravel_key(("next", key)) not in out_keys]
+    marks = {getattr(memory, "role_key", None)}
+    carried = {key[1:] if len(key) > 2 else key[1] for key in out_keys if key[0] == "next"}
+    return [key for key in out_keys if key in read and key not in carried | marks]
 
 
 def _draw_choices(memory: Any, root: TensorDictBase, following: TensorDictBase) -> None:
