@@ -1,58 +1,51 @@
-"""SAC, which runs the critics under vmap, and the memory on the next observations."""
+"""Every loss with a memory is exact, or says what to do; see the table in `_losses.py`."""
 
+from __future__ import annotations
+
+import copy
+import warnings
+from functools import cache
 from typing import Any
 
-import pytest
 import torch
-from tensordict.nn import TensorDictModule as Mod
-from torch import nn
-from torchrl.collectors import Collector
-from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal
-from torchrl.objectives import SACLoss, SoftUpdate
+from torch import Tensor
+from torchrl.modules import OneHotCategorical, TanhNormal, set_recurrent_mode
 
-from tests.modules._helpers import join
-from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.modules import State
+from tests.modules._helpers import WalkEnv, collect, join
+from tests.modules._losses import CASES, NUM_ACTIONS, Case, Parts
+from torchrl_shm import unroll
 
-
-def sac(state: State) -> tuple[Collector, SACLoss]:
-    def mix(keys: Any, out: str) -> Mod:
-        return Mod(lambda *inputs: torch.cat(inputs, -1), keys, [out])
-
-    memory = SHMModule(4, 16, memory_size=6, in_key="x", out_key="features", state=state)
-    head = nn.Sequential(nn.Linear(16, 4), NormalParamExtractor())
-    observations = ["observation", "previous_action"]
-    actor = ProbabilisticActor(
-        join(mix(observations, "x"), memory, Mod(head, ["features"], ["loc", "scale"])),
-        in_keys=["loc", "scale"],
-        distribution_class=TanhNormal,
-        return_log_prob=True,
-    )
-    keys: dict[str, Any] = {"in_keys": ["xa", "critic_memory"], "out_key": "critic_features"}
-    critic = join(
-        mix([*observations, "action"], "xa"),
-        SHMModule(6, 16, memory_size=6, state=state, **keys),
-        Mod(nn.Linear(16, 1), ["critic_features"], ["state_action_value"]),
-    )
-    options: dict[str, Any] = {"frames_per_batch": 4 * 20, "total_frames": 4 * 40}
-    env = WindEnv(4, max_steps=20, seed=0)
-    collector = Collector(env, actor, auto_register_policy_transforms=True, **options)
-    loss = SACLoss(actor, critic, num_qvalue_nets=2, target_entropy=-2.0)
-    SoftUpdate(loss, eps=0.99)
-    return collector, loss
+NUM_STEPS = 14
+NETWORKS = ("actor_network", "critic_network", "value_network", "qvalue_network")
+ACTOR_TERMS = ("loss_actor", "loss_objective", "loss_entropy", "loss_actor_bc", "loss_bc")
+# what a loss averages over the batch depends on all steps
+MIXED = {"TD3BCLoss": ("loss_actor",), "CQLLoss": ("loss_cql",)}
 
 
-def test_sac_learns_actor_and_critics_with_memories() -> None:
-    collector, loss = sac("zero")
-    for batch in collector:
-        terms = loss(batch)
-        total = terms["loss_actor"] + terms["loss_qvalue"] + terms["loss_alpha"]
-        gradients = torch.autograd.grad(total, [p for p in loss.parameters() if p.requires_grad])
-        assert all(gradient.isfinite().all() for gradient in gradients)
-        assert sum(bool(gradient.any()) for gradient in gradients) == len(gradients)
+@cache
+def collected(where: str, state: str, discrete: bool) -> tuple[Parts, list[Any]]:
+    """The networks that collected, and two batches, the second of which starts in mid-episode."""
+    torch.manual_seed(0)
+    parts = Parts(where, state, calibration="neural")
+    actor = parts.actor(OneHotCategorical if discrete else TanhNormal)
+    critic = [memory for name, memory in parts.memories.items() if name == "critic"]
+    env = WalkEnv(num_actions=NUM_ACTIONS if discrete else None)
+    policy = join(*critic, *actor) if critic else actor
+    return parts, collect(policy, env, num_steps=NUM_STEPS, num_batches=2)
 
 
-def test_sac_on_lean_sequences_says_what_to_do() -> None:
-    collector, loss = sac("lean")
-    with pytest.raises(KeyError, match="choose state='zero'"):
-        loss(next(iter(collector)))
+def run(module: Any, data: Any) -> dict[Any, Tensor]:
+    """What a loss or an estimator gives for each step, `[..., B, T]`."""
+    with torch.random.fork_rng(), set_recurrent_mode(True):
+        torch.manual_seed(1)
+        result = module(data.copy())
+    keys = [key for key in result.keys(True, True) if key not in data.keys(True, True)]
+    if hasattr(module, "value_estimate"):
+        keys = ["advantage", "value_target", "state_value", ("next", "state_value")]
+    values = {key: result.get(key) for key in keys}
+    size = data.numel()
+    return {
+        key: value.reshape(-1, *data.shape)
+        for key, value in values.items()
+        if isinstance(value, Tensor) and value.numel() and value.numel() % size == 0
+    }

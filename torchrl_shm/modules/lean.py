@@ -184,8 +184,9 @@ class MemoryPrimer(TensorDictPrimer):
         index_key, key = (suffixed(self.memory_key, x) for x in (LEAN_INDEX, LEAN))
         stacked.set(index_key, lean_index)
         stacked.set(key, share)
-        # what came next is marked as such, and has all entries, so that the two can be stacked
-        came_next = stacked.get("next")
+        # what came next is marked as such, and has all entries, so that the two can be stacked; the
+        # collector takes it from the environment
+        came_next = tensordict.get("next")
         came_next.set(index_key, -lean_index)
         came_next.set(key, share)
         self._steps += 1
