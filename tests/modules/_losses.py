@@ -46,6 +46,8 @@ from tests.modules._helpers import DTYPE, SIZE, join, make_memory
 
 NUM_ACTIONS = 4
 FEATURES = 6
+# of shifted estimators: one, and one for each truncation of a sequence
+NUM_SLOTS = 8
 NONE: Any = {"reduction": "none"}
 SAC: Any = NONE | {"scalar_output_mode": "exclude"}
 
@@ -148,10 +150,38 @@ def q_value(parts: Parts) -> Any:
     return parts.critic("state_action_value", others=["action"])
 
 
-def on_policy(make: Any, **options: Any) -> Callable[[Parts], Any]:
+class Estimated:
+    """A loss after an estimator, as recipes run them."""
+
+    def __init__(self, loss: Any, critic: Any) -> None:
+        self.loss = loss
+        self.value_network = critic
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loss, name)
+
+    def __call__(self, data: Any) -> Any:
+        options: Any = {"lmbda": 0.8, "shifted": True, "shifted_budget": NUM_SLOTS}
+        estimator = GAE(gamma=0.9, value_network=self.value_network, **options)
+        with torch.no_grad():
+            data = estimator(data)
+        return self.loss(data)
+
+
+def estimated(make: Any) -> Callable[[Parts], Any]:
     def build(parts: Parts) -> Any:
-        loss = make(parts.actor(), parts.critic(), **NONE, **options)
-        loss.make_value_estimator(ValueEstimators.TD0, gamma=0.9)
+        critic = parts.critic()
+        more = PENALTY if make is KLPENPPOLoss else {}
+        return Estimated(make(parts.actor(), critic, **NONE, **more), critic)
+
+    return build
+
+
+def estimating(make: Any, **options: Any) -> Callable[[Parts], Any]:
+    def build(parts: Parts) -> Any:
+        more = PENALTY if make is KLPENPPOLoss else {}
+        loss = make(parts.actor(), parts.critic(), **NONE, **more)
+        loss.make_value_estimator(ValueEstimators.TD0, gamma=0.9, **options)
         return loss
 
     return build
@@ -176,12 +206,16 @@ def estimator(
 ACTION: Any = {"bounds": (-1.0, 1.0)}
 ONE_HOT: Any = {"action_space": "one-hot"}
 
+# its penalty adapts itself in each pass
+PENALTY: Any = {"increment": 1.0, "decrement": 1.0}
+ON_POLICY: Any = (PPOLoss, ClipPPOLoss, KLPENPPOLoss, A2CLoss, ReinforceLoss)
 CASES: dict[str, Case] = {
-    "PPOLoss": Case(on_policy(PPOLoss)),
-    "ClipPPOLoss": Case(on_policy(ClipPPOLoss)),
-    "KLPENPPOLoss": Case(on_policy(KLPENPPOLoss)),
-    "A2CLoss": Case(on_policy(A2CLoss)),
-    "ReinforceLoss": Case(on_policy(ReinforceLoss)),
+    **{f"{make.__name__} after an estimator": Case(estimated(make)) for make in ON_POLICY},
+    **{f"{make.__name__}": Case(estimating(make)) for make in ON_POLICY},
+    **{
+        f"{make.__name__}, deactivate_vmap=True": Case(estimating(make, deactivate_vmap=True))
+        for make in ON_POLICY
+    },
     "BCLoss": Case(lambda p: BCLoss(p.actor(), **NONE), ("actor",)),
     "SACLoss": Case(
         lambda p: SACLoss(
@@ -271,6 +305,6 @@ for made in (TD0Estimator, TD1Estimator, TDLambdaEstimator, GAE, VTrace):
     for suffix, given in (
         ("", {}),
         ("(deactivate_vmap=True)", {"deactivate_vmap": True}),
-        ("(shifted=True)", {"shifted": True}),
+        ("(shifted=True)", {"shifted": True, "shifted_budget": NUM_SLOTS}),
     ):
         CASES[made.__name__ + suffix] = Case(estimator(made, **given), ("critic",))

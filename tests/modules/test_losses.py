@@ -49,3 +49,90 @@ def run(module: Any, data: Any) -> dict[Any, Tensor]:
         for key, value in values.items()
         if isinstance(value, Tensor) and value.numel() and value.numel() % size == 0
     }
+
+
+def perturb(batch: Any) -> tuple[Any, Tensor]:
+    """Other observations before the last reset of each sequence, and the steps after it."""
+    other = batch.clone()
+    time = torch.arange(batch.shape[-1])
+    is_init = batch["is_init"].squeeze(-1)
+    after = time >= (is_init * time).amax(-1, keepdim=True)
+    # one sequence keeps all of its observations
+    after[..., 0, :] = True
+    for place in ("observation", ("next", "observation")):
+        value = torch.randn_like(other[place])
+        other[place] = torch.where(after.unsqueeze(-1), other[place], value)
+    return other, after
+
+
+def leak(before: dict[Any, Tensor], after: dict[Any, Tensor], same: Tensor) -> float:
+    """How much the values of the steps after a reset change."""
+    changes = {key: (before[key] - after[key]).abs() for key in before}
+    assert all(change[:, ~same].max() > 1e-6 for change in changes.values()), "nothing was changed"
+    return max(float(change[:, same].max()) for change in changes.values())
+
+
+def cell_parameters(loss: Any, name: str) -> dict[str, list[Tensor]]:
+    """The parameters of a network's memory, in each network of the loss that has it."""
+    found: dict[str, list[Tensor]] = {}
+    for network in NETWORKS:
+        if (name == "actor") != (network == "actor_network"):
+            continue
+        params = getattr(loss, f"{network}_params", None)
+        if params is None:
+            module = getattr(loss, network, None)
+            items = [] if module is None else module.named_parameters()
+        else:
+            items = [(".".join(key), p) for key, p in params.items(True, True) if isinstance(key, tuple)]
+        for key, parameter in items:
+            if ".cell." in key:
+                found.setdefault(key.split(".cell.")[-1], []).append(parameter)
+    return found
+
+
+def heads_of(loss: Any) -> list[Tensor]:
+    """All other parameters and buffers of the networks, of target networks as well."""
+    found: list[Tensor] = []
+    for network in NETWORKS:
+        params = [getattr(loss, f"{x}{network}_params", None) for x in ("", "target_")]
+        if params[0] is None:
+            module = getattr(loss, network, None)
+            items = [] if module is None else module.named_parameters()
+            found += [p for key, p in items if ".cell." not in key]
+        else:
+            found += [
+                p for each in params if each is not None for key, p in each.items(True, True) if "cell" not in key
+            ]
+    return found
+
+
+def align(heads: Any, loss: Any) -> None:
+    """Give heads the parameters of a loss that runs the memories itself."""
+    for target, source in zip(heads_of(heads), heads_of(loss), strict=True):
+        target.data.copy_(source.data)
+
+
+def step_by_step(module: Any, cell: Any, first: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Features of the observations of a batch, and of what came next, one step after the other."""
+
+    def step(cell: Any, memory: Tensor, data: Any, place: Any = "observation") -> Any:
+        return cell.step(data[place], memory, None)
+
+    def start(memory: Tensor, data: Any) -> Tensor:
+        return torch.where(data["is_init"].unsqueeze(-1), 0, memory)
+
+    memory = torch.zeros(len(batch), *cell.memory_shape, dtype=batch["observation"].dtype)
+    if module.state != "zero":
+        for data in first.unbind(-1):
+            _, memory, _ = step(module.cell, start(memory, data), data)
+    outputs: list[tuple[Tensor, Tensor]] = []
+    for data in batch.unbind(-1):
+        y, memory, _ = step(cell, start(memory, data), data)
+        outputs.append((y, step(cell, memory, data, ("next", "observation"))[0]))
+    root, following = zip(*outputs, strict=True)
+    return torch.stack(root, 1).detach(), torch.stack(following, 1).detach()
+
+
+def gradients(out: dict[Any, Tensor], name: str, parameters: list[Tensor]) -> list[Tensor]:
+    terms = [v.sum() for k, v in out.items() if str(k).startswith("loss") and v.requires_grad and (k in ACTOR_TERMS) == (name == "actor")]
+    return torch.autograd.grad(sum(terms), parameters, retain_graph=True, materialize_grads=True)

@@ -15,13 +15,13 @@ from torchrl.objectives import add_random_module
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.modules._passes import (
-    ACTED,
-    NEXT,
-    NEXT_OF_FIRST,
+    ADVICE,
     concrete,
     refuse,
+    refuse_broken,
     refuse_next,
     refuse_unknown_start,
+    roles_of,
 )
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.modules._sequence import run_parts, run_sequence
@@ -235,9 +235,9 @@ class MemoryModule(TensorDictModuleBase):
         tensordict.set(self.next_memory_key, memory)
         if self.choice_key is not None:
             tensordict.set(self.choice_key, choice)
-        first = is_init.to(torch.uint8)
-        tensordict.set(self._role_key, torch.full_like(first, ACTED))
-        tensordict.set(("next", self._role_key), first + NEXT)
+        role = roles_of(tensordict.get(self._role_key, None), is_init)
+        tensordict.set(self._role_key, role)
+        tensordict.set(("next", self._role_key), -role)
         return tensordict
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -273,10 +273,10 @@ class MemoryModule(TensorDictModuleBase):
     ) -> tuple[Tensor, Tensor | None]:
         role = data.get(self._role_key, None)
         if role is None:
-            role = torch.zeros_like(is_init, dtype=torch.uint8)
+            role = torch.zeros_like(is_init, dtype=torch.int64)
         entries = [data.get(key, None) for key in self._lean_keys]
         lean = entries if entries and all(entry is not None for entry in entries) else None
-        came_next = role >= NEXT
+        came_next = role < 0
         if lean is not None:
             came_next = came_next | came_next_in(lean[1])
         if self.state != "stored":
@@ -284,13 +284,15 @@ class MemoryModule(TensorDictModuleBase):
         # a pass over what came next is cut where the episodes of its steps began; single ones
         # that an estimator inserted, with the flag of the step before, are no reset
         is_next = came_next[:, :1]
-        is_init = torch.where(is_next, is_init | (role == NEXT_OF_FIRST), is_init & ~came_next)
+        is_init = torch.where(is_next, is_init | (role == -1), is_init & ~came_next)
         index = self._choices_of(index, is_next)
 
         if lean is not None:
             start = rebuild_start(*lean, is_init, self.cell.memory_shape)
+            refuse_broken(role, came_next, is_init, self.memory_key)
             return run_sequence(self.cell, x, start, is_init, index, self.burn_in)
-        self._check_start(role[:, 0] > 0, is_init[:, 0], memory)
+        refuse_broken(role, came_next, is_init, self.memory_key)
+        self._check_start(role[:, 0] != 0, is_init[:, 0], memory)
         if self.state == "stored" and memory is not None:
             return run_parts(self.cell, x, memory, is_init, index, self.burn_in)
         if self.state == "lean" or not self.burn_in:
@@ -354,7 +356,8 @@ class MemoryModule(TensorDictModuleBase):
             raise KeyError(
                 f"reset flags {self.is_init_key!r} are missing, so episodes would run into each "
                 "other: append torchrl.envs.InitTracker() to the environment, or pass "
-                "auto_register_policy_transforms=True to the collector"
+                "auto_register_policy_transforms=True to the collector. If a loss dropped them: "
+                f"{ADVICE}"
             )
         if is_init.dtype != torch.bool:
             raise TypeError(f"{self.is_init_key!r} is {is_init.dtype}, expected torch.bool")
