@@ -121,9 +121,7 @@ class Parts:
         atoms = torch.linspace(-2, 2, 3, dtype=DTYPE)
         linear = nn.Linear(width, 3 * NUM_ACTIONS, dtype=DTYPE)
         net = nn.Sequential(linear, nn.Unflatten(-1, (3, NUM_ACTIONS)), nn.LogSoftmax(-2))
-        head = DistributionalQValueActor(
-            net, in_keys=[key], support=atoms, action_space="one-hot"
-        )
+        head = DistributionalQValueActor(net, in_keys=[key], support=atoms, action_space="one-hot")
         return self.behind("critic", head)
 
 
@@ -280,16 +278,12 @@ CASES: dict[str, Case] = {
         discrete=True,
     ),
     "CQLLoss": Case(
-        lambda p: CQLLoss(
-            p.actor(TanhNormal), q_value(p), target_entropy=-2.0, num_random=2, **SAC
-        )
+        lambda p: CQLLoss(p.actor(TanhNormal), q_value(p), target_entropy=-2.0, num_random=2, **SAC)
     ),
     "DiscreteCQLLoss": Case(
         lambda p: DiscreteCQLLoss(p.q_values(), **ONE_HOT, **NONE), ("critic",), discrete=True
     ),
-    "DQNLoss": Case(
-        lambda p: DQNLoss(p.q_values(), **ONE_HOT, **NONE), ("critic",), discrete=True
-    ),
+    "DQNLoss": Case(lambda p: DQNLoss(p.q_values(), **ONE_HOT, **NONE), ("critic",), discrete=True),
     "DQNLoss(double_dqn=True)": Case(
         lambda p: DQNLoss(p.q_values(), double_dqn=True, **ONE_HOT, **NONE),
         ("critic",),

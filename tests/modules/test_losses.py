@@ -83,7 +83,9 @@ def cell_parameters(loss: Any, name: str) -> dict[str, list[Tensor]]:
             module = getattr(loss, network, None)
             items = [] if module is None else module.named_parameters()
         else:
-            items = [(".".join(key), p) for key, p in params.items(True, True) if isinstance(key, tuple)]
+            items = [
+                (".".join(key), p) for key, p in params.items(True, True) if isinstance(key, tuple)
+            ]
         for key, parameter in items:
             if ".cell." in key:
                 found.setdefault(key.split(".cell.")[-1], []).append(parameter)
@@ -101,7 +103,11 @@ def heads_of(loss: Any) -> list[Tensor]:
             found += [p for key, p in items if ".cell." not in key]
         else:
             found += [
-                p for each in params if each is not None for key, p in each.items(True, True) if "cell" not in key
+                p
+                for each in params
+                if each is not None
+                for key, p in each.items(True, True)
+                if "cell" not in key
             ]
     return found
 
@@ -134,5 +140,9 @@ def step_by_step(module: Any, cell: Any, first: Any, batch: Any) -> tuple[Tensor
 
 
 def gradients(out: dict[Any, Tensor], name: str, parameters: list[Tensor]) -> list[Tensor]:
-    terms = [v.sum() for k, v in out.items() if str(k).startswith("loss") and v.requires_grad and (k in ACTOR_TERMS) == (name == "actor")]
+    terms = [
+        v.sum()
+        for k, v in out.items()
+        if str(k).startswith("loss") and v.requires_grad and (k in ACTOR_TERMS) == (name == "actor")
+    ]
     return torch.autograd.grad(sum(terms), parameters, retain_graph=True, materialize_grads=True)

@@ -95,18 +95,23 @@ def refuse_broken(role: Tensor, came_next: Tensor, is_init: Tensor, name: object
     )
 
 
-def refuse_next(is_next: Tensor, name: object, state: str) -> None:
-    """Refuse sequences of next observations.
+def refuse_next(is_next: Tensor, name: object, state: str, *, flat: bool) -> None:
+    """Refuse sequences of next observations, unless their memories are stored.
 
     Args:
         is_next: bool `[B]`.
         name: key of the memory, for the message.
-        state: of the module, for the message.
+        state: of the module.
+        flat: whether the data have no dimension but time. What a loss selects with a mask is flat
+            and lacks steps, and with them the choices that acted.
     """
+    if state == "stored" and not flat:
+        return
+    lacks = "may lack steps, being flat" if state == "stored" else "lack the first of every episode"
     refuse(
         is_next,
-        f"the memory {name!r} was run over next observations, which lack the first observation of "
-        f"every episode (state={state!r}): {ADVICE}",
+        f"the memory {name!r} was run over next observations, which {lacks} "
+        f"(state={state!r}): {ADVICE}",
     )
 
 

@@ -145,17 +145,17 @@ class MemoryModule(TensorDictModuleBase):
             self.choice_key = unravel_key(choice_key)
 
         # what the data say of the start of a sequence, see `_passes.py`
-        self._role_key = suffixed(self.memory_key, ROLE)
+        self.role_key = suffixed(self.memory_key, ROLE)
         self._lean_keys: list[NestedKey] = []
         if state == "lean":
             self._lean_keys = [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
         choices: list[NestedKey] = [] if self.choice_key is None else [self.choice_key]
         inputs = [self.in_key, self.memory_key, self.is_init_key]
         # all that recurrent mode may read: value estimators select exactly the in_keys
-        self.in_keys: Any = [*inputs, *choices, self._role_key, *self._lean_keys]
+        self.in_keys: Any = [*inputs, *choices, self.role_key, *self._lean_keys]
         self.out_keys: Any = [
             self.out_key, self.next_memory_key, *choices,
-            self._role_key, unravel_key(("next", self._role_key)),
+            self.role_key, unravel_key(("next", self.role_key)),
         ]  # fmt: skip
 
     @property
@@ -235,9 +235,9 @@ class MemoryModule(TensorDictModuleBase):
         tensordict.set(self.next_memory_key, memory)
         if self.choice_key is not None:
             tensordict.set(self.choice_key, choice)
-        role = roles_of(tensordict.get(self._role_key, None), is_init)
-        tensordict.set(self._role_key, role)
-        tensordict.set(("next", self._role_key), -role)
+        role = roles_of(tensordict.get(self.role_key, None), is_init)
+        tensordict.set(self.role_key, role)
+        tensordict.set(("next", self.role_key), -role)
         return tensordict
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -257,7 +257,7 @@ class MemoryModule(TensorDictModuleBase):
             index = data.get(self.choice_key, None)
             self._check_choice(index)
         memory = data.get(self.memory_key, None)
-        y, index = self._run(data, x, memory, is_init, index)
+        y, index = self._run(data, x, memory, is_init, index, flat=len(shape) == 1)
         tensordict.set(self.out_key, y.reshape(*shape, y.shape[-1]))
         if self.choice_key is not None and index is not None:
             tensordict.set(self.choice_key, index.reshape(shape))
@@ -270,8 +270,10 @@ class MemoryModule(TensorDictModuleBase):
         memory: Tensor | None,
         is_init: Tensor,
         index: Tensor | None,
+        *,
+        flat: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        role = data.get(self._role_key, None)
+        role = data.get(self.role_key, None)
         if role is None:
             role = torch.zeros_like(is_init, dtype=torch.int64)
         entries = [data.get(key, None) for key in self._lean_keys]
@@ -279,8 +281,7 @@ class MemoryModule(TensorDictModuleBase):
         came_next = role < 0
         if lean is not None:
             came_next = came_next | came_next_in(lean[1])
-        if self.state != "stored":
-            refuse_next(came_next[:, 0], self.memory_key, self.state)
+        refuse_next(came_next[:, 0], self.memory_key, self.state, flat=flat)
         # a pass over what came next is cut where the episodes of its steps began; single ones
         # that an estimator inserted, with the flag of the step before, are no reset
         is_next = came_next[:, :1]
@@ -305,13 +306,13 @@ class MemoryModule(TensorDictModuleBase):
         known = is_init
         if memory is not None or self.state == "zero":
             known = known | marked
-        keys = [*self._lean_keys, self._role_key]
+        keys = [*self._lean_keys, self.role_key]
         refuse_unknown_start(~known, self.memory_key, self.state, keys)
         if memory is not None and self.state != "stored":
             refuse(
                 ~marked,
                 f"the data hold a memory {self.memory_key!r} per step that no step of this module "
-                f"has written ({self._role_key!r} is missing), and state={self.state!r} does not "
+                f"has written ({self.role_key!r} is missing), and state={self.state!r} does not "
                 "read it: drop it, or make the module with state='stored'",
             )
 
