@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.collectors import Collector
-from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.data import Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.modules import (
     ActorValueOperator,
@@ -49,6 +49,7 @@ class WalkEnv(EnvBase):
         device: str | None = "cpu",
         key: NestedKey = "observation",
         endless: bool = False,
+        num_actions: int | None = None,
     ) -> None:
         batch = torch.Size(() if num_envs is None else (num_envs,))
         super().__init__(device=device, batch_size=batch)
@@ -57,7 +58,10 @@ class WalkEnv(EnvBase):
         self.endless = endless
         plane, flag = torch.Size((*batch, SIZE)), torch.Size((*batch, 1))
         self.observation_spec = Composite({key: Unbounded(plane, dtype=dtype)}, shape=batch)
-        self.action_spec = Unbounded(torch.Size((*batch, 2)), dtype=dtype)
+        if num_actions is None:
+            self.action_spec = Unbounded(torch.Size((*batch, 2)), dtype=dtype)
+        else:
+            self.action_spec = OneHot(num_actions, shape=torch.Size((*batch, num_actions)))
         self.reward_spec = Unbounded(flag, dtype=dtype)
         flags = ("done", "terminated", "truncated")
         self.full_done_spec = Composite(
@@ -85,7 +89,7 @@ class WalkEnv(EnvBase):
         return self._emit(torch.zeros_like(mask))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        push = tensordict.get("action").mean(-1, keepdim=True)
+        push = tensordict.get("action").to(self.dtype).mean(-1, keepdim=True)
         self.place = 0.7 * self.place + 0.1 * push + self._noise()
         self.step_count = self.step_count + 1
         done = self.step_count >= 3 + (5 * self.number + 7 * self.episode) % 11

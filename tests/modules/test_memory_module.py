@@ -47,7 +47,7 @@ from tests.modules._helpers import (
 from torchrl_shm.modules import SHM, MemoryCell, MemoryModule, MemoryPrimer, SHMModule
 from torchrl_shm.modules._gru_arguments import ADVICE
 
-ACTED = torch.ones(3, 9, dtype=torch.uint8)
+ACTED = torch.arange(1, 10).expand(3, 9)
 OBSERVED, KEPT = ("agent", "observation"), ("agent", "memory")
 
 
@@ -507,7 +507,7 @@ def given_memory(state: Any, **options: Any) -> tuple[SHMModule, TensorDict, Ten
     data["is_init"][1, 5] = True
     data["theta_index"] = torch.randint(7, (3, 9))
     # without it nobody knows that these are not next observations
-    data["memory_role"] = torch.ones(3, 9, dtype=torch.uint8)
+    data["memory_role"] = ACTED
     return module, data, torch.randn(3, 4, 4, dtype=DTYPE)
 
 

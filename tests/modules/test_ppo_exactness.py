@@ -177,7 +177,7 @@ def test_value_after_a_truncation_is_that_of_the_last_observation() -> None:
                 continue
             # the episode from its start, with the observation that ended it
             episode = batch[b, int(starts[-1]) : step + 1]
-            episode = episode.exclude("memory_lean_index", "memory_lean", "next")
+            episode = episode.exclude("memory_lean_index", "memory_lean", "memory_role", "next")
             last = episode[-1:].clone()
             last["observation"] = batch["next", "observation"][b, step : step + 1]
             last["is_init"] = torch.zeros_like(last["is_init"])

@@ -3,10 +3,11 @@
 Losses run a network over the observations that were acted on (the root of the data) and many of
 them once more over those that came next (`"next"`). The second run lacks what a memory has to know:
 the reset flags there are false everywhere, the first observation of each episode is absent, and the
-random choices are those of the step before. So the data say which of the two they are,
-in the entry `<memory>_role` that `MemoryModule` writes in step mode, and lean rollouts also by the
-sign of the clock in `<memory>_lean_index`. Data without a mark are trusted where every sequence
-starts with a reset: next observations never do.
+random choices are those of the step before. Others drop, repeat or join steps. So the data say what
+they are, in the entry `<memory>_role` that `MemoryModule` writes in step mode: `n` for the
+observation on which the `n`-th step of an episode acted, `-n` for the one that came next, 0 where
+nobody knows. Lean rollouts also say it by the sign of the clock in `<memory>_lean_index`. Data
+without a mark are trusted where every sequence starts with a reset: next observations never do.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ import torch
 from torch import Tensor
 
 from torchrl_shm.ops.shm.dispatch import is_transformed
-
-ACTED, NEXT, NEXT_OF_FIRST = 1, 2, 3
-"""Roles of an observation: acted on, came next, came next after the first step of an episode."""
 
 ADVICE = (
     "run torchrl_shm.unroll(module, rollouts) before the loss and give the loss the heads alone, "
@@ -56,18 +54,64 @@ def refuse(bad: Tensor, message: str, error: Callable[[str], Exception] = ValueE
         )
 
 
-def refuse_next(is_next: Tensor, name: object, state: str) -> None:
-    """Refuse sequences of next observations.
+def roles_of(before: Tensor | None, is_init: Tensor) -> Tensor:
+    """The role of an observation on which a step acts.
+
+    Args:
+        before: role that the step before has handed on, or that was recorded for this one.
+        is_init: bool, of the same shape.
+
+    Returns:
+        int64 of shape `is_init`.
+    """
+    if before is None:
+        return torch.ones_like(is_init, dtype=torch.int64)
+    before = before.reshape(is_init.shape)
+    # recorded data that are run again, one step each, keep theirs
+    return torch.where(is_init, 1, torch.where(before > 0, before, 1 - before))
+
+
+def refuse_broken(role: Tensor, came_next: Tensor, is_init: Tensor, name: object) -> None:
+    """Refuse what is not the steps of a sequence in their order.
+
+    Args:
+        role: int64 `[B, T]`.
+        came_next: bool `[B, T]`.
+        is_init: bool `[B, T]`.
+        name: key of the memory, for the message.
+    """
+    step, before, after = role.abs(), slice(None, -1), slice(1, None)
+    known = (step[:, before] > 0) & (step[:, after] > 0)
+    known = known & (came_next[:, before] == came_next[:, after])
+    follows = (step[:, after] - step[:, before] == 1) | (step[:, after] == 1) | is_init[:, after]
+    # an estimator inserts single next observations
+    in_pass = came_next[:, before] & came_next[:, after]
+    mixed = torch.where(came_next[:, :1], role[:, after] > 0, in_pass)
+    refuse(
+        ((known & ~follows) | mixed).any(1),
+        f"{{bad}} of {{all}} sequences that the memory {name!r} was run over lack steps, or hold "
+        "steps twice, out of order or of several sequences: recurrent mode reads [..., T] as "
+        f"collected. If the loss made them so: {ADVICE}",
+    )
+
+
+def refuse_next(is_next: Tensor, name: object, state: str, *, flat: bool) -> None:
+    """Refuse sequences of next observations, unless their memories are stored.
 
     Args:
         is_next: bool `[B]`.
         name: key of the memory, for the message.
-        state: of the module, for the message.
+        state: of the module.
+        flat: whether the data have no dimension but time. What a loss selects with a mask is flat
+            and lacks steps, and with them the choices that acted.
     """
+    if state == "stored" and not flat:
+        return
+    lacks = "may lack steps, being flat" if state == "stored" else "lack the first of every episode"
     refuse(
         is_next,
-        f"the memory {name!r} was run over next observations, which lack the first observation of "
-        f"every episode (state={state!r}): {ADVICE}",
+        f"the memory {name!r} was run over next observations, which {lacks} "
+        f"(state={state!r}): {ADVICE}",
     )
 
 

@@ -10,10 +10,9 @@ from tensordict import NestedKey
 from torch import Tensor
 
 from torchrl_shm.modules._passes import (
-    NEXT,
-    NEXT_OF_FIRST,
     concrete,
     refuse,
+    refuse_broken,
     refuse_next,
     refuse_unknown_start,
 )
@@ -32,7 +31,7 @@ class Entries:
         is_init: bool of shape `[B, T]`.
         choice: the choices that acted, int64 of shape `[B, T]`, if there are any.
         memory: the memory that entered each step, `[B, T, *memory_shape]`, if the data have it.
-        role: what the observations are, uint8 of shape `[B, T]`, see `_passes.py`.
+        role: what the observations are, int64 of shape `[B, T]`, see `_passes.py`.
         lean: the two entries of lean rollouts, see `lean.py`.
     """
 
@@ -73,6 +72,8 @@ def run_entries(
     state: State,
     burn_in: int,
     names: SequenceNames,
+    *,
+    flat: bool,
     want_last: bool,
 ) -> Run:
     """Run over sequences as the data tell that they start.
@@ -83,6 +84,7 @@ def run_entries(
         state: where a sequence takes its first memory from, see `MemoryModule`.
         burn_in: number of first steps through which no gradient flows.
         names: keys for error messages.
+        flat: whether the data have no dimension but time.
         want_last: whether the memory after the last step is asked for.
 
     Returns:
@@ -95,23 +97,24 @@ def run_entries(
     """
     x, memory, role = entries.x, entries.memory, entries.role
     if role is None:
-        role = torch.zeros_like(entries.is_init, dtype=torch.uint8)
-    came_next = role >= NEXT
+        role = torch.zeros_like(entries.is_init, dtype=torch.int64)
+    came_next = role < 0
     if entries.lean is not None:
         came_next = came_next | came_next_in(entries.lean[1])
-    if state != "stored":
-        refuse_next(came_next[:, 0], names.memory, state)
+    refuse_next(came_next[:, 0], names.memory, state, flat=flat)
     # a pass over what came next is cut where the episodes of its steps began; single ones that an
     # estimator inserted, with the flag of the step before, are no reset
     is_next = came_next[:, :1]
-    flags, first = entries.is_init, role == NEXT_OF_FIRST
-    is_init = torch.where(is_next, flags | first, flags & ~came_next)
+    flags = entries.is_init
+    is_init = torch.where(is_next, flags | (role == -1), flags & ~came_next)
     choice = _shift_choices(cell, entries.choice, is_next)
 
     if entries.lean is not None:
+        # which also refuses what is not the steps of a sequence in their order
         start = rebuild_start(*entries.lean, is_init, cell.memory_shape)
         return run_sequence(cell, x, start, is_init, choice, burn_in)
-    _check_start(role[:, 0] > 0, is_init[:, 0], memory, state, names)
+    refuse_broken(role, came_next, is_init, names.memory)
+    _check_start(role[:, 0] != 0, is_init[:, 0], memory, state, names)
     stored = memory if state == "stored" else None
     if stored is None and not (state == "zero" and burn_in and memory is None):
         start = None if memory is None else memory[:, 0]

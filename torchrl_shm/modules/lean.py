@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Categorical, Composite, Unbounded
 
 from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
@@ -83,8 +83,8 @@ class MemoryPrimer(BranchPrimer):
         leaves: dict[NestedKey, Any] = {
             memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
         }
-        # random first steps, where no policy writes it, are of unknown role: 0
-        role = Bounded(0, 3, shape=torch.Size(()), dtype=torch.uint8)
+        # 0 where an episode starts, and in random first steps, where no policy writes it
+        role = Unbounded(torch.Size(()), dtype=torch.int64)
         leaves[suffixed(memory_key, ROLE)] = role
         if choice_key is not None and num_choices is not None:
             # primed, so that estimators that read ("next", choice) find one
@@ -220,8 +220,9 @@ class MemoryPrimer(BranchPrimer):
         index_key, key = (suffixed(self.memory_key, x) for x in (LEAN_INDEX, LEAN))
         stacked.set(index_key, lean_index)
         stacked.set(key, share)
-        # what came next is marked as such, and has all entries, so that the two can be stacked
-        came_next = stacked.get("next")
+        # what came next is marked as such, and has all entries, so that the two can be stacked; the
+        # collector takes it from the environment
+        came_next = tensordict.get("next")
         came_next.set(index_key, -lean_index)
         came_next.set(key, share)
         self._steps += 1
@@ -324,7 +325,7 @@ def _refuse_unknown_starts(
     episode_start = lean_index[..., _IS_INIT].bool()
     ours = ((lean_index[..., _SIZE] == size) | ~real).all(1)
     step = clock[:, 1:] - clock[:, :-1]
-    follows = (step == 0) | (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
+    follows = (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
     unbroken = follows.all(1) & ~(is_init & ~episode_start & real).any(1)
     seen = torch.zeros_like(slot[:, :1]).expand(-1, num_shares + 1)
     seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_shares].bool().all(1)

@@ -23,7 +23,7 @@ from torchrl_shm.modules._branches import (
     from_sequences,
     to_sequences,
 )
-from torchrl_shm.modules._passes import ACTED, NEXT, concrete, refuse
+from torchrl_shm.modules._passes import ADVICE, concrete, refuse, roles_of
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.modules._sequence import Entries, SequenceNames, run_entries
 from torchrl_shm.modules.base_cell import MemoryCell
@@ -65,11 +65,11 @@ class MemoryModule(TensorDictModuleBase):
     `state="stored"` it is the stored one, which the primer has set to zero on resets of the
     environment.
 
-    Steps also write `<memory>_role` (uint8: 1 acted on, under `"next"` 2 came next, or 3 after the
-    first step of an episode), by which recurrent mode knows sequences that start in mid-episode
-    from next observations. Those can be run as sequences of their own with `state="stored"`
-    alone; elsewhere they are refused, and `unroll` computes them. Sequences made by hand need the
-    role where they do not start with a reset.
+    Steps also write `<memory>_role` (int64: `n` at the `n`-th step of an episode, under `"next"`
+    `-n`), by which recurrent mode knows sequences that start in mid-episode from next observations
+    and from sequences that lack steps. Next observations can be run as sequences of their own with
+    `state="stored"` alone; elsewhere they are refused, and `unroll` computes them. Sequences made
+    by hand need the role where they do not start with a reset.
 
     `torchrl.envs.BurnInTransform` refreshes the memory with `state="stored"`; with `"zero"` append
     the primer to the buffer before it, which gives sampled sequences the empty memory from which
@@ -252,9 +252,9 @@ class MemoryModule(TensorDictModuleBase):
         tensordict.set(self.next_memory_key, memory)
         if self.choice_key is not None:
             tensordict.set(self.choice_key, choice)
-        first = is_init.to(torch.uint8)
-        tensordict.set(self.role_key, torch.full_like(first, ACTED))
-        tensordict.set(("next", self.role_key), first + NEXT)
+        role = roles_of(tensordict.get(self.role_key, None), is_init)
+        tensordict.set(self.role_key, role)
+        tensordict.set(("next", self.role_key), -role)
         return tensordict
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -296,7 +296,10 @@ class MemoryModule(TensorDictModuleBase):
         burns_in = not torch.is_grad_enabled() and in_burn_in()
         if burns_in and memory is None:
             self._refuse_burn_in()
-        run = run_entries(self.cell, entries, self.state, self.burn_in, names, burns_in)
+        run = run_entries(
+            self.cell, entries, self.state, self.burn_in, names,
+            flat=len(shape) == 1, want_last=burns_in,
+        )  # fmt: skip
         tensordict.set(self.out_key, from_sequences(run.y, shape, agents))
         if self.choice_key is not None and run.choice is not None:
             tensordict.set(self.choice_key, from_sequences(run.choice, shape, agents))
@@ -375,7 +378,7 @@ class MemoryModule(TensorDictModuleBase):
                 advice = f"the data have one per agent, pass is_init_key={beside!r} to the module"
             raise KeyError(
                 f"reset flags {self.is_init_key!r} are missing, so episodes would run into each "
-                f"other: {advice}"
+                f"other: {advice}. If a loss dropped them: {ADVICE}"
             )
         if is_init.dtype != torch.bool:
             raise TypeError(f"{self.is_init_key!r} is {is_init.dtype}, expected torch.bool")

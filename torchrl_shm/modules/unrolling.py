@@ -14,7 +14,11 @@ from torchrl_shm.modules._passes import refuse
 
 
 def unroll(
-    module: nn.Module, rollouts: TensorDictBase, *, done_key: NestedKey = "done"
+    module: nn.Module,
+    rollouts: TensorDictBase,
+    *,
+    done_key: NestedKey = "done",
+    detach_next: bool = True,
 ) -> TensorDictBase:
     """Run a memory over sequences, with the observations that came next in their places.
 
@@ -28,7 +32,8 @@ def unroll(
     The pass takes the `T` observations of each sequence in order and, after each end of an episode
     and after the last step, the observation that came next: at most
     `T + 1 + (ends of episodes in the fullest sequence)` steps, in recurrent mode whatever the
-    global mode is. Gradients flow through both; detach what came next where the loss does not.
+    global mode is. Gradients flow through the outputs at the root, which is why they must not be
+    stored or detached; `DDPGLoss` detaches its data (take `TD3Loss`).
 
     Args:
         module: a memory (`MemoryModule`, TorchRL's `GRUModule`, ...), or an actor, a critic or
@@ -38,6 +43,8 @@ def unroll(
             and the same inputs under `"next"`. For the start of each sequence see `MemoryModule`.
         done_key: key of the flag under `"next"` that ends an episode; where it is missing, resets
             tell.
+        detach_next: whether no gradient flows through the outputs at `"next"`. Losses make targets
+            of them, and some of TorchRL's would send their gradient through the target.
 
     Returns:
         A shallow copy of `rollouts`. Each output `y` of the modules that were run stands at `y`
@@ -46,8 +53,8 @@ def unroll(
 
     Raises:
         KeyError: an input, what came next, or the reset flags are missing.
-        ValueError: the module has no memory, the data have no time, or the agents of one
-            environment are reset at different steps.
+        ValueError: the module has no memory, the data have no time or `"next"` is several steps
+            later, or the agents of one environment are reset at different steps.
 
     Examples:
         >>> import torch
@@ -77,6 +84,7 @@ def unroll(
     network, memories = _find_memories(module)
     data = rollouts.reshape(shape[:-1].numel(), shape[-1])
     flags = {_is_init_key(memory) for memory in memories}
+    _refuse_later(data, memories)
     slots = _Slots(_find_ends(data, flags, done_key))
 
     root, following = _inputs(network, memories, data)
@@ -89,8 +97,10 @@ def unroll(
 
     result = rollouts.copy()
     for key in _outputs(network, memories):
-        for place, value in zip((key, ("next", key)), slots.take(sequence.get(key)), strict=True):
-            result.set(unravel_key(place), value.reshape(*shape, *value.shape[2:]))
+        here, there = slots.take(sequence.get(key))
+        there = there.detach() if detach_next else there
+        result.set(key, here.reshape(*shape, *here.shape[2:]))
+        result.set(unravel_key(("next", key)), there.reshape(*shape, *there.shape[2:]))
     return result
 
 
@@ -160,6 +170,18 @@ def _parts(module: nn.Module) -> list[Any]:
 def _is_init_key(memory: Any) -> NestedKey:
     keys = [key for key in memory.in_keys if key == "is_init" or key[-1] == "is_init"]
     return unravel_key(getattr(memory, "is_init_key", keys[0] if keys else "is_init"))
+
+
+def _refuse_later(data: TensorDictBase, memories: list[Any]) -> None:
+    """Refuse sequences whose `"next"` is not what came right after each step."""
+    for key in (memory.role_key for memory in memories if hasattr(memory, "role_key")):
+        here, there = data.get(key, None), data.get(unravel_key(("next", key)), None)
+        if here is not None and there is not None:
+            refuse(
+                ((here > 0) & (there != -here)).flatten(1).any(1),
+                "in {bad} of {all} sequences 'next' is not what came right after each step, as "
+                "with n-step returns: run unroll first, then MultiStep",
+            )
 
 
 def _find_ends(data: TensorDictBase, flags: set[NestedKey], done_key: NestedKey) -> Tensor:
