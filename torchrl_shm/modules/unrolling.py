@@ -65,14 +65,13 @@ def unroll(
         >>> from torchrl_shm import SHMModule, unroll
         >>> from torchrl_shm.envs.popgym import RepeatPreviousEnv
         >>> env = RepeatPreviousEnv(4)
-        >>> size = env.observation_spec["observation"].shape[-1]
+        >>> size, actions = env.observation_spec["observation"].shape[-1], env.action_spec_unbatched
         >>> memory = SHMModule(size, 16, in_key="observation", out_key="features")
-        >>> linear = torch.nn.Linear(16, env.action_spec.n)
-        >>> head = QValueActor(linear, in_keys=["features"], spec=env.action_spec)
+        >>> head = QValueActor(torch.nn.Linear(16, actions.n), in_keys=["features"], spec=actions)
         >>> policy = TensorDictSequential(memory, head)
         >>> steps = {"frames_per_batch": 4 * 20, "total_frames": 4 * 20}
         >>> collector = Collector(env, policy, auto_register_policy_transforms=True, **steps)
-        >>> loss = DQNLoss(head, delay_value=False, action_space=env.action_spec)
+        >>> loss = DQNLoss(head, delay_value=False, action_space="categorical")
         >>> for rollouts in collector:
         ...     terms = loss(unroll(memory, rollouts))
         >>> terms["loss"].shape
@@ -143,6 +142,12 @@ def _find_memories(module: nn.Module) -> tuple[list[Any], list[Any]]:
     """The modules to run, in order, and the memories among them."""
     parts = _parts(module)
     is_memory = [hasattr(part, "make_tensordict_primer") for part in parts]
+    memories = [part for part, remembers in zip(parts, is_memory, strict=True) if remembers]
+    if not memories:
+        raise ValueError(
+            f"{type(module).__name__} has no memory to unroll: pass the memory, or the "
+            "TensorDictSequential in which it stands"
+        )
     needed: set[NestedKey] = set()
     network: list[Any] = []
     for part, remembers in zip(reversed(parts), reversed(is_memory), strict=True):
@@ -152,12 +157,6 @@ def _find_memories(module: nn.Module) -> tuple[list[Any], list[Any]]:
         if remembers or (feeds and not samples):
             network.insert(0, part)
             needed.update(unravel_key_list(part.in_keys))
-    memories = [part for part, remembers in zip(parts, is_memory, strict=True) if remembers]
-    if not memories:
-        raise ValueError(
-            f"{type(module).__name__} has no memory to unroll: pass the memory, or the "
-            "TensorDictSequential in which it stands"
-        )
     return network, memories
 
 
