@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.testing import assert_close
@@ -39,6 +40,7 @@ from tests.modules._helpers import (
     make_memory,
     replay,
 )
+from torchrl_shm import unroll
 from torchrl_shm.modules import LRU, MemoryModule
 
 STATES = ["lean", "stored", "zero"]
@@ -123,6 +125,34 @@ def test_collector(state: Any, done: Any) -> None:
     if state == "lean":
         clocks = torch.cat([batch["agents", "memory_lean_index"] for batch in batches])[..., 0]
         assert len(clocks.unique()) == clocks.numel()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_unroll(state: Any) -> None:
+    """What came next is right for every agent; they share the ends of their episodes."""
+    module = make(state=state, calibration="neural")
+    for batch in collect(make_agents_policy(module), AgentsEnv()):
+        found = unroll(module, batch)
+        alone = make_memory(state="zero", calibration="neural")
+        alone.load_state_dict(module.state_dict())
+        for agent in range(AGENTS):
+            data = TensorDict({"is_init": batch["is_init"]}, batch.shape)
+            data["observation"] = batch[OBSERVED][:, :, agent]
+            data["next", "observation"] = batch["next", *OBSERVED][:, :, agent]
+            data["memory_role"] = batch["agents", "memory_role"][:, :, agent]
+            expected = unroll(alone, data)
+            # the other one starts empty
+            known = batch["is_init"].squeeze(-1).cumsum(1) > 0
+            for key in ("features", ("next", "features")):
+                branch = ("next", *FEATURES) if key != "features" else FEATURES
+                assert_close(found[branch][:, :, agent][known], expected[key][known], **EXACT)
+
+
+def test_unroll_wants_one_end_for_all_agents() -> None:
+    module = make("agents")
+    batch = collect(make_agents_policy(module), AgentsEnv(done="agents"))[0]
+    with pytest.raises(ValueError, match=r"'is_init'\) resets some agents .* and not others"):
+        unroll(module, batch)
 
 
 @pytest.mark.parametrize("make_env", [EnvFactory(AgentsEnv, num_envs=None), AgentsEnv])
