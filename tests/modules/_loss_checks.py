@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from functools import cache
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchrl.modules import OneHotCategorical, TanhNormal, set_recurrent_mode
+from torchrl.objectives import DiscreteIQLLoss, IQLLoss
 
 from tests.modules._helpers import DTYPE, WalkEnv, collect, join
 from tests.modules._losses import NUM_ACTIONS, Parts
@@ -129,28 +129,19 @@ def step_by_step(module: Any, first: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Features of the observations of a batch, and of what came next, one step after the other."""
     cell, choice_key = module.cell, module.choice_key
 
-    def step(memory: Tensor, data: Any, following: Any = None) -> tuple[Tensor, Tensor]:
-        memory = torch.where(data["is_init"].unsqueeze(-1), 0, memory)
-        choice = None if choice_key is None else data[choice_key]
-        y, memory, _ = cell.step(data["observation"], memory, choice)
-        if following is not None:
-            # nothing has acted on what came last
-            choice = None if choice_key is None else data.get(("next", choice_key))
-            if following is not data and choice_key is not None:
-                choice = torch.where(following["is_init"].squeeze(-1), choice, following[choice_key])
-            following = cell.step(data["next", "observation"], memory, choice)[0]
-        return (y, following), memory
+    def step(memory: Tensor, data: Any, place: Any = ()) -> tuple[Tensor, Tensor, Any]:
+        choice = None if choice_key is None else data[*place, choice_key]
+        return cell.step(data[*place, "observation"], memory, choice)
 
     memory = torch.zeros(len(batch), *cell.memory_shape, dtype=DTYPE)
-    outputs: list[Any] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        if module.state != "zero":
-            for data in first.unbind(-1):
-                _, memory = step(memory, data)
-        steps = batch.unbind(-1)
-        for data, following in zip(steps, [*steps[1:], steps[-1]], strict=True):
-            output, memory = step(memory, data, following)
-            outputs.append(output)
+        before = [] if module.state == "zero" else first.unbind(-1)
+        for number, data in enumerate([*before, *batch.unbind(-1)]):
+            memory = torch.where(data["is_init"].unsqueeze(-1), 0, memory)
+            y, memory, _ = step(memory, data)
+            if number >= len(before):
+                outputs.append((y, step(memory, data, ("next",))[0]))
     root, following = zip(*outputs, strict=True)
     return torch.stack(root, 1), torch.stack(following, 1)
 
@@ -165,18 +156,18 @@ def with_features(parts: Parts, first: Any, batch: Any) -> Any:
     return result
 
 
-def gradients(terms: dict[Any, Tensor], who: str, parameters: list[Tensor]) -> list[Tensor]:
-    """Of the actor's or of the critic's terms of a loss."""
+def gradients(loss: Any, terms: dict[Any, Tensor], who: str, parameters: list[Tensor]) -> Any:
+    """Of the actor's or of the critic's terms of a loss, none where it has no such terms."""
     chosen = [
         value.sum()
         for key, value in terms.items()
         if str(key).startswith("loss") and (key in ACTOR_TERMS) == (who == "actor")
     ]
+    if isinstance(loss, IQLLoss) and not isinstance(loss, DiscreteIQLLoss) and who == "critic":
+        # the target of its other term is not detached from what the networks read
+        chosen = [terms["loss_qvalue"].sum()]
     total: Any = sum(value for value in chosen if value.requires_grad)
+    if not parameters or not isinstance(total, Tensor):
+        return ()
     options: Any = {"retain_graph": True, "materialize_grads": True}
-    return list(torch.autograd.grad(total, parameters, **options))
-
-
-def copy_of(parts: Parts) -> Parts:
-    """Networks around copies of the memories."""
-    return copy.deepcopy(parts)
+    return torch.autograd.grad(total, parameters, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from tests.modules._helpers import STEP
 from tests.modules._loss_checks import (
     build,
     collected,
-    copy_of,
     gradients,
     memory_parameters,
     perturb,
@@ -56,7 +56,7 @@ def test_a_loss_that_runs_the_memory(name: str, where: str, state: Any) -> None:
     made, first, batch = collected(where, state, case.discrete)
     # one sequence is the best that it can get
     data = batch[2] if case.flat else batch
-    loss = build(case.make, copy_of(made))
+    loss = build(case.make, copy.deepcopy(made))
     share_memories(loss, made)
     outcome = case.outcomes[where][STATES.index(state)]
     if outcome != EXACT:
@@ -79,12 +79,47 @@ def test_a_loss_that_runs_the_memory(name: str, where: str, state: Any) -> None:
     assert moved >= 1
 
     # the loss of each network reaches its memory
-    if hasattr(loss, "parameters"):
-        for who in ("actor", "critic"):
-            names_and_values = [
-                entry for entry in memory_parameters(loss, who) if entry[2].requires_grad
-            ]
-            parameters = [parameter for *_, parameter in names_and_values]
-            for gradient in gradients(terms, who, parameters) if parameters else []:
-                assert gradient.isfinite().all()
-                assert gradient.any()
+    for who in ("actor", "critic"):
+        found = [p for *_, p in memory_parameters(loss, who) if p.requires_grad]
+        for gradient in gradients(loss, terms, who, found):
+            assert gradient.isfinite().all()
+            assert gradient.any()
+
+
+@pytest.mark.parametrize(("name", "where"), UNROLLED)
+def test_a_loss_on_features(name: str, where: str) -> None:
+    case = CASES[name]
+    made, first, batch = collected(where, "stored", case.discrete)
+    made = copy.deepcopy(made)
+    heads = heads_of(case, where, "stored", made)
+    expected = with_features(made, first, batch)
+    data = batch
+    for memory in made.memories.values():
+        data = unroll(memory, data)
+    if case.flat:
+        expected, data = expected.reshape(-1), data.reshape(-1)
+    terms = run(heads, data)
+    assert_close(terms, run(heads, expected), **STEP)
+
+    direct: Any = None
+    if case.outcomes[where][1] == EXACT:
+        direct = build(case.make, copy.deepcopy(made))
+        share_memories(direct, made)
+        share_heads(direct, heads)
+    for memory_name, memory in made.memories.items():
+        who = "actor" if "actor" in (memory_name, where) else "critic"
+        names, parameters = zip(*memory.cell.named_parameters(), strict=True)
+        found = gradients(heads, terms, who, list(parameters))
+        for gradient in found:
+            assert bool(gradient.any()) == (case.unrolled == EXACT)
+        if direct is None or case.unrolled != EXACT:
+            continue
+        expected = dict.fromkeys(names, torch.zeros(()))
+        entries = [x for x in memory_parameters(direct, who) if x[2].requires_grad]
+        # networks may share parameters
+        entries = list({id(entry[2]): entry for entry in entries}.values())
+        values = gradients(direct, run(direct, batch), who, [x[2] for x in entries])
+        for (_, key, parameter), value in zip(entries, values, strict=bool(values)):
+            expected[key] = expected[key] + value.reshape(memory.cell.get_parameter(key).shape)
+        for key, gradient in zip(names, found, strict=bool(found)):
+            assert_close(gradient, expected[key], **STEP)
