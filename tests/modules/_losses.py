@@ -1,9 +1,8 @@
-"""Losses and value estimators of TorchRL, each with a memory where it can take one."""
+"""Networks of losses, with memories or as the heads that stand behind `unroll`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -15,83 +14,71 @@ from torchrl.modules import (
     OneHotCategorical,
     ProbabilisticActor,
     QValueActor,
-    TanhNormal,
 )
-from torchrl.objectives import (
-    A2CLoss,
-    BCLoss,
-    ClipPPOLoss,
-    CQLLoss,
-    CrossQLoss,
-    DDPGLoss,
-    DiscreteCQLLoss,
-    DiscreteIQLLoss,
-    DiscreteSACLoss,
-    DistributionalDQNLoss,
-    DQNLoss,
-    IQLLoss,
-    KLPENPPOLoss,
-    PPOLoss,
-    REDQLoss,
-    ReinforceLoss,
-    SACLoss,
-    TD3BCLoss,
-    TD3Loss,
-    TQCLoss,
-    ValueEstimators,
-)
-from torchrl.objectives.value import GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace
+from torchrl.objectives.value import GAE
 
 from tests.modules._helpers import DTYPE, SIZE, join, make_memory
 
 NUM_ACTIONS = 4
 FEATURES = 6
+SIZES = {"actor": 4, "critic": 5, "shared": 4}
 # of shifted estimators: one, and one for each truncation of a sequence
 NUM_SLOTS = 8
-NONE: Any = {"reduction": "none"}
-SAC: Any = NONE | {"scalar_output_mode": "exclude"}
 
 
 class Parts:
-    """The networks of a loss: with their memories, or the heads alone that stand behind `unroll`.
+    """What a loss is made of.
 
     Args:
-        where: which of `"actor"` and `"critic"` have a memory; the others read the observation.
+        where: who has a memory: `"actor"`, `"critic"`, `"both"`, one each, or `"shared"`, one for
+            both. The others read the observation.
         state: of the memories.
-        heads: whether the networks are heads that read features.
+        heads: whether the networks are heads that read features, and run no memory.
+        same: whether all heads read the same entries, although each uses its own.
         options: of the memories.
     """
 
-    def __init__(self, where: str, state: Any, *, heads: bool = False, **options: Any) -> None:
+    def __init__(
+        self, where: str, state: Any, *, heads: bool = False, same: bool = False, **options: Any
+    ) -> None:
         self.heads = heads
+        self.same = same and heads
+        names = {"both": ("actor", "critic")}.get(where, (where,))
+        options.setdefault("calibration", "neural")
         self.memories: dict[str, Any] = {}
-        for size, name in ((4, "actor"), (5, "critic")):
-            if where in (name, "both"):
-                keys = {
-                    "in_keys": ["observation", f"{name}_memory"],
-                    "out_key": f"{name}_features",
-                }
-                self.memories[name] = make_memory(size, state=state, **keys, **options)
+        for name in names:
+            keys: Any = {"in_keys": ["observation", f"{name}_memory"]}
+            keys["out_key"] = f"{name}_features"
+            self.memories[name] = make_memory(SIZES[name], state=state, **keys, **options)
 
-    def reads(self, name: str) -> tuple[str, int]:
-        """The entry that a head reads, and its size."""
-        return (f"{name}_features", FEATURES) if name in self.memories else ("observation", SIZE)
+    def memory_of(self, name: str) -> Any:
+        """The memory of the actor or the critic, or `None`."""
+        return self.memories.get("shared", self.memories.get(name))
+
+    def entries(self, name: str) -> tuple[list[Any], int]:
+        """What a head reads, its own entry first, and the size of that."""
+        mine, other = (
+            "observation" if memory is None else memory.out_keys[0]
+            for memory in map(self.memory_of, (name, "critic" if name == "actor" else "actor"))
+        )
+        size = SIZE if mine == "observation" else FEATURES
+        return [mine, *([other] if self.same and other != mine else [])], size
 
     def behind(self, name: str, head: Any) -> Any:
         """A head behind the memory of the network, if it has one and is to run it."""
-        return head if self.heads or name not in self.memories else join(self.memories[name], head)
+        memory = self.memory_of(name)
+        return head if self.heads or memory is None else join(memory, head)
 
     def actor(self, distribution: Any = IndependentNormal) -> Any:
         """A stochastic actor."""
-        key, size = self.reads("actor")
+        entries, size = self.entries("actor")
         if distribution is OneHotCategorical:
-            net: nn.Module = nn.Linear(size, NUM_ACTIONS, dtype=DTYPE)
+            net: nn.Module = Layer(size, NUM_ACTIONS)
             keys = ["logits"]
         else:
-            linear = nn.Linear(size, 4, dtype=DTYPE)
-            net, keys = nn.Sequential(linear, NormalParamExtractor()), ["loc", "scale"]
+            net, keys = Layer(size, 4, NormalParamExtractor()), ["loc", "scale"]
         return ProbabilisticActor(
-            self.behind("actor", TensorDictModule(net, [key], keys)),
+            self.behind("actor", TensorDictModule(net, entries, keys)),
             in_keys=keys,
             distribution_class=distribution,
             return_log_prob=True,
@@ -99,61 +86,61 @@ class Parts:
 
     def deterministic(self) -> Any:
         """An actor that writes its action."""
-        key, size = self.reads("actor")
-        net = nn.Sequential(nn.Linear(size, 2, dtype=DTYPE), nn.Tanh())
-        return self.behind("actor", TensorDictModule(net, [key], ["action"]))
+        entries, size = self.entries("actor")
+        net = Layer(size, 2, nn.Tanh())
+        return self.behind("actor", TensorDictModule(net, entries, ["action"]))
 
-    def critic(self, out: str = "state_value", *, size: int = 1, others: Any = ()) -> Any:
-        """A critic: a state's value, an action's with `others=["action"]`, or all actions'."""
-        key, width = self.reads("critic")
-        net = Critic(width + 2 * len(others), size)
-        return self.behind("critic", TensorDictModule(net, [key, *others], [out]))
+    def critic(self, out: str = "state_value", *, size: int = 1) -> Any:
+        """A critic of states, or of all actions."""
+        entries, width = self.entries("critic")
+        return self.behind("critic", TensorDictModule(Layer(width, size), entries, [out]))
+
+    def q_value(self, size: int = 1) -> Any:
+        """A critic of an action, or quantiles of its value."""
+        (mine, *others), width = self.entries("critic")
+        entries = [mine, "action", *others]
+        net = TensorDictModule(Layer(width + 2, size), entries, ["state_action_value"])
+        return self.behind("critic", net)
 
     def q_values(self) -> Any:
         """The values of all actions, and the best of them."""
-        key, width = self.reads("critic")
-        net = nn.Linear(width, NUM_ACTIONS, dtype=DTYPE)
-        return self.behind("critic", QValueActor(net, in_keys=[key], action_space="one-hot"))
+        entries, width = self.entries("critic")
+        net = Layer(width, NUM_ACTIONS)
+        return self.behind("critic", QValueActor(net, in_keys=entries, action_space="one-hot"))
 
     def q_distribution(self) -> Any:
         """Distributions of the values of all actions."""
-        key, width = self.reads("critic")
-        atoms = torch.linspace(-2, 2, 3, dtype=DTYPE)
-        linear = nn.Linear(width, 3 * NUM_ACTIONS, dtype=DTYPE)
-        net = nn.Sequential(linear, nn.Unflatten(-1, (3, NUM_ACTIONS)), nn.LogSoftmax(-2))
-        head = DistributionalQValueActor(net, in_keys=[key], support=atoms, action_space="one-hot")
-        return self.behind("critic", head)
+        entries, width = self.entries("critic")
+        shape = nn.Sequential(nn.Unflatten(-1, (3, NUM_ACTIONS)), nn.LogSoftmax(-2))
+        head = TensorDictModule(Layer(width, 3 * NUM_ACTIONS, shape), entries, ["action_value"])
+        # the loss looks for the action space at the outermost module
+        return DistributionalQValueActor(
+            self.behind("critic", head),
+            support=torch.linspace(-2, 2, 3, dtype=DTYPE),
+            action_space="one-hot",
+            make_log_softmax=False,
+        )
 
 
-class Critic(nn.Module):
-    """A layer over concatenated inputs."""
+class Layer(nn.Module):
+    """A linear layer over concatenated inputs, of which it uses the first."""
 
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, after: nn.Module | None = None) -> None:
         super().__init__()
         self.linear = nn.Linear(num_inputs, num_outputs, dtype=DTYPE)
+        self.after = nn.Identity() if after is None else after
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.linear(torch.cat(inputs, -1))
-
-
-class Case(NamedTuple):
-    """One row of the table: a loss, and what comes of it."""
-
-    make: Callable[[Parts], Any]
-    where: tuple[str, ...] = ("actor", "critic", "both")
-    discrete: bool = False
-
-
-def q_value(parts: Parts) -> Any:
-    return parts.critic("state_action_value", others=["action"])
+    def forward(self, *inputs: Tensor) -> Any:
+        x = torch.cat([x.to(DTYPE) for x in inputs], -1)[..., : self.linear.in_features]
+        return self.after(self.linear(x))
 
 
 class Estimated:
-    """A loss after an estimator, as recipes run them."""
+    """A loss after a shifted estimator, as recipes run them."""
 
-    def __init__(self, loss: Any, critic: Any) -> None:
-        self.loss = loss
-        self.value_network = critic
+    def __init__(self, make: Any, parts: Parts, **options: Any) -> None:
+        self.value_network = parts.critic()
+        self.loss = make(parts.actor(), self.value_network, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loss, name)
@@ -164,141 +151,3 @@ class Estimated:
         with torch.no_grad():
             data = estimator(data)
         return self.loss(data)
-
-
-def estimated(make: Any) -> Callable[[Parts], Any]:
-    def build(parts: Parts) -> Any:
-        critic = parts.critic()
-        more = PENALTY if make is KLPENPPOLoss else {}
-        return Estimated(make(parts.actor(), critic, **NONE, **more), critic)
-
-    return build
-
-
-def estimating(make: Any, **options: Any) -> Callable[[Parts], Any]:
-    def build(parts: Parts) -> Any:
-        more = PENALTY if make is KLPENPPOLoss else {}
-        loss = make(parts.actor(), parts.critic(), **NONE, **more)
-        loss.make_value_estimator(ValueEstimators.TD0, gamma=0.9, **options)
-        return loss
-
-    return build
-
-
-def estimator(
-    make: Any, *, deactivate_vmap: bool = False, **options: Any
-) -> Callable[[Parts], Any]:
-    def build(parts: Parts) -> Any:
-        more: dict[str, Any] = {}
-        if make in (GAE, TDLambdaEstimator):
-            more["lmbda"] = 0.8
-        if make is VTrace:
-            more["actor_network"] = parts.actor()
-        module = make(gamma=0.9, value_network=parts.critic(), **more, **options)
-        module.deactivate_vmap = deactivate_vmap
-        return module
-
-    return build
-
-
-ACTION: Any = {"bounds": (-1.0, 1.0)}
-ONE_HOT: Any = {"action_space": "one-hot"}
-
-# its penalty adapts itself in each pass
-PENALTY: Any = {"increment": 1.0, "decrement": 1.0}
-ON_POLICY: Any = (PPOLoss, ClipPPOLoss, KLPENPPOLoss, A2CLoss, ReinforceLoss)
-CASES: dict[str, Case] = {
-    **{f"{make.__name__} after an estimator": Case(estimated(make)) for make in ON_POLICY},
-    **{f"{make.__name__}": Case(estimating(make)) for make in ON_POLICY},
-    **{
-        f"{make.__name__}, deactivate_vmap=True": Case(estimating(make, deactivate_vmap=True))
-        for make in ON_POLICY
-    },
-    "BCLoss": Case(lambda p: BCLoss(p.actor(), **NONE), ("actor",)),
-    "SACLoss": Case(
-        lambda p: SACLoss(
-            p.actor(TanhNormal), q_value(p), num_qvalue_nets=1, target_entropy=-2.0, **SAC
-        )
-    ),
-    "DiscreteSACLoss": Case(
-        lambda p: DiscreteSACLoss(
-            p.actor(OneHotCategorical),
-            p.critic("action_value", size=NUM_ACTIONS),
-            num_actions=NUM_ACTIONS,
-            num_qvalue_nets=1,
-            **ONE_HOT,
-            **SAC,
-        ),
-        discrete=True,
-    ),
-    "CrossQLoss": Case(
-        lambda p: CrossQLoss(
-            p.actor(TanhNormal), q_value(p), num_qvalue_nets=1, target_entropy=-2.0, **SAC
-        )
-    ),
-    "TQCLoss": Case(
-        lambda p: TQCLoss(
-            p.actor(TanhNormal),
-            p.critic("state_action_value", size=5, others=["action"]),
-            num_qvalue_nets=1,
-            top_quantiles_to_drop_per_net=1,
-            target_entropy=-2.0,
-            **SAC,
-        )
-    ),
-    "REDQLoss": Case(
-        lambda p: REDQLoss(
-            p.actor(TanhNormal),
-            q_value(p),
-            num_qvalue_nets=1,
-            sub_sample_len=1,
-            target_entropy=-2.0,
-            **SAC,
-        )
-    ),
-    "DDPGLoss": Case(lambda p: DDPGLoss(p.deterministic(), q_value(p), **NONE)),
-    "TD3Loss": Case(
-        lambda p: TD3Loss(p.deterministic(), q_value(p), num_qvalue_nets=1, **ACTION, **NONE)
-    ),
-    "TD3BCLoss": Case(
-        lambda p: TD3BCLoss(p.deterministic(), q_value(p), num_qvalue_nets=1, **ACTION, **NONE)
-    ),
-    "IQLLoss": Case(
-        lambda p: IQLLoss(p.actor(TanhNormal), q_value(p), p.critic(), num_qvalue_nets=1, **SAC)
-    ),
-    "DiscreteIQLLoss": Case(
-        lambda p: DiscreteIQLLoss(
-            p.actor(OneHotCategorical),
-            p.critic("state_action_value", size=NUM_ACTIONS),
-            p.critic(),
-            num_qvalue_nets=1,
-            **ONE_HOT,
-            **SAC,
-        ),
-        discrete=True,
-    ),
-    "CQLLoss": Case(
-        lambda p: CQLLoss(p.actor(TanhNormal), q_value(p), target_entropy=-2.0, num_random=2, **SAC)
-    ),
-    "DiscreteCQLLoss": Case(
-        lambda p: DiscreteCQLLoss(p.q_values(), **ONE_HOT, **NONE), ("critic",), discrete=True
-    ),
-    "DQNLoss": Case(lambda p: DQNLoss(p.q_values(), **ONE_HOT, **NONE), ("critic",), discrete=True),
-    "DQNLoss(double_dqn=True)": Case(
-        lambda p: DQNLoss(p.q_values(), double_dqn=True, **ONE_HOT, **NONE),
-        ("critic",),
-        discrete=True,
-    ),
-    "DistributionalDQNLoss": Case(
-        lambda p: DistributionalDQNLoss(p.q_distribution(), gamma=0.9, **NONE),
-        ("critic",),
-        discrete=True,
-    ),
-}
-for made in (TD0Estimator, TD1Estimator, TDLambdaEstimator, GAE, VTrace):
-    for suffix, given in (
-        ("", {}),
-        ("(deactivate_vmap=True)", {"deactivate_vmap": True}),
-        ("(shifted=True)", {"shifted": True, "shifted_budget": NUM_SLOTS}),
-    ):
-        CASES[made.__name__ + suffix] = Case(estimator(made, **given), ("critic",))
