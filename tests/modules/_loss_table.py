@@ -222,9 +222,7 @@ CASES: dict[str, Case] = {
     "DDPGLoss": Case(
         lambda p: DDPGLoss(p.deterministic(), p.q_value(), **NONE), everywhere(STORED), DETACHED
     ),
-    "TD3Loss": Case(
-        lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS), TD3, same=True
-    ),
+    "TD3Loss": Case(lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS), TD3, same=True),
     "TD3Loss(deactivate_vmap=True)": Case(
         lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS, **NO_VMAP),
         TD3 | {"shared": STORED},

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 from tests.modules._helpers import STEP
@@ -22,7 +21,7 @@ from tests.modules._loss_checks import (
     share_memories,
     with_features,
 )
-from tests.modules._loss_table import CASES, DETACHED, EXACT, Case
+from tests.modules._loss_table import CASES, EXACT, Case
 from tests.modules._losses import Parts
 from torchrl_shm import unroll
 
