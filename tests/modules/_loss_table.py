@@ -222,9 +222,7 @@ CASES: dict[str, Case] = {
     "DDPGLoss": Case(
         lambda p: DDPGLoss(p.deterministic(), p.q_value(), **NONE), everywhere(STORED), DETACHED
     ),
-    "TD3Loss": Case(
-        lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS), TD3, same=True
-    ),
+    "TD3Loss": Case(lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS), TD3, same=True),
     "TD3Loss(deactivate_vmap=True)": Case(
         lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS, **NO_VMAP),
         TD3 | {"shared": STORED},
@@ -272,7 +270,8 @@ CASES: dict[str, Case] = {
         same=True,
     ),
 }
-for made in (TD0Estimator, TD1Estimator, TDLambdaEstimator, GAE, VTrace):
+ESTIMATORS: Any = (TD0Estimator, TD1Estimator, TDLambdaEstimator, GAE, VTrace)
+for made in ESTIMATORS:
     name = made.__name__
     CASES[name] = Case(estimator(made), {"critic": MAPPED})
     CASES[f"{name}(deactivate_vmap=True)"] = Case(

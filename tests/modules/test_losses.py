@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 from tests.modules._helpers import STEP
@@ -22,7 +21,7 @@ from tests.modules._loss_checks import (
     share_memories,
     with_features,
 )
-from tests.modules._loss_table import CASES, DETACHED, EXACT, Case
+from tests.modules._loss_table import CASES, EXACT, Case
 from tests.modules._losses import Parts
 from torchrl_shm import unroll
 
@@ -119,7 +118,7 @@ def test_a_loss_on_features(name: str, where: str) -> None:
         # networks may share parameters
         entries = list({id(entry[2]): entry for entry in entries}.values())
         values = gradients(direct, run(direct, batch), who, [x[2] for x in entries])
-        for (_, key, parameter), value in zip(entries, values, strict=bool(values)):
+        for (_, key, _), value in zip(entries, values, strict=bool(values)):
             expected[key] = expected[key] + value.reshape(memory.cell.get_parameter(key).shape)
         for key, gradient in zip(names, found, strict=bool(found)):
             assert_close(gradient, expected[key], **STEP)

@@ -289,7 +289,8 @@ class MemoryModule(TensorDictModuleBase):
         index = self._choices_of(index, is_next)
 
         if lean is not None:
-            start = rebuild_start(*lean, is_init, self.cell.memory_shape)
+            shares, lean_index = lean
+            start = rebuild_start(shares, lean_index, is_init, self.cell.memory_shape)
             refuse_broken(role, came_next, is_init, self.memory_key)
             return run_sequence(self.cell, x, start, is_init, index, self.burn_in)
         refuse_broken(role, came_next, is_init, self.memory_key)
