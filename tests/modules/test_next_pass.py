@@ -13,8 +13,9 @@ from torchrl.data import MultiStep
 from torchrl.envs.utils import step_mdp
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import DDPGLoss, DQNLoss, SACLoss, TD3Loss
+from torchrl.objectives.value import GAE
 
-from tests.modules._helpers import DTYPE, EXACT, SIZE, STEP
+from tests.modules._helpers import DTYPE, EXACT, SIZE, STEP, join
 from tests.modules._loss_checks import (
     build,
     collected,
@@ -161,6 +162,27 @@ def test_flat_concatenation_of_both() -> None:
         made, _, batch = collected("critic", state, False)
         with pytest.raises(ValueError, match=rf"{STEPS}|{NEXT}|parts of sequences.*'stored'"):
             run(build(loss.make, copy.deepcopy(made)), batch[0])
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_shifted_estimators_without_room_for_truncations(state: Any) -> None:
+    made, first, batch = collected("critic", state, False)
+    torch.manual_seed(0)
+    options: Any = {"gamma": 0.9, "lmbda": 0.8, "shifted": True}
+    head = Parts("critic", state, heads=True).critic()
+    estimator = GAE(value_network=join(made.memories["critic"], head), **options)
+    if state == "lean":
+        # the end of a sequence holds a share of its memory
+        with pytest.raises(ValueError, match=r"shifted_budget=1 \+ the truncations"):
+            run(estimator, batch)
+        return
+    with torch.no_grad(), set_recurrent_mode(True):
+        found = estimator(batch.copy())
+        expected = head(with_features(made, first, batch)["next"])["state_value"]
+    kept = found["shifted_valid"].squeeze(-1)
+    assert 0 < kept.sum() < kept.numel()
+    inside = kept & ~batch["next", "terminated"].squeeze(-1)
+    assert_close(found["next", "state_value"][inside], expected[inside], **STEP)
 
 
 BROKEN: dict[str, Any] = {
