@@ -71,7 +71,7 @@ def test_a_loss_that_runs_the_memory(name: str, where: str, state: Any) -> None:
     other, after = perturb(batch)
     changed = run(loss, other)
     moved = 0
-    for key in terms.keys() - {MIXED.get(name.partition("(")[0])}:
+    for key in terms.keys() - {MIXED.get(name.split()[0])}:
         change = (terms[key] - changed[key]).abs()
         assert change[:, after].max() <= 1e-6
         moved += int(change[:, ~after].max() > 1e-3)

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch.testing import assert_close
 from torchrl.data import MultiStep
 from torchrl.envs.utils import step_mdp
-from torchrl.modules import set_recurrent_mode
+from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 from torchrl.objectives import DDPGLoss, DQNLoss, SACLoss, TD3Loss
 from torchrl.objectives.value import GAE
 
-from tests.modules._helpers import DTYPE, EXACT, SIZE, STEP, join
+from tests.modules._helpers import DTYPE, EXACT, SIZE, STEP, WalkEnv, collect, join
 from tests.modules._loss_checks import (
     build,
     collected,
@@ -229,6 +230,27 @@ def test_n_step_returns_come_after_unroll() -> None:
     assert goes_on.any()
     later = features["next", "critic_features"][:, 2]
     assert_close(data["next", "critic_features"][:, 0][goes_on], later[goes_on])
+
+
+@pytest.mark.parametrize("make", [GRUModule, LSTMModule])
+def test_recurrent_modules_of_torchrl(make: Any) -> None:
+    memory = make(SIZE, 6, in_key="observation", out_key="features")
+    head: Any = TensorDictModule(torch.nn.Linear(6, 2), ["features"], ["action"])
+    env = WalkEnv(dtype=torch.float32)
+    first, batch = collect(join(memory, head), env, num_steps=14, num_batches=2)
+    assert not batch["is_init"][:, 0].all()
+    states = [key for key in memory.in_keys if "recurrent_state" in key]
+    state: Any = {}
+    expected: list[Any] = []
+    for step in [*first.unbind(1), *batch.unbind(1)]:
+        here = memory(step.exclude(*states, "next").update(state))
+        state = {key: here["next", key] for key in states}
+        there = step["next"].exclude(*states).update(state)
+        expected.append((here["features"], memory(there)["features"]))
+    data = unroll(memory, batch)
+    for number, key in enumerate(("features", ("next", "features"))):
+        values = torch.stack([pair[number] for pair in expected[14:]], 1)
+        assert_close(data[key].detach(), values.detach(), **STEP)
 
 
 def test_gradients_through_what_came_next() -> None:
