@@ -136,17 +136,19 @@ def estimator(
 ON_POLICY: Any = (PPOLoss, ClipPPOLoss, KLPENPPOLoss, A2CLoss, ReinforceLoss)
 CASES: dict[str, Case] = {
     **{
-        f"{make.__name__} after an estimator": Case(
+        f"{make.__name__} after a shifted estimator": Case(
             estimated(make), {"both": ALWAYS, "shared": ALWAYS}
         )
         for make in ON_POLICY
     },
     **{
-        make.__name__: Case(estimating(make), everywhere(MAPPED) | {"actor": ALWAYS})
+        f"{make.__name__} that estimates": Case(
+            estimating(make), everywhere(MAPPED) | {"actor": ALWAYS}
+        )
         for make in ON_POLICY
     },
     **{
-        f"{make.__name__}, estimator with deactivate_vmap=True": Case(
+        f"{make.__name__} that estimates with deactivate_vmap=True": Case(
             estimating(make, deactivate_vmap=True), {"both": STORED, "shared": STORED}
         )
         for make in ON_POLICY
@@ -212,7 +214,7 @@ CASES: dict[str, Case] = {
         everywhere(MAPPED) | {"critic": (KEYS, KEYS, KEYS)},
         same=True,
     ),
-    "REDQLoss(deactivate_vmap=True)": Case(
+    "REDQLoss with deactivate_vmap=True": Case(
         lambda p: REDQLoss(
             p.actor(TanhNormal), p.q_value(), sub_sample_len=1, **ENTROPY, **SAC, **NO_VMAP
         ),
@@ -223,7 +225,7 @@ CASES: dict[str, Case] = {
         lambda p: DDPGLoss(p.deterministic(), p.q_value(), **NONE), everywhere(STORED), DETACHED
     ),
     "TD3Loss": Case(lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS), TD3, same=True),
-    "TD3Loss(deactivate_vmap=True)": Case(
+    "TD3Loss with deactivate_vmap=True": Case(
         lambda p: TD3Loss(p.deterministic(), p.q_value(), **BOUNDS, **NO_VMAP),
         TD3 | {"shared": STORED},
         same=True,
@@ -231,7 +233,7 @@ CASES: dict[str, Case] = {
     "TD3BCLoss": Case(
         lambda p: TD3BCLoss(p.deterministic(), p.q_value(), **BOUNDS), TD3, same=True
     ),
-    "TD3BCLoss(deactivate_vmap=True)": Case(
+    "TD3BCLoss with deactivate_vmap=True": Case(
         lambda p: TD3BCLoss(p.deterministic(), p.q_value(), **BOUNDS, **NO_VMAP),
         TD3 | {"shared": STORED},
         same=True,
@@ -270,11 +272,12 @@ CASES: dict[str, Case] = {
         same=True,
     ),
 }
-for made in (TD0Estimator, TD1Estimator, TDLambdaEstimator, GAE, VTrace):
+ESTIMATORS: Any = (TD0Estimator, TD1Estimator, TDLambdaEstimator, GAE, VTrace)
+for made in ESTIMATORS:
     name = made.__name__
     CASES[name] = Case(estimator(made), {"critic": MAPPED})
-    CASES[f"{name}(deactivate_vmap=True)"] = Case(
+    CASES[f"{name} with deactivate_vmap=True"] = Case(
         estimator(made, deactivate_vmap=True), {"critic": STORED}
     )
     shifted = estimator(made, shifted=True, shifted_budget=NUM_SLOTS)
-    CASES[f"{name}(shifted=True)"] = Case(shifted, {"critic": ALWAYS})
+    CASES[f"{name} with shifted=True"] = Case(shifted, {"critic": ALWAYS})

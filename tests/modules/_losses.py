@@ -72,9 +72,9 @@ class Parts:
     def actor(self, distribution: Any = IndependentNormal) -> Any:
         """A stochastic actor."""
         entries, size = self.entries("actor")
+        keys: Any
         if distribution is OneHotCategorical:
-            net: nn.Module = Layer(size, NUM_ACTIONS)
-            keys = ["logits"]
+            net, keys = Layer(size, NUM_ACTIONS), ["logits"]
         else:
             net, keys = Layer(size, 4, NormalParamExtractor()), ["loc", "scale"]
         return ProbabilisticActor(

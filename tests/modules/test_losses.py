@@ -71,7 +71,7 @@ def test_a_loss_that_runs_the_memory(name: str, where: str, state: Any) -> None:
     other, after = perturb(batch)
     changed = run(loss, other)
     moved = 0
-    for key in terms.keys() - {MIXED.get(name.partition("(")[0])}:
+    for key in terms.keys() - {MIXED.get(name.split()[0])}:
         change = (terms[key] - changed[key]).abs()
         assert change[:, after].max() <= 1e-6
         moved += int(change[:, ~after].max() > 1e-3)
@@ -118,7 +118,7 @@ def test_a_loss_on_features(name: str, where: str) -> None:
         # networks may share parameters
         entries = list({id(entry[2]): entry for entry in entries}.values())
         values = gradients(direct, run(direct, batch), who, [x[2] for x in entries])
-        for (_, key, parameter), value in zip(entries, values, strict=bool(values)):
+        for (_, key, _), value in zip(entries, values, strict=bool(values)):
             expected[key] = expected[key] + value.reshape(memory.cell.get_parameter(key).shape)
         for key, gradient in zip(names, found, strict=bool(found)):
             assert_close(gradient, expected[key], **STEP)

@@ -191,17 +191,19 @@ def test_value_after_a_truncation_is_that_of_the_last_observation() -> None:
 
 
 def test_value_after_a_sequence_is_that_of_the_next() -> None:
+    """Also where an episode starts with the last step of a sequence."""
     agent = shared(make_memory(calibration="neural"))
     pairs: list[tuple[Any, Any]] = []
     train(agent, WalkEnv(), lambda *pair: pairs.append(pair), learning_rate=0.0)
-    compared = 0
-    for (before, estimated), (after, _) in pairwise(pairs):
-        # an episode that starts with the last step is valued from an empty memory by the estimator
-        goes_on = ~after["is_init"][:, 0, 0] & ~before["is_init"][:, -1, 0]
+    compared, starts = 0, 0
+    for (_, estimated), (after, _) in pairwise(pairs):
+        goes_on = ~after["is_init"][:, 0, 0]
         value = estimated["next", "state_value"][:, -1][goes_on]
         assert_close(value, after["state_value"][:, 0][goes_on], **EXACT)
         compared += len(value)
+        starts += int((estimated["is_init"][:, -1, 0] & goes_on).sum())
     assert compared > 3
+    assert starts
 
 
 def test_estimators_that_need_a_memory_per_step_refuse_lean_sequences() -> None:
@@ -209,11 +211,9 @@ def test_estimators_that_need_a_memory_per_step_refuse_lean_sequences() -> None:
 
     def check(collected: Any, batch: Any) -> None:
         estimator = GAE(gamma=0.9, lmbda=0.8, value_network=agent.critic, shifted=False)
-        data = collected.exclude("state_value", "features")
-        with (
-            set_recurrent_mode(True),
-            pytest.raises(RuntimeError, match=r"sets of keys .* are exclusive"),
-        ):
+        data = collected.exclude("state_value", "features", ("next", "state_value"))
+        message = r"run over next observations.*unroll.*or use shifted=True"
+        with set_recurrent_mode(True), pytest.raises(ValueError, match=message):
             estimator(data)
 
     train(agent, WalkEnv(), check)

@@ -18,7 +18,7 @@ def collected(**options: Any) -> tuple[Any, Any]:
     """An operator and what it has collected, features and all."""
     env = WindEnv(3, max_steps=7, seed=0)
     operator = make_actor_critic(env, SHMModule, embedding_size=8, **options)
-    frames = {"frames_per_batch": 3 * 10, "total_frames": 3 * 10}
+    frames: Any = {"frames_per_batch": 3 * 10, "total_frames": 3 * 10}
     policy = get_behavior(operator)
     collector = Collector(env, policy, auto_register_policy_transforms=True, **frames)
     batch = next(iter(collector))

@@ -47,7 +47,8 @@ def refuse(bad: Tensor, message: str, error: Callable[[str], Exception] = ValueE
     flags = concrete(bad)
     if flags is None:
         # compiled code cannot branch on values; it raises when it runs
-        torch._assert_async(~bad.any(), message.replace("{bad} of {all}", "some"))
+        assert_async: Any = torch._assert_async  # pyright: ignore
+        assert_async(~bad.any(), message.replace("{bad} of {all}", "some"))
     elif bool(flags.any()):
         raise error(
             message.replace("{bad}", str(int(flags.sum()))).replace("{all}", str(flags.numel()))

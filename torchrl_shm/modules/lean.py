@@ -344,5 +344,6 @@ def _refuse_unknown_starts(
     refuse(
         ~whole,
         "{bad} of {all} sequences start in mid-episode, but their first steps or their ends were "
-        f"cut off, and the memory at their start with them: {advice}",
+        f"cut off, and the memory at their start with them (shifted=True takes shifted_budget=1 + "
+        f"the truncations of a sequence): {advice}",
     )

@@ -125,7 +125,8 @@ class _Slots:
 
     def place(self, root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
         """Put `[B, T]` observations and what came next in order, `[B, num_slots]`."""
-        return torch.cat([root, following], 1)[self.rows, self.source]
+        both: Any = torch.cat([root, following], 1)
+        return both[self.rows, self.source]
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The values at the observations and at what came next, both `[B, T, ...]`."""
