@@ -197,15 +197,16 @@ class Checker:
         expected = torch.cat([outputs[:, 1:], outputs[:, :1]], 1)
         for row, last in self.ends.nonzero().tolist():
             first = int(self.is_init[row, : last + 1].nonzero().max())
-            episode = data[row : row + 1, first : last + 1]
-            came_next = episode[:, -1:].clone()
+            episode: Any = data[row : row + 1, first : last + 1]
+            came_next: Any = episode[:, -1:].clone()
             came_next[self.input_key] = self.following[row, last][None, None]
             came_next[self.is_init_key] = torch.zeros_like(came_next[self.is_init_key])
             for key in self.choices:
                 choice = unrolled.get(unravel_key(("next", key)), None)
                 if choice is not None:
                     came_next[key] = choice[row, last][None, None]
-            expected[row, last] = self._run_sequence(torch.cat([episode, came_next], 1))[0, -1]
+            whole: Any = torch.cat([episode, came_next], 1)
+            expected[row, last] = self._run_sequence(whole)[0, -1]
         self._compare(
             "next_is_exact", found, expected,
             "of unroll for the next observations and of sequences that end with them",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey
@@ -40,7 +40,7 @@ class Entries:
     choice: Tensor | None
     memory: Tensor | None
     role: Tensor | None
-    lean: Any | None
+    lean: tuple[Tensor, Tensor] | None
 
 
 class SequenceNames(NamedTuple):
@@ -111,7 +111,8 @@ def run_entries(
 
     if entries.lean is not None:
         # which also refuses what is not the steps of a sequence in their order
-        start = rebuild_start(*entries.lean, is_init, cell.memory_shape)
+        shares, lean_index = entries.lean
+        start = rebuild_start(shares, lean_index, is_init, cell.memory_shape)
         return run_sequence(cell, x, start, is_init, choice, burn_in)
     refuse_broken(role, came_next, is_init, names.memory)
     _check_start(role[:, 0] != 0, is_init[:, 0], memory, state, names)

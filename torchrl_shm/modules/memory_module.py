@@ -276,14 +276,14 @@ class MemoryModule(TensorDictModuleBase):
         choice = None if self.choice_key is None else data.get(self.choice_key, None)
         self._check_choice(choice)
         memory = data.get(self.memory_key, None)
-        lean = [data.get(key, None) for key in self._lean_keys]
+        lean: Any = tuple(data.get(key, None) for key in self._lean_keys)
         entries = Entries(
             x=x,
             is_init=is_init,
             choice=choice,
             memory=memory,
             role=data.get(self.role_key, None),
-            lean=tuple(lean) if lean and all(entry is not None for entry in lean) else None,
+            lean=lean if lean and all(entry is not None for entry in lean) else None,
         )
         if len(shape) == 1 and memory is not None and entries.role is not None:
             refuse(

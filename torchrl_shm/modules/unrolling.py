@@ -242,8 +242,8 @@ def _choices(memory: Any) -> list[NestedKey]:
     out_keys = unravel_key_list(memory.out_keys)
     read = unravel_key_list(memory.in_keys)
     marks = {getattr(memory, "role_key", None)}
-    carried = {key[1:] if len(key) > 2 else key[1] for key in out_keys if key[0] == "next"}
-    return [key for key in out_keys if key in read and key not in carried | marks]
+    marks |= {key for key in read if unravel_key(("next", key)) in out_keys}
+    return [key for key in out_keys if key in read and key not in marks]
 
 
 def _draw_choices(memory: Any, root: TensorDictBase, following: TensorDictBase) -> None:
