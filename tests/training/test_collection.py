@@ -78,7 +78,8 @@ def check_same(batches: list[TensorDictBase], others: list[TensorDictBase]) -> N
     assert len(batches) == len(others)
     for one, other in zip(batches, others, strict=True):
         # numbers of episodes, and of the object that ran them
-        names = (("collector", "traj_ids"), "memory_lean_index")
+        lean_index: Any = ("memory_lean_index", ("next", "memory_lean_index"))
+        names = (("collector", "traj_ids"), *lean_index)
         one, other = (batch.exclude(*names) for batch in (one, other))
         assert set(one.keys(True, True)) == set(other.keys(True, True))
         for key in one.keys(True, True):

@@ -47,7 +47,7 @@ def make_memory(
     Examples:
         >>> from torchrl_shm.modules import LRU, make_memory
         >>> module = make_memory(LRU, 5, 3, in_key="observation", out_key="features")
-        >>> module.out_keys
+        >>> module.out_keys[:2]
         ['features', ('next', 'memory')]
     """
     built = cell(input_size, output_size, **options)

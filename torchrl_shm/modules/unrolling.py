@@ -62,17 +62,15 @@ def unroll(
         >>> from torchrl.modules import QValueActor
         >>> from torchrl.objectives import DQNLoss
         >>> from tensordict.nn import TensorDictSequential
-        >>> from torchrl_shm import SHMModule, unroll
-        >>> from torchrl_shm.envs import RepeatPreviousEnv
-        >>> env = RepeatPreviousEnv(4)
-        >>> size = env.observation_spec["observation"].shape[-1]
-        >>> memory = SHMModule(size, 16, in_key="observation", out_key="features")
-        >>> linear = torch.nn.Linear(16, env.action_spec.n)
-        >>> head = QValueActor(linear, in_keys=["features"], spec=env.action_spec)
+        >>> from torchrl_shm import MemoryLengthEnv, SHMModule, unroll
+        >>> env = MemoryLengthEnv(4, length=2)
+        >>> action = env.action_spec_unbatched
+        >>> memory = SHMModule(3, 16, in_key="observation", out_key="features")
+        >>> head = QValueActor(torch.nn.Linear(16, 2), in_keys=["features"], spec=action)
         >>> policy = TensorDictSequential(memory, head)
         >>> steps = {"frames_per_batch": 4 * 20, "total_frames": 4 * 20}
         >>> collector = Collector(env, policy, auto_register_policy_transforms=True, **steps)
-        >>> loss = DQNLoss(head, delay_value=False, action_space=env.action_spec)
+        >>> loss = DQNLoss(head, delay_value=False, action_space=action)
         >>> for rollouts in collector:
         ...     terms = loss(unroll(memory, rollouts))
         >>> terms["loss"].shape
