@@ -90,9 +90,9 @@ def refuse_broken(role: Tensor, came_next: Tensor, is_init: Tensor, name: object
     mixed = torch.where(came_next[:, :1], role[:, after] > 0, in_pass)
     refuse(
         ((known & ~follows) | mixed).any(1),
-        f"{{bad}} of {{all}} sequences that the memory {name!r} was run over lack steps, or hold "
-        "steps twice, out of order or of several sequences: recurrent mode reads [..., T] as "
-        f"collected. If the loss made them so: {ADVICE}",
+        f"{{bad}} of {{all}} sequences of the memory {name!r} lack steps, or hold them twice or out "
+        "of order: recurrent mode reads [..., T] as collected, no single steps. If a loss made "
+        "them so, run torchrl_shm.unroll(module, rollouts) before it",
     )
 
 
@@ -108,7 +108,9 @@ def refuse_next(is_next: Tensor, name: object, state: str, *, flat: bool) -> Non
     """
     if state == "stored" and not flat:
         return
-    lacks = "may lack steps, being flat" if state == "stored" else "lack the first of every episode"
+    lacks = "lack the first of every episode"
+    if state == "stored":
+        lacks = "may lack steps, being flat (those that do not: data.unsqueeze(0))"
     refuse(
         is_next,
         f"the memory {name!r} was run over next observations, which {lacks} "
@@ -128,8 +130,8 @@ def refuse_unknown_start(unknown: Tensor, name: object, state: str, missing: lis
     refuse(
         unknown,
         f"{{bad}} of {{all}} sequences start in mid-episode, from a memory {name!r} that the data "
-        f"do not tell (state={state!r} reads {missing}): collect with the module in the policy and "
-        "auto_register_policy_transforms=True. If these are next observations, or a loss dropped "
-        f"the keys: {ADVICE}",
+        f"do not tell (state={state!r} reads {missing}). Collect with the module in the policy and "
+        "auto_register_policy_transforms=True; in data made by hand the role is n at the n-th step "
+        "of an episode. If a loss dropped the keys, run torchrl_shm.unroll(module, rollouts) first",
         KeyError,
     )

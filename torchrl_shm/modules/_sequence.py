@@ -16,7 +16,7 @@ from torchrl_shm.modules._passes import (
     refuse_next,
     refuse_unknown_start,
 )
-from torchrl_shm.modules._resets import cut_at_resets
+from torchrl_shm.modules._resets import cut_at_resets, reset
 from torchrl_shm.modules.base_cell import MemoryCell
 from torchrl_shm.modules.lean import State, came_next_in, rebuild_start
 from torchrl_shm.ops.shm.dispatch import is_transformed
@@ -115,25 +115,34 @@ def run_entries(
         start = rebuild_start(shares, lean_index, is_init, cell.memory_shape)
         return run_sequence(cell, x, start, is_init, choice, burn_in)
     refuse_broken(role, came_next, is_init, names.memory)
-    _check_start(role[:, 0] != 0, is_init[:, 0], memory, state, names)
-    stored = memory if state == "stored" else None
-    if stored is None and not (state == "zero" and burn_in and memory is None):
+    _check_start(role, flags, memory, state, names)
+    if state == "lean" or (state == "stored" and memory is None):
         start = None if memory is None else memory[:, 0]
         return run_sequence(cell, x, start, is_init, choice, burn_in)
-    y, choice = run_parts(cell, x, stored, is_init, choice, burn_in)
-    if stored is None or not want_last:
+    if state == "zero":
+        # resets drop it, and each part has a burn-in of its own
+        memory = None if memory is None else reset(memory, is_init)
+        if not burn_in:
+            start = None if memory is None else memory[:, 0]
+            return run_sequence(cell, x, start, is_init, choice)
+    y, choice = run_parts(cell, x, memory, is_init, choice, burn_in)
+    if memory is None or not want_last:
         return Run(y, None, choice)
-    return Run(y, run_last_part(cell, x, stored, is_init, choice), choice)
+    return Run(y, run_last_part(cell, x, memory, is_init, choice), choice)
 
 
 def _check_start(
-    marked: Tensor, is_init: Tensor, memory: Tensor | None, state: State, names: SequenceNames
+    role: Tensor, is_init: Tensor, memory: Tensor | None, state: State, names: SequenceNames
 ) -> None:
-    """Refuse sequences `[B]` of which nobody knows how they start."""
-    known = is_init
+    """Refuse sequences `[B, T]` of which nobody knows how they start."""
+    marked = role[:, 0] != 0
+    known = is_init[:, 0]
     if memory is not None or state == "zero":
         known = known | marked
-    refuse_unknown_start(~known, names.memory, state, [*names.lean, names.role])
+    else:
+        # slices are flagged where they start in mid-episode; what came next needs a memory
+        known = known & (~is_init | (role >= 0) & (role <= 1)).all(1)
+    refuse_unknown_start(~known, names.memory, state, [*names.lean, names.memory, names.role])
     if memory is not None and state != "stored":
         refuse(
             ~marked,

@@ -28,7 +28,7 @@ from torchrl.data import Categorical, Composite, Unbounded
 
 from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
-from torchrl_shm.modules._passes import refuse
+from torchrl_shm.modules._passes import refuse, roles_of
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.torchrl_private import get_carrier, preallocates
 
@@ -141,7 +141,7 @@ class MemoryPrimer(BranchPrimer):
             tensordict: sampled sequences of shape `[..., T]`.
 
         Returns:
-            The same data, with zeros under the memory key and the one after it.
+            The same data, with zeros under the memory key.
 
         Raises:
             ValueError: the memory is that of lean rollouts, which start where they were collected.
@@ -152,14 +152,11 @@ class MemoryPrimer(BranchPrimer):
                 "drop the primer from the replay buffer, and for BurnInTransform use "
                 "state='stored' or state='zero'"
             )
-        for key in (self.memory_key, unravel_key(("next", self.memory_key))):
-            if tensordict.get(key, None) is None:
-                *branch, _ = key if isinstance(key, tuple) else (key,)
-                batch = tensordict.get(tuple(branch)).shape if branch else tensordict.shape
-                zeros = torch.zeros(
-                    *batch, *self._memory_shape, dtype=self._memory_dtype, device=tensordict.device
-                )
-                tensordict.set(key, zeros)
+        if tensordict.get(self.memory_key, None) is None:
+            branch = branch_of(self.memory_key)
+            batch = tensordict.get(branch).shape if branch else tensordict.shape
+            options: Any = {"dtype": self._memory_dtype, "device": tensordict.device}
+            tensordict.set(self.memory_key, torch.zeros(*batch, *self._memory_shape, **options))
         return tensordict
 
     def transform_input_spec(self, input_spec: Composite) -> Composite:
@@ -187,6 +184,7 @@ class MemoryPrimer(BranchPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
+        self._mark_random_step(tensordict, tensordict_)
         if self.state == "stored":
             return tensordict, tensordict_
         memory = self._drop_memory(tensordict)
@@ -227,6 +225,20 @@ class MemoryPrimer(BranchPrimer):
         came_next.set(key, share)
         self._steps += 1
         return tensordict, tensordict_
+
+    def _mark_random_step(self, tensordict: TensorDictBase, tensordict_: TensorDictBase) -> None:
+        """Write the roles of a step on which not the policy acted, as in random first frames."""
+        key, came_next = suffixed(self.memory_key, ROLE), tensordict.get("next")
+        role = tensordict.get(key, None)
+        # TensorDictPrimer hands on what nobody has written
+        if role is None or came_next.get(key, None) is not role:
+            return
+        batch = tensordict.batch_size
+        is_init = expand_flags(tensordict.get(self.is_init_key), batch, role.shape[len(batch) :])
+        role = roles_of(role, is_init)
+        tensordict.set(key, role)
+        came_next.set(key, -role)
+        tensordict_.set(key, -role)
 
     def _check_collector(self, collector: Any) -> None:
         if get_carrier(collector) is None:

@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.envs import TensorDictPrimer
+from torchrl.envs.transforms import BurnInTransform
 from torchrl.modules import canonicalize_rnn_subset, recurrent_mode
 from torchrl.objectives import add_random_module
 
@@ -23,7 +24,7 @@ from torchrl_shm.modules._branches import (
     from_sequences,
     to_sequences,
 )
-from torchrl_shm.modules._passes import ADVICE, concrete, refuse, roles_of
+from torchrl_shm.modules._passes import ADVICE, concrete, roles_of
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.modules._sequence import Entries, SequenceNames, run_entries
 from torchrl_shm.modules.base_cell import MemoryCell
@@ -35,7 +36,7 @@ from torchrl_shm.modules.lean import (
     State,
     suffixed,
 )
-from torchrl_shm.torchrl_private import in_burn_in
+from torchrl_shm.torchrl_private import find_caller
 
 
 class MemoryModule(TensorDictModuleBase):
@@ -58,8 +59,8 @@ class MemoryModule(TensorDictModuleBase):
       may be stored, shuffled and batched; parts of them are refused.
     - `"stored"`: every step's memory is stacked, as with `GRUModule`. Each sequence, and each part
       of it from an `is_init` on (`SliceSampler` sets it), starts from the memory stored there.
-    - `"zero"`: nothing is stacked; each sequence and each such part starts empty. `burn_in` steps
-      at its start may warm the memory up.
+    - `"zero"`: nothing is stacked; each sequence and each such part starts empty, unless the data
+      hold a memory (as after `BurnInTransform`). `burn_in` steps at its start may warm it up.
 
     Where `is_init` is true the memory that enters the step is zero, also at the first step. With
     `state="stored"` it is the stored one, which the primer has set to zero on resets of the
@@ -266,11 +267,11 @@ class MemoryModule(TensorDictModuleBase):
             )
         # one by one: a lazy stack, such as a rollout, may lack an entry at some steps
         found = {key: tensordict.get(key, None) for key in self.in_keys}
-        entries: Any = {key: value for key, value in found.items() if value is not None}
+        present: Any = {key: value for key, value in found.items() if value is not None}
         x, is_init = self._read(tensordict)
         agents = agents_of(self.in_key, x, shape)
-        entries[self.is_init_key] = is_init
-        sequences: Any = {key: to_sequences(key, x, shape, agents) for key, x in entries.items()}
+        present[self.is_init_key] = is_init
+        sequences: Any = {key: to_sequences(key, x, shape, agents) for key, x in present.items()}
         x, is_init = sequences[self.in_key], sequences[self.is_init_key]
         data = TensorDict(sequences, is_init.shape)
         choice = None if self.choice_key is None else data.get(self.choice_key, None)
@@ -285,15 +286,9 @@ class MemoryModule(TensorDictModuleBase):
             role=data.get(self.role_key, None),
             lean=lean if lean and all(entry is not None for entry in lean) else None,
         )
-        if len(shape) == 1 and memory is not None and entries.role is not None:
-            refuse(
-                (entries.role == 0).all(),
-                f"no step of this module has acted on these data ({self.role_key!r} is 0). Single "
-                "steps of environments are run outside of set_recurrent_mode(True)",
-            )
         names = SequenceNames(self.memory_key, self.role_key, self._lean_keys)
         # a loss would not read the memory after the last step
-        burns_in = not torch.is_grad_enabled() and in_burn_in()
+        burns_in = not torch.is_grad_enabled() and find_caller(BurnInTransform.forward) is not None
         if burns_in and memory is None:
             self._refuse_burn_in()
         run = run_entries(

@@ -83,10 +83,9 @@ def unroll(
     network, memories = _find_memories(module)
     data = rollouts.reshape(shape[:-1].numel(), shape[-1])
     flags = {_is_init_key(memory) for memory in memories}
-    _refuse_later(data, memories)
     slots = _Slots(_find_ends(data, flags, done_key))
-
     root, following = _inputs(network, memories, data)
+    _refuse_later(data, memories)
     sequence = slots.place(root, following)
     for key in flags:
         sequence.set(key, sequence.get(key) | slots.after_last(sequence.get(key).ndim))

@@ -116,18 +116,18 @@ def make_actor_critic(
             ) from error
         return Sequential(embed, module)
 
-    def value_head(prefix: str, network: Sequential) -> ValueOperator:
+    def value_head(prefix: str) -> ValueOperator:
         in_keys = [f"{prefix}{key}" for key in HEAD_KEYS]
-        return ValueOperator(Head((*sizes, 1), 1.0, device, network), in_keys=in_keys)
+        head = Head((*sizes, 1), 1.0, device, trains_inputs=True)
+        return ValueOperator(head, in_keys=in_keys)
 
     sizes = (2 * embedding_size, *hidden_sizes)
     common = backbone("")
     actor = make_actor(specs.action_spec_unbatched, sizes, init_scale, device)
     if shared_memory:
-        return ActorValueOperator(common, actor, value_head("", common))
+        return ActorValueOperator(common, actor, value_head(""))
     policy: list[Any] = [*common, *actor]
-    own = backbone(_CRITIC, memory_key=f"{_CRITIC}memory")
-    critic: list[Any] = [*own, value_head(_CRITIC, own)]
+    critic: list[Any] = [*backbone(_CRITIC, memory_key=f"{_CRITIC}memory"), value_head(_CRITIC)]
     return ActorCriticWrapper(ProbabilisticTensorDictSequential(*policy), Sequential(*critic))
 
 

@@ -15,6 +15,9 @@ from tensordict.nn import TensorDictSequential as Sequential
 from torch import distributions, nn
 from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 from torchrl.modules import IndependentNormal, ProbabilisticActor, recurrent_mode
+from torchrl.objectives import A2CLoss
+
+from torchrl_shm.torchrl_private import find_caller
 
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 """Entries that a head reads: the output of the memory, and the embedding of the current step."""
@@ -27,8 +30,8 @@ class Head(nn.Module):
         sizes: number of inputs, widths of the hidden layers, number of outputs.
         gain: gain of the last layer at initialization.
         device: device of the parameters.
-        trains: network that made the inputs, which the head has to train: in recurrent mode,
-            inputs through which no gradient flows back to it are refused.
+        trains_inputs: whether the head has to train what made its inputs: `A2CLoss` would give it
+            those of the collection, through which no gradient flows, and is refused.
     """
 
     def __init__(
@@ -36,11 +39,10 @@ class Head(nn.Module):
         sizes: Sequence[int],
         gain: float,
         device: torch.device | str | None,
-        trains: nn.Module | None = None,
+        trains_inputs: bool = False,
     ) -> None:
         super().__init__()
-        # in a tuple, so that its parameters are not the head's
-        self._trains = (trains,)
+        self.trains_inputs = trains_inputs
         layers: list[nn.Module] = []
         for size, next_size in pairwise(sizes):
             linear = nn.Linear(size, next_size, device=device)
@@ -55,24 +57,21 @@ class Head(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Map features `[..., D_i]`, concatenated, to `[..., sizes[-1]]`."""
-        if recurrent_mode() and not torch.compiler.is_compiling():
-            self._refuse_detached(inputs)
+        if self.trains_inputs and torch.is_grad_enabled() and recurrent_mode():
+            _refuse_collected(inputs)
         return self.layers(torch.cat(inputs, -1))
 
-    def _refuse_detached(self, inputs: tuple[torch.Tensor, ...]) -> None:
-        (network,) = self._trains
-        learns = network is not None and torch.is_grad_enabled() and _learns(self)
-        if learns and _learns(network) and not any(x.requires_grad for x in inputs):
-            raise RuntimeError(
-                "the features that the value head reads carry no gradient, so it would not train "
-                "the memory: give the loss operator.get_value_operator() (A2CLoss computes the "
-                "policy's features apart from the critic's), or run "
-                "torchrl_shm.unroll(operator, rollouts) before it"
-            )
 
-
-def _learns(module: nn.Module | None) -> bool:
-    return module is not None and any(p.requires_grad for p in module.parameters())
+def _refuse_collected(inputs: tuple[torch.Tensor, ...]) -> None:
+    if any(x.requires_grad for x in inputs):
+        return
+    loss = find_caller(A2CLoss.forward)
+    if loss is not None and not loss.separate_losses:
+        raise RuntimeError(
+            "A2CLoss gives the value head the features of the collection, through which no "
+            "gradient reaches the memory: give the loss operator.get_value_operator(), or run "
+            "torchrl_shm.unroll(operator, rollouts) before it"
+        )
 
 
 def make_actor(
