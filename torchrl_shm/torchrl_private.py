@@ -9,11 +9,13 @@ version of TorchRL that drops one is noticed by its name.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.objectives import LossModule
+from torchrl.objectives.value import ValueEstimatorBase
 
 OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "torchrl.envs.EnvBase": (
@@ -73,8 +75,8 @@ def preallocates(collector: Any) -> bool:
     return bool(collector._use_buffers)
 
 
-def find_caller(function: Any) -> Any:
-    """The object whose method is running above; `None` where it is not, and while compiling.
+def find_caller(function: Any) -> bool:
+    """Whether a method of TorchRL is running above; false while compiling.
 
     A module is told neither which loss runs it nor that `BurnInTransform` wants its memory. Would
     be replaced by arguments of these calls.
@@ -83,14 +85,38 @@ def find_caller(function: Any) -> Any:
         function: the method, of a class.
     """
     if torch.compiler.is_compiling():
-        return None
+        return False
     code = inspect.unwrap(function).__code__
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is code:
-            return frame.f_locals["self"]
+            return True
         frame = frame.f_back
-    return None
+    return False
+
+
+def find_pass() -> Literal["loss", "unshifted"] | None:
+    """Which of TorchRL's passes is running a module; `None` where its user calls it.
+
+    `"unshifted"`: a value estimator runs it over the observations and over what came next, with
+    equal reset flags. `"loss"`: another pass of an estimator or a loss, either of which may be one
+    over what came next; also while compiling, where nobody knows.
+    """
+    if torch.compiler.is_compiling():
+        return "loss"
+    found: Literal["loss"] | None = None
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ValueEstimatorBase):
+            name = frame.f_code.co_name
+            if name == "_call_value_nets" and not frame.f_locals["single_call"]:
+                return "unshifted"
+            found = "loss"
+        elif isinstance(owner, LossModule):
+            return "loss"
+        frame = frame.f_back
+    return found
 
 
 def pack(

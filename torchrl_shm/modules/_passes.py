@@ -7,7 +7,8 @@ random choices are those of the step before. Others drop, repeat or join steps. 
 they are, in the entry `<memory>_role` that `MemoryModule` writes in step mode: `n` for the
 observation on which the `n`-th step of an episode acted, `-n` for the one that came next, 0 where
 nobody knows. Lean rollouts also say it by the sign of the clock in `<memory>_lean_index`. Data
-without a mark are trusted where every sequence starts with a reset: next observations never do.
+without a mark are trusted where their user runs the module, and in losses and estimators only
+where every sequence starts with a reset, as next observations do not.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def refuse_broken(role: Tensor, came_next: Tensor, is_init: Tensor, name: object
     mixed = torch.where(came_next[:, :1], role[:, after] > 0, in_pass)
     refuse(
         ((known & ~follows) | mixed).any(1),
-        f"{{bad}} of {{all}} sequences of the memory {name!r} lack steps, or hold them twice or out "
-        "of order: recurrent mode reads [..., T] as collected, no single steps. If a loss made "
+        f"{{bad}} of {{all}} sequences of the memory {name!r} lack steps, or hold them twice or "
+        "out of order: recurrent mode reads [..., T] as collected, no single steps. If a loss made "
         "them so, run torchrl_shm.unroll(module, rollouts) before it",
     )
 

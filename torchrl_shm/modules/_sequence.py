@@ -20,6 +20,7 @@ from torchrl_shm.modules._resets import cut_at_resets, reset
 from torchrl_shm.modules.base_cell import MemoryCell
 from torchrl_shm.modules.lean import State, came_next_in, rebuild_start
 from torchrl_shm.ops.shm.dispatch import is_transformed
+from torchrl_shm.torchrl_private import find_pass
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def run_entries(
             rollouts, or memories that no step has written.
     """
     x, memory, role = entries.x, entries.memory, entries.role
+    # data made by hand are trusted where their user runs the module: losses may run what came next
+    who = "user" if entries.lean is not None or role is not None else find_pass()
     if role is None:
         role = torch.zeros_like(entries.is_init, dtype=torch.int64)
     came_next = role < 0
@@ -115,7 +118,14 @@ def run_entries(
         start = rebuild_start(shares, lean_index, is_init, cell.memory_shape)
         return run_sequence(cell, x, start, is_init, choice, burn_in)
     refuse_broken(role, came_next, is_init, names.memory)
-    _check_start(role, flags, memory, state, names)
+    # with stored memories and no choices it makes no difference
+    if who == "unshifted" and (state != "stored" or memory is None or choice is not None):
+        raise ValueError(
+            f"an estimator with shifted=False runs the memory {names.memory!r} over next "
+            f"observations, which the data do not tell from others ({names.role!r} is missing): "
+            "pass shifted=True, or collect with the module in the policy"
+        )
+    _check_start(role, flags, memory, state, names, by_hand=who is None)
     if state == "lean" or (state == "stored" and memory is None):
         start = None if memory is None else memory[:, 0]
         return run_sequence(cell, x, start, is_init, choice, burn_in)
@@ -132,10 +142,16 @@ def run_entries(
 
 
 def _check_start(
-    role: Tensor, is_init: Tensor, memory: Tensor | None, state: State, names: SequenceNames
+    role: Tensor,
+    is_init: Tensor,
+    memory: Tensor | None,
+    state: State,
+    names: SequenceNames,
+    *,
+    by_hand: bool,
 ) -> None:
     """Refuse sequences `[B, T]` of which nobody knows how they start."""
-    marked = role[:, 0] != 0
+    marked = (role[:, 0] != 0) | by_hand
     known = is_init[:, 0]
     if memory is not None or state == "zero":
         known = known | marked
@@ -147,8 +163,8 @@ def _check_start(
         refuse(
             ~marked,
             f"the data hold a memory {names.memory!r} per step that no step of this module has "
-            f"written ({names.role!r} is missing), and state={state!r} does not read it: drop it, "
-            "or make the module with state='stored'",
+            f"written ({names.role!r} is missing or 0), and state={state!r} does not read it: drop "
+            "it, use state='stored', or run single steps outside of set_recurrent_mode(True)",
         )
 
 

@@ -236,7 +236,9 @@ class MemoryPrimer(BranchPrimer):
         batch = tensordict.batch_size
         is_init = expand_flags(tensordict.get(self.is_init_key), batch, role.shape[len(batch) :])
         role = roles_of(role, is_init)
-        tensordict.set(key, role)
+        # what the collector stacks, see below
+        stacked = None if self.collector is None else get_carrier(self.collector)
+        (tensordict if stacked is None else stacked).set(key, role)
         came_next.set(key, -role)
         tensordict_.set(key, -role)
 

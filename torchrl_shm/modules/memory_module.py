@@ -70,7 +70,7 @@ class MemoryModule(TensorDictModuleBase):
     `-n`), by which recurrent mode knows sequences that start in mid-episode from next observations
     and from sequences that lack steps. Next observations can be run as sequences of their own with
     `state="stored"` alone; elsewhere they are refused, and `unroll` computes them. Sequences made
-    by hand need the role where they do not start with a reset.
+    by hand need the role in losses where they do not start with a reset.
 
     `torchrl.envs.BurnInTransform` refreshes the memory with `state="stored"`; with `"zero"` append
     the primer to the buffer before it, which gives sampled sequences the empty memory from which

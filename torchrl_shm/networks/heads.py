@@ -63,10 +63,7 @@ class Head(nn.Module):
 
 
 def _refuse_collected(inputs: tuple[torch.Tensor, ...]) -> None:
-    if any(x.requires_grad for x in inputs):
-        return
-    loss = find_caller(A2CLoss.forward)
-    if loss is not None and not loss.separate_losses:
+    if not any(x.requires_grad for x in inputs) and find_caller(A2CLoss.forward):
         raise RuntimeError(
             "A2CLoss gives the value head the features of the collection, through which no "
             "gradient reaches the memory: give the loss operator.get_value_operator(), or run "
