@@ -43,7 +43,7 @@ class Refused(NamedTuple):
     message: str
 
 
-UNROLL = r".*run torchrl_shm\.unroll\(module, rollouts\) before the loss"
+UNROLL = r".*torchrl_shm\.unroll\(module, rollouts\)"
 NEXT = Refused("next", r"run over next observations, which lack the first of every ep" + UNROLL)
 FLAT = Refused("flat", r"run over next observations, which may lack steps, being flat" + UNROLL)
 VMAP = Refused("vmap", r"vmap cannot cut.*deactivate_vmap=True.*shifted=True" + UNROLL)
@@ -51,7 +51,7 @@ START = Refused("keys", r"start in mid-episode.*a loss dropped the keys" + UNROL
 FLAGS = Refused("keys", r"'is_init' are missing.*If a loss dropped them" + UNROLL)
 # TorchRL's own: it selects the critic's entries from the actor's
 KEYS = Refused("keys", r"key \"critic_memory\" not found")
-STEPS = Refused("steps", r"lack steps, or hold steps twice" + UNROLL)
+STEPS = Refused("steps", r"lack steps, or hold them twice" + UNROLL)
 DETACHED = "detached"
 
 # outcomes with state="lean", "stored" and "zero"

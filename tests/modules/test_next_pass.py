@@ -33,7 +33,7 @@ from torchrl_shm import unroll
 STATES: list[Any] = ["lean", "stored", "zero"]
 FEATURES: list[Any] = ["critic_features", ("next", "critic_features")]
 NEXT = r"run over next observations.*torchrl_shm\.unroll"
-STEPS = r"lack steps, or hold steps twice.*torchrl_shm\.unroll"
+STEPS = r"lack steps, or hold them twice.*torchrl_shm\.unroll"
 
 
 def known(batch: Any) -> torch.Tensor:

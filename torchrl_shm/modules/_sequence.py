@@ -113,9 +113,10 @@ def run_entries(
     choice = _shift_choices(cell, entries.choice, is_next)
 
     if entries.lean is not None:
-        # which also refuses what is not the steps of a sequence in their order
+        # which also refuses parts of sequences, but not what came next among their steps
         shares, lean_index = entries.lean
         start = rebuild_start(shares, lean_index, is_init, cell.memory_shape)
+        refuse_broken(role, came_next, is_init, names.memory)
         return run_sequence(cell, x, start, is_init, choice, burn_in)
     refuse_broken(role, came_next, is_init, names.memory)
     # with stored memories and no choices it makes no difference
