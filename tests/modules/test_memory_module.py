@@ -25,6 +25,7 @@ from torchrl.modules import (
     set_recurrent_mode,
 )
 from torchrl.modules.utils import get_env_transforms_from_module, get_primers_from_module
+from torchrl.objectives import LossModule
 from torchrl.objectives.value import GAE
 
 from tests.modules._helpers import (
@@ -668,20 +669,41 @@ def test_a_missing_primer() -> None:
         env.rollout(5, make_policy())
 
 
+class Runs(LossModule):
+    """A loss of which nobody knows whether it runs the observations that were acted on."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, tensordict: Any) -> Any:
+        return self.module(tensordict.copy())
+
+
 @pytest.mark.parametrize("state", ["lean", "stored", "zero"])
 def test_a_start_in_mid_episode_has_to_be_known(state: Any) -> None:
     data = make_sequence()
     data["is_init"][:2, 0] = False
     keys = r"'memory_lean'.*'memory_role'" if state == "lean" else "'memory_role'"
     message = rf"2 of 3 sequences start in mid-episode.*'memory' .*state='{state}' reads .*{keys}"
-    with pytest.raises(KeyError, match=message + r".*torchrl_shm\.unroll\(module, rollouts\)"):
-        run(make_memory(state=state), data)
-    # also where samples are mapped
     module = make_memory(state=state, calibration="neural")
-    mapped = torch.vmap(lambda x, flags: module(observation=x, is_init=flags))
+    with pytest.raises(KeyError, match=message + r".*torchrl_shm\.unroll\(module, rollouts\)"):
+        Runs(module)(data)
+    # also where samples are mapped
+
+    def sequences(x: Tensor, flags: Tensor) -> TensorDict:
+        return TensorDict({"observation": x, "is_init": flags}, x.shape[:-1])
+
+    mapped = torch.vmap(lambda x, flags: Runs(module)(sequences(x, flags)))
     x, flags = data["observation"].unsqueeze(1), data["is_init"].unsqueeze(1)
-    with set_recurrent_mode(True), pytest.raises(KeyError, match="2 of 3 sequences start in mid"):
+    with pytest.raises(KeyError, match="2 of 3 sequences start in mid"):
         mapped(x, flags)
+    # its user may run what a memory is not needed for
+    if state == "zero":
+        assert run(module, data)["features"].isfinite().all()
+    else:
+        with pytest.raises(KeyError, match="2 of 3 sequences start in mid"):
+            run(module, data)
 
 
 @pytest.mark.slow
@@ -696,13 +718,25 @@ def test_compiled_code_refuses_an_unknown_start(monkeypatch: pytest.MonkeyPatch)
         run(compiled, data)
 
 
-@pytest.mark.parametrize("state", ["lean", "zero"])
+@pytest.mark.parametrize("state", ["lean", "stored", "zero"])
 def test_memories_that_no_step_has_written(state: Any) -> None:
-    data = make_sequence().set("memory", torch.zeros(3, 9, 4, 4, dtype=DTYPE))
-    with pytest.raises(
-        ValueError, match=r"a memory 'memory' per step that no step .*'memory_role'"
-    ):
-        run(make_memory(state=state), data)
+    """They are trusted where their user runs the module, but what came next looks the same."""
+    module, data, memory = given_memory(state)
+    data = data.exclude("memory_role").set("memory", memory.unsqueeze(1).expand(3, 9, 4, 4))
+    start = torch.zeros_like(memory) if state == "zero" else memory
+    whole = data.copy()
+    if state == "stored":
+        whole["is_init"] = torch.zeros_like(data["is_init"])
+    expected = start_from(module, whole, start)
+    if state == "stored":
+        expected[1, 5:] = start_from(module, whole[1:2, 5:], memory[1:2])[0]
+    assert_close(run(module, data)["features"], expected, **EXACT)
+    with pytest.raises(KeyError, match="2 of 3 sequences start in mid-episode"):
+        Runs(module)(data)
+    data["is_init"][:, 0] = True
+    if state != "stored":
+        with pytest.raises(ValueError, match=r"a memory 'memory' per step that no step .*_role'"):
+            Runs(module)(data)
 
 
 def test_stored_starts_empty_at_resets_without_memories() -> None:

@@ -111,7 +111,7 @@ def refuse_next(is_next: Tensor, name: object, state: str, *, flat: bool) -> Non
         return
     lacks = "lack the first of every episode"
     if state == "stored":
-        lacks = "may lack steps, being flat (those that do not: data.unsqueeze(0))"
+        lacks = "may lack steps, being flat (whole ones: data.unsqueeze(0); no single steps)"
     refuse(
         is_next,
         f"the memory {name!r} was run over next observations, which {lacks} "

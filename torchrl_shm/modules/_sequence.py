@@ -131,8 +131,9 @@ def run_entries(
         start = None if memory is None else memory[:, 0]
         return run_sequence(cell, x, start, is_init, choice, burn_in)
     if state == "zero":
-        # resets drop it, and each part has a burn-in of its own
-        memory = None if memory is None else reset(memory, is_init)
+        # one that the primer or a burn-in has put there; resets drop it, and each part has a
+        # burn-in of its own
+        memory = reset(memory, is_init) if memory is not None and entries.role is not None else None
         if not burn_in:
             start = None if memory is None else memory[:, 0]
             return run_sequence(cell, x, start, is_init, choice)

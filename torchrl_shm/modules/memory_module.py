@@ -288,7 +288,7 @@ class MemoryModule(TensorDictModuleBase):
         )
         names = SequenceNames(self.memory_key, self.role_key, self._lean_keys)
         # a loss would not read the memory after the last step
-        burns_in = not torch.is_grad_enabled() and find_caller(BurnInTransform.forward) is not None
+        burns_in = not torch.is_grad_enabled() and find_caller(BurnInTransform.forward)
         if burns_in and memory is None:
             self._refuse_burn_in()
         run = run_entries(
