@@ -14,8 +14,6 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.objectives import LossModule
-from torchrl.objectives.value import ValueEstimatorBase
 
 OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "torchrl.envs.EnvBase": (
@@ -104,6 +102,10 @@ def find_pass() -> Literal["loss", "unshifted"] | None:
     """
     if torch.compiler.is_compiling():
         return "loss"
+    # environments, which stand on this file, need no losses
+    from torchrl.objectives import LossModule
+    from torchrl.objectives.value import ValueEstimatorBase
+
     found: Literal["loss"] | None = None
     frame = inspect.currentframe()
     while frame is not None:

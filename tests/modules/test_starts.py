@@ -9,8 +9,18 @@ from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 from torchrl.envs import InitTracker, TransformedEnv, step_mdp
 from torchrl.modules import set_recurrent_mode
+from torchrl.objectives.value import GAE
 
-from tests.modules._helpers import EXACT, WalkEnv, collect, make_memory, make_policy
+from tests.modules._helpers import (
+    EXACT,
+    WalkEnv,
+    collect,
+    estimate,
+    join,
+    make_critic,
+    make_memory,
+    make_policy,
+)
 from torchrl_shm import unroll
 
 
@@ -81,3 +91,26 @@ def test_a_rollout_in_recurrent_mode_is_refused() -> None:
             ),
         ):
             env.rollout(5, make_policy(module))
+
+
+@pytest.mark.parametrize("deactivate_vmap", [False, True])
+@pytest.mark.parametrize("state", ["lean", "stored", "zero"])
+def test_unshifted_estimators_of_data_without_roles(state: Any, deactivate_vmap: bool) -> None:
+    """They flag next observations as the root is, so that nobody could tell the two apart."""
+    module = make_memory(state=state, calibration="neural")
+    critic: Any = join(module, make_critic())
+    batch = collect(make_policy(module))[0].refine_names(..., "time")
+    assert batch["is_init"][:, 0].all()
+    marks = ["memory", "memory_role", "memory_lean", "memory_lean_index"]
+    bare = batch.exclude(*marks, *(("next", key) for key in marks), "features")
+    options: Any = {"gamma": 0.9, "lmbda": 0.8, "value_network": critic}
+    estimator = GAE(**options, shifted=False, deactivate_vmap=deactivate_vmap)
+    with set_recurrent_mode(True), pytest.raises(ValueError, match=r"pass shifted=True, or coll"):
+        estimator(bare)
+    found, expected = (estimate(data, critic)["advantage"] for data in (bare, batch))
+    # shifted, too, it flags what came next as the step before; after a first step roles tell
+    alone = batch["is_init"].clone()
+    alone[:, :-1] &= batch["next", "done"][:, :-1]
+    assert alone.sum() == 1
+    assert_close(found[~alone], expected[~alone], **EXACT)
+    assert (found - expected)[alone].abs() > 1e-3

@@ -98,7 +98,8 @@ def run_entries(
     """
     x, memory, role = entries.x, entries.memory, entries.role
     # data made by hand are trusted where their user runs the module: losses may run what came next
-    who = "user" if entries.lean is not None or role is not None else find_pass()
+    unmarked = entries.lean is None and role is None
+    caller = find_pass() if unmarked else None
     if role is None:
         role = torch.zeros_like(entries.is_init, dtype=torch.int64)
     came_next = role < 0
@@ -120,13 +121,13 @@ def run_entries(
         return run_sequence(cell, x, start, is_init, choice, burn_in)
     refuse_broken(role, came_next, is_init, names.memory)
     # with stored memories and no choices it makes no difference
-    if who == "unshifted" and (state != "stored" or memory is None or choice is not None):
+    if caller == "unshifted" and (state != "stored" or memory is None or choice is not None):
         raise ValueError(
             f"an estimator with shifted=False runs the memory {names.memory!r} over next "
             f"observations, which the data do not tell from others ({names.role!r} is missing): "
             "pass shifted=True, or collect with the module in the policy"
         )
-    _check_start(role, flags, memory, state, names, by_hand=who is None)
+    _check_start(role, flags, memory, state, names, by_hand=unmarked and caller is None)
     if state == "lean" or (state == "stored" and memory is None):
         start = None if memory is None else memory[:, 0]
         return run_sequence(cell, x, start, is_init, choice, burn_in)

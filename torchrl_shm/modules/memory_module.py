@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key_list
+from tensordict import NestedKey, TensorDictBase, unravel_key_list
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
@@ -271,19 +271,17 @@ class MemoryModule(TensorDictModuleBase):
         x, is_init = self._read(tensordict)
         agents = agents_of(self.in_key, x, shape)
         present[self.is_init_key] = is_init
-        sequences: Any = {key: to_sequences(key, x, shape, agents) for key, x in present.items()}
-        x, is_init = sequences[self.in_key], sequences[self.is_init_key]
-        data = TensorDict(sequences, is_init.shape)
-        choice = None if self.choice_key is None else data.get(self.choice_key, None)
+        data: Any = {key: to_sequences(key, x, shape, agents) for key, x in present.items()}
+        choice = None if self.choice_key is None else data.get(self.choice_key)
         self._check_choice(choice)
-        memory = data.get(self.memory_key, None)
-        lean: Any = tuple(data.get(key, None) for key in self._lean_keys)
+        memory = data.get(self.memory_key)
+        lean: Any = tuple(data.get(key) for key in self._lean_keys)
         entries = Entries(
-            x=x,
-            is_init=is_init,
+            x=data[self.in_key],
+            is_init=data[self.is_init_key],
             choice=choice,
             memory=memory,
-            role=data.get(self.role_key, None),
+            role=data.get(self.role_key),
             lean=lean if lean and all(entry is not None for entry in lean) else None,
         )
         names = SequenceNames(self.memory_key, self.role_key, self._lean_keys)

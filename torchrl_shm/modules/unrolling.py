@@ -84,7 +84,7 @@ def unroll(
     data = rollouts.reshape(shape[:-1].numel(), shape[-1])
     flags = {_is_init_key(memory) for memory in memories}
     slots = _Slots(_find_ends(data, flags, done_key))
-    root, following = _inputs(network, memories, data)
+    root, following = _inputs(network, memories, flags, data)
     _refuse_later(data, memories)
     sequence = slots.place(root, following)
     for key in flags:
@@ -206,12 +206,11 @@ def _find_ends(data: TensorDictBase, flags: set[NestedKey], done_key: NestedKey)
 
 
 def _inputs(
-    network: list[Any], memories: list[Any], data: TensorDictBase
+    network: list[Any], memories: list[Any], flags: set[NestedKey], data: TensorDictBase
 ) -> tuple[TensorDictBase, TensorDictBase]:
     """What the modules read at each step, and what they read where the next one is inserted."""
     root, following = (TensorDict({}, data.shape, device=data.device) for _ in range(2))
     made: set[NestedKey] = set()
-    flags = [_is_init_key(memory) for memory in memories]
     owned = {key for memory in memories for key in unravel_key_list(memory.in_keys)[1:]}
     for part in network:
         for key in unravel_key_list(part.in_keys):
