@@ -1,0 +1,295 @@
+"""Time the recipe against a plain torch loop that does the same.
+
+python -m tests.benchmarks.training
+python -m tests.benchmarks.training --memories shm,gru --num-envs 256 --rollout-length 100
+
+`recipes/ppo_shm.py` runs as it is. After each of its updates the plain loop makes one: the same
+environment, networks and minibatches on tensors, without TensorDicts, collectors, loss modules or
+run folders. That both make the same losses is checked before any time is printed. Times are CPU
+seconds; a ratio above 1 says that the recipe is the faster one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from hydra_zen import instantiate
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from recipes import ppo_shm
+from tests.benchmarks._measure import number, table, wait_until_idle
+from torchrl_shm.configs import MEMORIES, PPO
+from torchrl_shm.envs.popgym import RepeatPreviousEnv
+from torchrl_shm.modules._resets import cut_at_resets
+from torchrl_shm.networks import Encoder, Head, make_actor_critic
+from torchrl_shm.training import Experiment, RolloutCollector
+
+# of the losses of the two sides: rounding, which grows with every update
+TOLERANCE = 1e-3
+
+
+class PlainGRU(nn.Module):
+    """`torch.nn.GRU` with resets, by the interface of our cells."""
+
+    def __init__(self, gru: nn.GRU) -> None:
+        super().__init__()
+        self.gru = gru
+        self.memory_shape = (gru.num_layers, gru.hidden_size)
+        self.num_choices = None
+
+    def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, None]:
+        """One step `[B, D]`."""
+        y, memory = self.gru(x.unsqueeze(1), memory.transpose(0, 1).contiguous())
+        return y.squeeze(1), memory.transpose(0, 1), None
+
+    def forward(
+        self, x: Tensor, memory: Tensor, is_init: Tensor, choice: None
+    ) -> tuple[Tensor, None, None]:
+        """Sequences `[B, T, D]`, cut where episodes start and padded to the longest part."""
+        first, part, step = cut_at_resets(is_init)
+        padded = x.new_zeros(len(first), int(step.max()) + 1, x.shape[-1])
+        padded = padded.index_put((part, step), x.flatten(0, 1))
+        length = x.shape[1]
+        starts = (first % length == 0) & ~is_init[first // length, 0]
+        state = memory.new_zeros(len(first), *self.memory_shape)
+        state = torch.where(starts.view(-1, 1, 1), memory[first // length], state)
+        y, _ = self.gru(padded, state.transpose(0, 1).contiguous())
+        return y[part, step].unflatten(0, x.shape[:2]), None, None
+
+
+class PlainPPO(nn.Module):
+    """Proximal policy optimization on tensors, as one writes it without a library.
+
+    Args:
+        operator: of `make_actor_critic`, whose networks are copied.
+        algo: hyperparameters.
+        num_envs: environments B.
+        rng: state of torch's generator with which collection starts.
+    """
+
+    def __init__(self, operator: nn.Module, algo: PPO, num_envs: int, rng: Tensor) -> None:
+        super().__init__()
+        parts = list(copy.deepcopy(operator).modules())
+        self.encoder = next(x for x in parts if isinstance(x, Encoder))
+        self.actor, self.critic = (x for x in parts if isinstance(x, Head))
+        gru = next((x for x in parts if isinstance(x, nn.GRU)), None)
+        self.cell: Any = next((x.cell for x in parts if hasattr(x, "cell")), gru and PlainGRU(gru))
+        self.algo = algo
+        self.rng = rng
+        self.env = RepeatPreviousEnv(num_envs)
+        self.env.set_seed(0)
+        torch.random.set_rng_state(rng)
+        self.state = self.env._start(self.env._draw(num_envs))
+        self.memory = torch.zeros(num_envs, *self.cell.memory_shape)
+        self.first = torch.ones(num_envs, dtype=torch.bool)
+        # the recipe's
+        self.optimizer = torch.optim.Adam(
+            self.parameters(), lr=algo.learning_rate, eps=1e-5, fused=True
+        )
+
+    def heads(self, features: Tensor, embedding: Tensor) -> tuple[Categorical, Tensor]:
+        """Distribution of the action and value."""
+        x = torch.cat([features, embedding], -1)
+        return Categorical(logits=self.actor.layers(x)), self.critic.layers(x).squeeze(-1)
+
+    @torch.no_grad()
+    def collect(self) -> dict[str, Tensor]:
+        """Play `rollout_length` steps; entries `[B, T, ...]` and the memory that entered."""
+        steps: list[dict[str, Tensor]] = []
+        start = self.memory
+        for _ in range(self.algo.rollout_length):
+            x = self.state["observation"]
+            embedding = self.encoder(x)
+            memory = torch.where(self.first.view(-1, *(1,) * (self.memory.ndim - 1)), 0, self.memory)
+            features, self.memory, choice = self.cell.step(embedding, memory)
+            inputs = torch.cat([features, embedding], -1)
+            policy = Categorical(logits=self.actor.layers(inputs))
+            action = policy.sample()
+            step = {"x": x, "first": self.first, "action": action}
+            step["log_prob"] = policy.log_prob(action)
+            if choice is not None:
+                step["choice"] = choice
+            self.state, reward, done, _ = self.env._advance(self.state, action)
+            assert done is not None
+            self.first = done.squeeze(-1)
+            steps.append({**step, "reward": reward.squeeze(-1), "done": self.first})
+            rows = self.first.nonzero().squeeze(1)
+            if len(rows):
+                new = self.env._start(self.env._draw(len(rows)))
+                old = self.state
+                self.state = {key: old[key].index_copy(0, rows, x) for key, x in new.items()}
+        batch = {key: torch.stack([step[key] for step in steps], 1) for key in steps[0]}
+        return {**batch, "start": start, "last": self.state["observation"]}
+
+    @torch.no_grad()
+    def add_advantages(self, batch: dict[str, Tensor]) -> None:
+        """Generalized advantage estimation, with values of one pass over `T + 1` steps."""
+        x = torch.cat([batch["x"], batch["last"].unsqueeze(1)], 1)
+        first = torch.cat([batch["first"], batch["done"][:, -1:]], 1)
+        choice = batch.get("choice")
+        if choice is not None:
+            choice = torch.cat([choice, choice[:, -1:]], 1)
+        embedding = self.encoder(x)
+        features, _, _ = self.cell(embedding, batch["start"], first, choice)
+        value = self.critic.layers(torch.cat([features, embedding], -1)).squeeze(-1)
+        goes_on = (~batch["done"]).float()
+        gamma, lmbda = self.algo.gamma, self.algo.lmbda
+        delta = batch["reward"] + gamma * goes_on * value[:, 1:] - value[:, :-1]
+        advantage, decay = torch.zeros(len(x)), gamma * lmbda * goes_on
+        steps: list[Tensor] = []
+        for t in reversed(range(delta.shape[1])):
+            advantage = delta[:, t] + decay[:, t] * advantage
+            steps.append(advantage)
+        batch["advantage"] = torch.stack(steps[::-1], 1)
+        batch["target"] = batch["advantage"] + value[:, :-1]
+        batch["advantage"] -= batch["advantage"].mean()
+        batch["advantage"] /= batch["advantage"].std().clamp_min(1e-4)
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Policy loss, value loss and entropy of a minibatch."""
+        embedding = self.encoder(batch["x"])
+        memory = self.cell(embedding, batch["start"], batch["first"], batch.get("choice"))
+        policy, value = self.heads(memory[0], embedding)
+        ratio = (policy.log_prob(batch["action"]) - batch["log_prob"]).exp()
+        clipped = ratio.clamp(1 - self.algo.clip_epsilon, 1 + self.algo.clip_epsilon)
+        gain = torch.min(ratio * batch["advantage"], clipped * batch["advantage"])
+        return -gain.mean(), (value - batch["target"]).square().mean(), policy.entropy().mean()
+
+    def update(self) -> tuple[float, float]:
+        """One update; returns the mean policy and value loss of its minibatches."""
+        other = torch.random.get_rng_state()
+        torch.random.set_rng_state(self.rng)
+        batch = self.collect()
+        self.add_advantages(batch)
+        losses: list[Tensor] = []
+        for _ in range(self.algo.epochs):
+            order = torch.randperm(len(batch["x"]))
+            for index in order.split(self.algo.sequences_per_minibatch):
+                policy, value, entropy = self.loss({key: x[index] for key, x in batch.items()})
+                total = policy + self.algo.critic_coeff * value - self.algo.entropy_coeff * entropy
+                self.optimizer.zero_grad()
+                total.backward()
+                nn.utils.clip_grad_norm_(self.parameters(), self.algo.max_grad_norm)
+                self.optimizer.step()
+                losses.append(torch.stack([policy, value]).detach())
+        self.rng = torch.random.get_rng_state()
+        torch.random.set_rng_state(other)
+        policy, value = torch.stack(losses).mean(0).tolist()
+        return policy, self.algo.critic_coeff * value
+
+
+class Alternating(RolloutCollector):
+    """The recipe's collector, which lets a plain loop make an update after each of the recipe's.
+
+    Attributes:
+        make_plain: makes the plain loop from the state of torch's generator.
+        losses: of the plain loop, one pair for each update.
+        seconds: CPU seconds of each update, of the recipe and of the plain loop.
+    """
+
+    make_plain: Callable[[Tensor], PlainPPO]
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        self.losses: list[tuple[float, float]] = []
+        self.seconds: list[tuple[float, float]] = []
+        plain = self.make_plain(torch.random.get_rng_state())
+        batches = super().__iter__()
+        for _ in range(self.num_batches):
+            start = time.process_time()
+            yield next(batches)
+            # the recipe has come back for more
+            middle = time.process_time()
+            self.losses.append(plain.update())
+            self.seconds.append((middle - start, time.process_time() - middle))
+
+
+def compare(memory: str, experiment: Experiment, algo: PPO) -> tuple[list[tuple[float, float]], float]:
+    """Run both sides.
+
+    Returns:
+        CPU seconds of each update of the recipe and of the plain loop, and the largest difference
+        between their losses.
+    """
+    copies: list[Any] = []
+    collectors: list[Alternating] = []
+
+    def network(*args: Any, **options: Any) -> Any:
+        operator = make_actor_critic(*args, **options)
+        copies.append(copy.deepcopy(operator))
+        return operator
+
+    def collector(*args: Any, **options: Any) -> Alternating:
+        rollouts = Alternating(*args, **options)
+        rollouts.make_plain = partial(PlainPPO, copies[0], algo, experiment.num_envs)
+        collectors.append(rollouts)
+        return rollouts
+
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ppo_shm.main(
+            RepeatPreviousEnv,
+            instantiate(MEMORIES[memory]),
+            network,
+            replace(experiment, run_dir=f"{folder}/run"),
+            algo,
+            collector,
+        )
+        with open(f"{folder}/run/metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+    (rollouts,) = collectors
+    ours = [(float(row["loss_objective"]), float(row["loss_critic"])) for row in rows]
+    # rounding grows with every update, so the first ones are compared
+    pairs = zip(ours[:2], rollouts.losses[:2], strict=True)
+    difference = max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
+    # the first update warms up
+    return rollouts.seconds[1:], difference
+
+
+def main() -> None:
+    """Parse the arguments, compare, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--memories", default="shm,gru,lru")
+    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--rollout-length", type=int, default=128)
+    parser.add_argument("--minibatches", type=int, default=8)
+    parser.add_argument("--updates", type=int, default=12)
+    parser.add_argument("--wait", type=float, default=120, help="seconds to wait for idle CPUs")
+    arguments = parser.parse_args()
+    frames = arguments.num_envs * arguments.rollout_length
+    algo = PPO(
+        rollout_length=arguments.rollout_length,
+        sequences_per_minibatch=arguments.num_envs // arguments.minibatches,
+        learning_rate=1e-3, anneal_lr=False, gamma=0.99, entropy_coeff=0.01,
+    )  # fmt: skip
+    experiment = Experiment(
+        num_envs=arguments.num_envs, total_frames=frames * arguments.updates, num_test_episodes=1,
+        checkpoint_interval=1000,
+    )  # fmt: skip
+    used = wait_until_idle(arguments.wait)
+    print(f"torch {torch.__version__}, one thread, others used {used:.0%}")
+    rows: list[list[str]] = []
+    for memory in arguments.memories.split(","):
+        seconds, difference = compare(memory, experiment, algo)
+        if not difference < TOLERANCE:
+            raise SystemExit(f"{memory}: the losses differ by {difference:.1e}")
+        ours, plain = (frames / median(side) for side in zip(*seconds, strict=True))
+        ratio = median(theirs / mine for mine, theirs in seconds)
+        rows.append([memory, number(ours), number(plain), f"{ratio:.2f}", f"{difference:.0e}"])
+    print(table(["memory", "recipe, frames/s", "plain loop", "ratio", "losses differ by"], rows))
+
+
+if __name__ == "__main__":
+    main()
