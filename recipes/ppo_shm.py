@@ -19,13 +19,18 @@ from tensordict import TensorDict, TensorDictBase
 from torch.nn.utils import clip_grad_norm_
 from torchrl.envs import EnvBase
 from torchrl.modules import set_recurrent_mode
-from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 from torchrl.record.loggers import Logger
 
 from torchrl_shm.configs import PPO, run_recipe
-from torchrl_shm.networks import COMPUTED_KEYS, MemoryFactory, get_behavior
-from torchrl_shm.training import Experiment, RolloutCollector, TrainingRun, make_test_env
+from torchrl_shm.networks import MemoryFactory, get_behavior
+from torchrl_shm.training import (
+    Experiment,
+    LeanClipPPOLoss,
+    RolloutCollector,
+    TrainingRun,
+    make_test_env,
+)
 
 # how far from 1 the probability ratio of a batch's first minibatch may be: nothing was learned
 # from the batch yet, so more than rounding means that recurrent mode lost the memory or the gates
@@ -72,16 +77,16 @@ def main(
             average_gae=True,
             shifted=True,
         )
-        loss = ClipPPOLoss(
+        loss = LeanClipPPOLoss(
             policy,
             # where the memory is shared the policy has run it; its features feed the value head
             operator.get_value_head(),
             clip_epsilon=algo.clip_epsilon,
             entropy_coeff=algo.entropy_coeff,
             critic_coeff=algo.critic_coeff,
-            loss_critic_type="l2",
         )
-        optimizer = torch.optim.Adam(loss.parameters(), lr=algo.learning_rate, eps=1e-5)
+        parameters = list(loss.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=algo.learning_rate, eps=1e-5, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: 1 - update / rollouts.num_batches if algo.anneal_lr else 1.0
         )
@@ -90,7 +95,6 @@ def main(
         for batch in run.batches(rollouts):
             # reward: the task's own, and while training the environment's help to explore (presets
             # may also change the training tasks, as Wind's does with `mirror`; tests never)
-            batch = batch.exclude(*COMPUTED_KEYS)
             if ("next", "shaping") in batch.keys(True):
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
                 batch["next", "reward"] = reward
@@ -102,6 +106,8 @@ def main(
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
 
+            batch = batch.select(*loss.in_keys, strict=False)
+
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, from the memory with which the sequence started
             terms: list[TensorDictBase] = []
@@ -110,8 +116,8 @@ def main(
                 for index in order.split(algo.sequences_per_minibatch):
                     term = loss(batch[index])
                     optimizer.zero_grad()
-                    sum(term[key] for key in term.keys() if key.startswith("loss_")).backward()
-                    norm = clip_grad_norm_(loss.parameters(), algo.max_grad_norm)
+                    (term["loss_objective"] + term["loss_critic"] + term["loss_entropy"]).backward()
+                    norm = clip_grad_norm_(parameters, algo.max_grad_norm)
                     if not run.check.gradient(norm, loss):
                         continue
                     if not terms:

@@ -187,6 +187,8 @@ def to_sequences(key: NestedKey, entry: Tensor, shape: torch.Size, agents: torch
         )
     time = len(shape) - 1
     num_sequences = shape[:-1].numel() * agents.numel()
+    if not agents:
+        return entry.reshape(num_sequences, shape[-1], *rest)
     return entry.movedim(time, time + len(agents)).reshape(num_sequences, shape[-1], *rest)
 
 
@@ -201,6 +203,8 @@ def from_sequences(entry: Tensor, shape: torch.Size, agents: torch.Size) -> Tens
     Returns:
         The entry, of shape `[*batch, T, *agents, ...]`.
     """
+    if not agents:
+        return entry.reshape(*shape, *entry.shape[2:])
     time = len(shape) - 1
     entry = entry.reshape(*shape[:-1], *agents, shape[-1], *entry.shape[2:])
     return entry.movedim(time + len(agents), time)

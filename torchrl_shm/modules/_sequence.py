@@ -18,7 +18,7 @@ from torchrl_shm.modules._passes import (
 )
 from torchrl_shm.modules._resets import cut_at_resets, reset
 from torchrl_shm.modules.base_cell import MemoryCell
-from torchrl_shm.modules.lean import State, came_next_in, rebuild_start
+from torchrl_shm.modules.lean import State, came_next_in, rebuild_start, start_as_collected
 from torchrl_shm.ops.shm.dispatch import is_transformed
 from torchrl_shm.torchrl_private import find_pass
 
@@ -97,6 +97,11 @@ def run_entries(
             rollouts, or memories that no step has written.
     """
     x, memory, role = entries.x, entries.memory, entries.role
+    if entries.lean is not None:
+        # nearly always: then nothing else has to be looked at
+        start = start_as_collected(*entries.lean, entries.is_init, cell.memory_shape)
+        if start is not None:
+            return run_sequence(cell, x, start, entries.is_init, entries.choice, burn_in)
     # data made by hand are trusted where their user runs the module: losses may run what came next
     unmarked = entries.lean is None and role is None
     caller = find_pass() if unmarked else None

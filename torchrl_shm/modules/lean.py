@@ -28,7 +28,7 @@ from torchrl.data import Categorical, Composite, Unbounded
 
 from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
-from torchrl_shm.modules._passes import refuse, roles_of
+from torchrl_shm.modules._passes import concrete, refuse, roles_of
 from torchrl_shm.modules._resets import reset
 from torchrl_shm.torchrl_private import get_carrier, preallocates
 
@@ -295,6 +295,39 @@ def came_next_in(lean_index: Tensor) -> Tensor:
         bool of shape `[...]`.
     """
     return lean_index[..., _CLOCK] < 0
+
+
+def start_as_collected(
+    shares: Tensor, lean_index: Tensor, is_init: Tensor, memory_shape: tuple[int, ...]
+) -> Tensor | None:
+    """The memory that entered the first step of sequences that are just as they were collected.
+
+    Args:
+        shares: entry `<memory>_lean` of shape `[B, T, W]`.
+        lean_index: entry `<memory>_lean_index` of shape `[B, T, 4]`.
+        is_init: bool of shape `[B, T]`, the flags as the data gives them now.
+        memory_shape: shape of one agent's memory.
+
+    Returns:
+        The memory `[B, *memory_shape]`; zero for sequences that start with a reset. `None` where
+        the data are something else, or cannot be looked at, as while compiling.
+    """
+    index, flags = concrete(lean_index), concrete(is_init)
+    if index is not lean_index or flags is not is_init or index.device.type != "cpu":
+        # to look at values, the host would have to wait for the device
+        return None
+    batch, length, width = shares.shape
+    size, first = math.prod(memory_shape), index[:, 0]
+    steps = torch.arange(length).unsqueeze(-1).expand(batch, length, 2)
+    if not (
+        length * width >= size
+        and torch.equal(index[..., :_IS_INIT] - first[:, None, :_IS_INIT], steps)
+        and bool((index[..., _IS_INIT] == flags).all())
+        and all(row[_OFFSET] == 0 < row[_CLOCK] and row[_SIZE] == size for row in first.tolist())
+    ):
+        return None
+    memory = shares.reshape(batch, length * width)[:, :size].reshape(batch, *memory_shape)
+    return reset(memory, is_init[:, 0])
 
 
 def rebuild_start(

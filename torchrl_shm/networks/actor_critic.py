@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from tensordict import NestedKey
 from tensordict.nn import (
-    ProbabilisticTensorDictSequential,
-    TensorDictModule,
     TensorDictModuleBase,
 )
 from tensordict.nn import TensorDictSequential as Sequential
 from torchrl.envs import EnvBase
-from torchrl.modules import ActorCriticWrapper, ActorValueOperator, ValueOperator
+from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 
 from torchrl_shm.checks import check_count
 from torchrl_shm.networks.encoder import Encoder
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
+from torchrl_shm.networks.policy import COMPUTED_KEYS, Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.specs import EnvSpecs
 
 MemoryFactory = Callable[..., TensorDictModuleBase]
@@ -28,8 +27,6 @@ where the critic has a memory of its own, `memory_key`."""
 # entries of a critic's own embedding and memory
 _CRITIC = "critic_"
 
-COMPUTED_KEYS = ("embedding", "features", "critic_embedding", "critic_features", "loc", "scale")
-"""Entries that a loss computes again from what was collected."""
 
 
 def make_actor_critic(
@@ -95,7 +92,7 @@ def make_actor_critic(
     shapes = [specs.observation_spec_unbatched[key].shape for key in keys]
 
     def backbone(prefix: str, **options: Any) -> Sequential:
-        embed: Any = TensorDictModule(
+        embed: Any = Layer(
             Encoder(shapes, embedding_size, device), list(keys), [f"{prefix}embedding"]
         )
         try:
@@ -116,19 +113,19 @@ def make_actor_critic(
             ) from error
         return Sequential(embed, module)
 
-    def value_head(prefix: str) -> ValueOperator:
+    def value_head(prefix: str) -> Layer:
         in_keys = [f"{prefix}{key}" for key in HEAD_KEYS]
         head = Head((*sizes, 1), 1.0, device, trains_inputs=True)
-        return ValueOperator(head, in_keys=in_keys)
+        return Layer(head, in_keys, ["state_value"])
 
     sizes = (2 * embedding_size, *hidden_sizes)
     common = backbone("")
     actor = make_actor(specs.action_spec_unbatched, sizes, init_scale, device)
     if shared_memory:
-        return ActorValueOperator(common, actor, value_head(""))
+        return Operator(common, actor, value_head(""))
     policy: list[Any] = [*common, *actor]
     critic: list[Any] = [*backbone(_CRITIC, memory_key=f"{_CRITIC}memory"), value_head(_CRITIC)]
-    return ActorCriticWrapper(ProbabilisticTensorDictSequential(*policy), Sequential(*critic))
+    return ActorCriticWrapper(Policy(*policy), Sequential(*critic))
 
 
 def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDictModuleBase:
@@ -150,7 +147,7 @@ def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDic
     """
     policy: Any = operator.get_policy_operator()
     if isinstance(operator, ActorValueOperator):
-        return policy
+        return Behavior(*policy.module)
     critic: Any = operator.get_value_operator()
     parts: list[Any] = [*list(critic)[:-1], *policy]
-    return ProbabilisticTensorDictSequential(*parts)
+    return Behavior(*parts)

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey
-from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from tensordict.nn import AddStateIndependentNormalScale
 from tensordict.nn import TensorDictSequential as Sequential
 from torch import distributions, nn
 from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
 from torchrl.modules import IndependentNormal, ProbabilisticActor, recurrent_mode
 from torchrl.objectives import A2CLoss
 
+from torchrl_shm.networks.policy import Layer
 from torchrl_shm.torchrl_private import find_caller
 
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
@@ -93,17 +94,17 @@ def make_actor(
         size = spec.shape[-1]
         scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
         head = [
-            TensorDictModule(Head((*sizes, size), 0.01, device), HEAD_KEYS, ["loc"]),
-            TensorDictModule(scale, ["loc"], ["loc", "scale"]),
+            Layer(Head((*sizes, size), 0.01, device), HEAD_KEYS, ["loc"]),
+            Layer(scale, ["loc"], ["loc", "scale"]),
         ]
         in_keys, distribution = ["loc", "scale"], IndependentNormal
     elif isinstance(spec, Categorical) and not spec.shape:
-        head = [TensorDictModule(Head((*sizes, spec.n), 0.01, device), HEAD_KEYS, ["logits"])]
-        in_keys, distribution = ["logits"], distributions.Categorical
+        head = [Layer(Head((*sizes, spec.n), 0.01, device), HEAD_KEYS, ["logits"])]
+        in_keys, distribution = ["logits"], partial(distributions.Categorical, validate_args=False)
     elif isinstance(spec, MultiCategorical) and len(set(spec.nvec.tolist())) == 1:
         count, choices = spec.shape[-1], int(spec.nvec[0])
         net = Head((*sizes, count * choices), 0.01, device)
-        head = [TensorDictModule(net, HEAD_KEYS, ["logits"])]
+        head = [Layer(net, HEAD_KEYS, ["logits"])]
         in_keys, distribution = ["logits"], partial(_independent_categoricals, count=count)
     else:
         raise TypeError(
