@@ -185,7 +185,7 @@ class SHM(nn.Module):
             RuntimeError: the backend cannot run here, or tensors are on different devices.
         """
         theta_index = self._draw(x, theta_index)
-        normed, gates = self._project(x, theta_index)
+        shortcut, gates = self._project(x, theta_index)
         y, memory = shm_scan(
             *gates,
             memory,
@@ -194,7 +194,7 @@ class SHM(nn.Module):
             backend=self.backend,
             fast_gate=self.fast_gate,
         )
-        return self._read_out(y, normed), memory, theta_index
+        return self._read_out(y, shortcut), memory, theta_index
 
     def step(
         self, x: Tensor, memory: Tensor | None = None, theta_index: Tensor | None = None
@@ -216,9 +216,9 @@ class SHM(nn.Module):
             RuntimeError: tensors are on different devices.
         """
         theta_index = self._draw(x, theta_index)
-        normed, gates = self._project(x, theta_index)
+        shortcut, gates = self._project(x, theta_index)
         y, memory = shm_step(*gates, memory, clamp=self.clamp, fast_gate=self.fast_gate)
-        return self._read_out(y, normed), memory, theta_index
+        return self._read_out(y, shortcut), memory, theta_index
 
     @classmethod
     def from_reference(
@@ -312,37 +312,40 @@ class SHM(nn.Module):
 
     def _project(
         self, x: Tensor, theta_index: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """The shortcut, if there is one, and theta, vc, v, k, q."""
         if x.shape[-1] != self.input_size:
             raise ValueError(
                 f"x has {x.shape[-1]} features, this cell reads input_size={self.input_size}"
             )
         # without a norm too, what follows is computed in the dtype of the parameters under autocast
         normed = x.to(self.key.weight.dtype) if self.norm is None else self.norm(x)
-        k = sum_to_one(torch.relu(self.key(normed)))
-        q = sum_to_one(torch.relu(self.query(normed)))
-        v = torch.sigmoid(self.eta(normed)) * self.value(normed)
-        theta = self._calibration_factor(self.theta, normed, theta_index).expand_as(v)
-        vc = self._calibration_factor(self.vc, normed, theta_index).expand_as(v)
-        # autocast computes the linear maps in a lower precision than the norm and theta
-        dtype = normed.dtype
-        gates = (theta.to(dtype), vc.to(dtype), v.to(dtype), k.to(dtype), q.to(dtype))
-        return normed, gates
+        # one product for all linear maps: they are small, and one by one take several times as long
+        maps = [self.key, self.query, self.value, self.eta]
+        maps += [x for x in (self.theta, self.vc, self.shortcut) if isinstance(x, nn.Linear)]
+        sizes = [2 * self.memory_size, *(layer.out_features for layer in maps[2:])]
+        projected = F.linear(normed, torch.cat([layer.weight for layer in maps]))
+        # which autocast computes in a lower precision than the norm and theta
+        features, v, eta, *rest = projected.to(normed.dtype).split(sizes, -1)
+        k, q = sum_to_one(torch.relu(features.unflatten(-1, (2, -1)))).unbind(-2)
+        v = torch.sigmoid(eta) * v
+        theta, vc = (
+            rest.pop(0) if isinstance(source, nn.Linear) else _factor(source, v, theta_index)
+            for source in (self.theta, self.vc)
+        )
+        shortcut = None if self.shortcut is None else rest.pop() + self.shortcut.bias
+        return shortcut, (theta, vc, v, k, q)
 
-    def _calibration_factor(
-        self, source: nn.Linear | Tensor | None, normed: Tensor, theta_index: Tensor | None
-    ) -> Tensor:
-        if source is None:
-            # tanh(0) = 0, hence C = 1
-            return normed.new_zeros(())
-        if isinstance(source, nn.Linear):
-            return source(normed)
-        if source.shape[0] == 1 and theta_index is None:
-            return source.squeeze(0)
-        assert theta_index is not None
-        return F.embedding(theta_index, source)
+    def _read_out(self, y: Tensor, shortcut: Tensor | None) -> Tensor:
+        return self.out(y if shortcut is None else y + shortcut)
 
-    def _read_out(self, y: Tensor, normed: Tensor) -> Tensor:
-        if self.shortcut is not None:
-            y = y + self.shortcut(normed)
-        return self.out(y)
+
+def _factor(source: Tensor | None, v: Tensor, theta_index: Tensor | None) -> Tensor:
+    """One of the two factors of a calibration that does not depend on the input."""
+    if source is None:
+        # tanh(0) = 0, hence C = 1
+        return torch.zeros_like(v)
+    if source.shape[0] == 1 and theta_index is None:
+        return source.squeeze(0).expand_as(v).to(v.dtype)
+    assert theta_index is not None
+    return F.embedding(theta_index, source).to(v.dtype)
