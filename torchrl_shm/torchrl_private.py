@@ -136,3 +136,18 @@ def pack(
     return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
         entries, batch_size=batch_size, device=device
     )
+
+
+def put(tensordict: TensorDictBase, entries: dict[str, Any]) -> None:
+    """Write entries of a TensorDict without checks, as TorchRL's own environments do.
+
+    Replaced by `tensordict.update(entries)`, which costs as much as three operations per entry.
+
+    Args:
+        tensordict: written to.
+        entries: tensors or TensorDicts of its batch size and device.
+    """
+    for key, entry in entries.items():
+        tensordict._set_str(  # pyright: ignore[reportPrivateUsage]
+            key, entry, validated=True, inplace=False, non_blocking=False
+        )

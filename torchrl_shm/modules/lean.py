@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -48,6 +48,14 @@ def suffixed(key: NestedKey, suffix: str) -> NestedKey:
     """Append to the last part of a key, so that `("agent", "memory")` keeps its branch."""
     *branch, leaf = (key,) if isinstance(key, str) else key
     return unravel_key((*branch, f"{leaf}{suffix}"))
+
+
+class _Sequence(NamedTuple):
+    """What the steps of a collected sequence carry, step by step; views of `[B, T, ...]`."""
+
+    shares: tuple[Tensor, ...]
+    indices: tuple[Tensor, ...]
+    came_next_indices: tuple[Tensor, ...]
 
 
 class MemoryPrimer(BranchPrimer):
@@ -91,6 +99,9 @@ class MemoryPrimer(BranchPrimer):
             leaves[choice_key] = Categorical(num_choices, shape=torch.Size(()), dtype=torch.int64)
         super().__init__(leaves, branch_of(memory_key))
         self.memory_key = memory_key
+        self._role_key, self._lean_key, self._index_key = (
+            suffixed(memory_key, x) for x in (ROLE, LEAN, LEAN_INDEX)
+        )
         self._memory_shape = memory_shape
         self._memory_dtype = memory_dtype
         self.is_init_key = is_init_key
@@ -101,13 +112,12 @@ class MemoryPrimer(BranchPrimer):
     def _forget_collector(self) -> None:
         self._seen: weakref.ref[Any] | None = None
         self._steps = 0
-        self._shares: Tensor | None = None
-        self._lanes: Tensor | None = None
+        self._sequence: _Sequence | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the collector: a copy, in a worker for example, belongs to another one."""
         state = super().__getstate__() | {"_registered": None}
-        return state | {"_seen": None, "_steps": 0, "_shares": None, "_lanes": None}
+        return state | {"_seen": None, "_steps": 0, "_sequence": None}
 
     def clone(self) -> MemoryPrimer:
         """Copy the transform, for another environment of the same collector perhaps.
@@ -184,11 +194,15 @@ class MemoryPrimer(BranchPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
-        self._mark_random_step(tensordict, tensordict_)
+        collector = self.collector
+        # the collector stacks its carrier, which is another object than `tensordict` where it
+        # copies between the devices of policy and environment
+        carrier = None if collector is None else get_carrier(collector)
+        stacked = tensordict if carrier is None else carrier
+        self._mark_random_step(tensordict, tensordict_, stacked)
         if self.state == "stored":
             return tensordict, tensordict_
         memory = self._drop_memory(tensordict)
-        collector = self.collector
         if memory is None or collector is None:
             # outside of collectors sequences start with a reset and need no memory
             return tensordict, tensordict_
@@ -196,39 +210,35 @@ class MemoryPrimer(BranchPrimer):
             self._check_collector(collector)
             self._forget_collector()
             self._seen = weakref.ref(collector)
-        # the collector stacks its carrier, which is another object than `tensordict` where it
-        # copies between the devices of policy and environment
-        stacked = get_carrier(collector)
-        assert stacked is not None
-        stacked.pop(self.memory_key, None)
+        if stacked is not tensordict:
+            stacked.pop(self.memory_key, None)
         if self.state == "zero":
             return tensordict, tensordict_
         offset = self._steps % collector.frames_per_batch
         if offset == 0:
-            self._start_sequence(memory, collector.frames_per_batch)
-        assert self._shares is not None
-        assert self._lanes is not None
-        clock = self._lanes + self._steps
-        root = tensordict.batch_size
-        is_init = tensordict.get(self.is_init_key)
-        is_init = expand_flags(is_init, root, clock.shape[len(root) :]).to(torch.int64)
-        size = math.prod(self._memory_shape)
-        columns = [clock, torch.full_like(clock, offset), is_init, torch.full_like(clock, size)]
-        lean_index, share = torch.stack(columns, -1), self._shares[..., offset, :]
-        index_key, key = (suffixed(self.memory_key, x) for x in (LEAN_INDEX, LEAN))
-        stacked.set(index_key, lean_index)
-        stacked.set(key, share)
+            self._sequence = self._start_sequence(memory, collector.frames_per_batch)
+        assert self._sequence is not None
+        shares, indices, came_next_indices = self._sequence
+        batch, root = self._agents(memory), tensordict.batch_size
+        is_init = expand_flags(tensordict.get(self.is_init_key), root, batch[len(root) :])
+        index, came_next_index, share = indices[offset], came_next_indices[offset], shares[offset]
+        index[..., _IS_INIT] = is_init
+        torch.neg(index, out=came_next_index)
+        stacked.set(self._index_key, index)
+        stacked.set(self._lean_key, share)
         # what came next is marked as such, and has all entries, so that the two can be stacked; the
         # collector takes it from the environment
         came_next = tensordict.get("next")
-        came_next.set(index_key, -lean_index)
-        came_next.set(key, share)
+        came_next.set(self._index_key, came_next_index)
+        came_next.set(self._lean_key, share)
         self._steps += 1
         return tensordict, tensordict_
 
-    def _mark_random_step(self, tensordict: TensorDictBase, tensordict_: TensorDictBase) -> None:
+    def _mark_random_step(
+        self, tensordict: TensorDictBase, tensordict_: TensorDictBase, stacked: TensorDictBase
+    ) -> None:
         """Write the roles of a step on which not the policy acted, as in random first frames."""
-        key, came_next = suffixed(self.memory_key, ROLE), tensordict.get("next")
+        key, came_next = self._role_key, tensordict.get("next")
         role = tensordict.get(key, None)
         # TensorDictPrimer hands on what nobody has written
         if role is None or came_next.get(key, None) is not role:
@@ -236,9 +246,7 @@ class MemoryPrimer(BranchPrimer):
         batch = tensordict.batch_size
         is_init = expand_flags(tensordict.get(self.is_init_key), batch, role.shape[len(batch) :])
         role = roles_of(role, is_init)
-        # what the collector stacks, see below
-        stacked = None if self.collector is None else get_carrier(self.collector)
-        (tensordict if stacked is None else stacked).set(key, role)
+        stacked.set(key, role)
         came_next.set(key, -role)
         tensordict_.set(key, -role)
 
@@ -256,16 +264,21 @@ class MemoryPrimer(BranchPrimer):
                 "collector, or state='stored' to the memory module"
             )
 
-    def _start_sequence(self, memory: Tensor, rollout_length: int) -> None:
+    def _start_sequence(self, memory: Tensor, rollout_length: int) -> _Sequence:
         batch = self._agents(memory)
         size = math.prod(self._memory_shape)
         width = math.ceil(size / rollout_length)
         flat = memory.reshape(*batch, size)
         padded = torch.nn.functional.pad(flat, (0, rollout_length * width - size))
-        self._shares = padded.view(*batch, rollout_length, width)
-        if self._lanes is None or self._lanes.shape != batch:
-            lanes = torch.arange(batch.numel(), device=memory.device)
-            self._lanes = 1 + _LANE * lanes.view(batch)
+        shares = padded.view(*batch, rollout_length, width)
+        offset = torch.arange(rollout_length, device=memory.device)
+        lanes = torch.arange(batch.numel(), device=memory.device).view(*batch, 1)
+        clock = 1 + _LANE * lanes + self._steps + offset
+        # the flags are written step by step
+        columns = [clock, offset.expand_as(clock), clock, torch.full_like(clock, size)]
+        index = torch.stack(columns, -1)
+        steps = [entry.unbind(-2) for entry in (shares, index, torch.empty_like(index))]
+        return _Sequence(*steps)
 
     def _agents(self, memory: Any) -> torch.Size:
         """Batch shape of a memory or of its spec."""
