@@ -30,7 +30,7 @@ from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
 from torchrl_shm.modules._passes import refuse, roles_of
 from torchrl_shm.modules._resets import reset
-from torchrl_shm.torchrl_private import get_carrier, preallocates
+from torchrl_shm.torchrl_private import get_carrier, preallocates, put
 
 State = Literal["lean", "stored", "zero"]
 """Where a sequence takes its first memory from; see `MemoryModule`."""
@@ -186,7 +186,7 @@ class MemoryPrimer(BranchPrimer):
     def transform_fake_tensordict(self, fake_tensordict: TensorDictBase) -> TensorDictBase:
         """Drop from the fake data what `_post_step_mdp_hooks` drops from the real one."""
         if self.state != "stored":
-            self._drop_memory(fake_tensordict)
+            self._drop_memory(fake_tensordict, fake_tensordict.get("next"))
         return fake_tensordict
 
     def _post_step_mdp_hooks(
@@ -194,15 +194,18 @@ class MemoryPrimer(BranchPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
-        collector = self.collector
+        collector, came_next = self.collector, tensordict.get("next")
         # the collector stacks its carrier, which is another object than `tensordict` where it
         # copies between the devices of policy and environment
         carrier = None if collector is None else get_carrier(collector)
         stacked = tensordict if carrier is None else carrier
-        self._mark_random_step(tensordict, tensordict_, stacked)
+        role = tensordict.get(self._role_key, None)
+        # TensorDictPrimer hands on what nobody has written
+        if role is not None and came_next.get(self._role_key, None) is role:
+            self._mark_random_step(role, tensordict, tensordict_, stacked)
         if self.state == "stored":
             return tensordict, tensordict_
-        memory = self._drop_memory(tensordict)
+        memory = self._drop_memory(tensordict, came_next)
         if memory is None or collector is None:
             # outside of collectors sequences start with a reset and need no memory
             return tensordict, tensordict_
@@ -218,37 +221,33 @@ class MemoryPrimer(BranchPrimer):
         if offset == 0:
             self._sequence = self._start_sequence(memory, collector.frames_per_batch)
         assert self._sequence is not None
-        shares, indices, came_next_indices = self._sequence
-        batch, root = self._agents(memory), tensordict.batch_size
-        is_init = expand_flags(tensordict.get(self.is_init_key), root, batch[len(root) :])
-        index, came_next_index, share = indices[offset], came_next_indices[offset], shares[offset]
-        index[..., _IS_INIT] = is_init
+        share, index, came_next_index = (entry[offset] for entry in self._sequence)
+        is_init = tensordict.get(self.is_init_key)
+        root = tensordict.batch_size
+        index[..., _IS_INIT] = expand_flags(is_init, root, index.shape[len(root) : -1])
         torch.neg(index, out=came_next_index)
-        stacked.set(self._index_key, index)
-        stacked.set(self._lean_key, share)
+        put(stacked, {self._lean_key: share, self._index_key: index})
         # what came next is marked as such, and has all entries, so that the two can be stacked; the
         # collector takes it from the environment
-        came_next = tensordict.get("next")
-        came_next.set(self._index_key, came_next_index)
-        came_next.set(self._lean_key, share)
-        self._steps += 1
+        put(came_next, {self._lean_key: share, self._index_key: came_next_index})
+        # setting an attribute of a module costs as much as several operations
+        vars(self)["_steps"] += 1
         return tensordict, tensordict_
 
     def _mark_random_step(
-        self, tensordict: TensorDictBase, tensordict_: TensorDictBase, stacked: TensorDictBase
+        self,
+        role: Tensor,
+        tensordict: TensorDictBase,
+        tensordict_: TensorDictBase,
+        stacked: TensorDictBase,
     ) -> None:
         """Write the roles of a step on which not the policy acted, as in random first frames."""
-        key, came_next = self._role_key, tensordict.get("next")
-        role = tensordict.get(key, None)
-        # TensorDictPrimer hands on what nobody has written
-        if role is None or came_next.get(key, None) is not role:
-            return
         batch = tensordict.batch_size
         is_init = expand_flags(tensordict.get(self.is_init_key), batch, role.shape[len(batch) :])
         role = roles_of(role, is_init)
-        stacked.set(key, role)
-        came_next.set(key, -role)
-        tensordict_.set(key, -role)
+        stacked.set(self._role_key, role)
+        tensordict.get("next").set(self._role_key, -role)
+        tensordict_.set(self._role_key, -role)
 
     def _check_collector(self, collector: Any) -> None:
         if get_carrier(collector) is None:
@@ -284,9 +283,9 @@ class MemoryPrimer(BranchPrimer):
         """Batch shape of a memory or of its spec."""
         return memory.shape[: memory.ndim - len(self._memory_shape)]
 
-    def _drop_memory(self, tensordict: TensorDictBase) -> Tensor | None:
-        tensordict.get("next").pop(self.memory_key, None)
-        return tensordict.pop(self.memory_key, None)
+    def _drop_memory(self, *places: TensorDictBase) -> Tensor | None:
+        """Drop the memory, and return that of the first place."""
+        return [place.pop(self.memory_key, None) for place in places][0]
 
     def _check_batched_worker_compat(self) -> None:
         if self.state != "stored":

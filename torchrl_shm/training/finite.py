@@ -181,7 +181,8 @@ class FiniteSteps(Transform):
         # no policy reads a reward: sequences with bad ones can be left out later
         seen = [(key, came_next[key]) for key in self._observations]
         self._look("observation", seen, "fix the environment")
-        self._steps += 1
+        # setting an attribute of a module costs as much as several operations
+        vars(self)["_steps"] += 1
 
     def _look(self, what: str, entries: Iterable[tuple[NestedKey, Tensor]], advice: str) -> None:
         for key, value in entries:
