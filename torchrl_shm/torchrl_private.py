@@ -9,6 +9,7 @@ version of TorchRL that drops one is noticed by its name.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -136,3 +137,21 @@ def pack(
     return TensorDict._new_unsafe(  # pyright: ignore[reportPrivateUsage]
         entries, batch_size=batch_size, device=device
     )
+
+
+def put(tensordict: TensorDictBase, entries: Mapping[Any, Any]) -> None:
+    """Write entries of a TensorDict without checks, as TorchRL's own environments do.
+
+    Replaced by `tensordict.update(entries)`, which costs as much as three operations per entry.
+
+    Args:
+        tensordict: written to.
+        entries: tensors or TensorDicts by key, of its batch size and device.
+    """
+    for key, entry in entries.items():
+        if isinstance(key, str):
+            tensordict._set_str(  # pyright: ignore[reportPrivateUsage]
+                key, entry, validated=True, inplace=False, non_blocking=False
+            )
+        else:
+            tensordict.set(key, entry)

@@ -269,30 +269,51 @@ class BatchedEnv(EnvBase):
         entries: dict[str, Any] = dict(tensordict.items())
         entries.pop("_reset", None)
         if not (
-            self._draws_rows
-            and self._looks
+            self.starts_rows
             and self._emitted <= entries.keys()
             and all(isinstance(entry, Tensor) for entry in entries.values())
         ):
             return super().maybe_reset(tensordict)
-        rows = entries["done"].nonzero()[:, 0]
-        if not rows.shape[0]:
+        done = entries["done"]
+        if not bool(done.any()):
             return tensordict
-        old, going_on = self._running(), ~entries["done"]
+        started = self.start_rows(entries)
+        if bool(done.all()):
+            # TorchRL leaves entries of others as they are where all rows start
+            started.update((key, entries[key]) for key in entries.keys() - self._emitted)
+        return self._pack(started)
+
+    @property
+    def starts_rows(self) -> bool:
+        """Whether `start_rows` can be called."""
+        return self._draws_rows and self._looks
+
+    def start_rows(self, entries: State) -> State:
+        """Start new episodes where `done` is true, and write these rows only.
+
+        Args:
+            entries: tensors `[B, ...]`, all that the environment emits except for the reward, and
+                any others.
+
+        Returns:
+            New tensors with the observations and flags of the new episodes in these rows, and
+            zeros in those of other entries, as TorchRL has it.
+        """
+        done, old = entries["done"], self._running()
+        rows, going_on = done.nonzero()[:, 0], ~done
         seen = self._observe(self._restart(rows, going_on))
-        new, partial = self._running(), rows.shape[0] < self.num_envs
+        new, started = self._running(), dict(entries)
         for name, entry in entries.items():
             if entry is old.get(name):
                 # a tensor of the state, whose replacement has the new rows already
-                entries[name] = new[name]
+                started[name] = new[name]
             elif name in seen:
-                entries[name] = entry.index_copy(0, rows, seen[name])
+                started[name] = entry.index_copy(0, rows, seen[name])
             elif name in self._emitted:
-                entries[name] = entry & going_on
-            # TorchRL fills entries of others with zeros, unless all rows start
-            elif partial:
-                entries[name] = entry.index_fill(0, rows, 0)
-        return self._pack(entries)
+                started[name] = entry & going_on
+            else:
+                started[name] = entry.index_fill(0, rows, 0)
+        return started
 
     def _begin_episodes(self, layout: State) -> State:
         state = self._start(layout)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -30,7 +30,7 @@ from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
 from torchrl_shm.modules._passes import concrete, refuse, roles_of
 from torchrl_shm.modules._resets import reset
-from torchrl_shm.torchrl_private import get_carrier, preallocates
+from torchrl_shm.torchrl_private import get_carrier, preallocates, put
 
 State = Literal["lean", "stored", "zero"]
 """Where a sequence takes its first memory from; see `MemoryModule`."""
@@ -48,6 +48,14 @@ def suffixed(key: NestedKey, suffix: str) -> NestedKey:
     """Append to the last part of a key, so that `("agent", "memory")` keeps its branch."""
     *branch, leaf = (key,) if isinstance(key, str) else key
     return unravel_key((*branch, f"{leaf}{suffix}"))
+
+
+class _Sequence(NamedTuple):
+    """What the steps of a collected sequence carry, step by step; views of `[B, T, ...]`."""
+
+    shares: tuple[Tensor, ...]
+    indices: tuple[Tensor, ...]
+    came_next_indices: tuple[Tensor, ...]
 
 
 class MemoryPrimer(BranchPrimer):
@@ -91,6 +99,9 @@ class MemoryPrimer(BranchPrimer):
             leaves[choice_key] = Categorical(num_choices, shape=torch.Size(()), dtype=torch.int64)
         super().__init__(leaves, branch_of(memory_key))
         self.memory_key = memory_key
+        self._role_key, self._lean_key, self._index_key = (
+            suffixed(memory_key, x) for x in (ROLE, LEAN, LEAN_INDEX)
+        )
         self._memory_shape = memory_shape
         self._memory_dtype = memory_dtype
         self.is_init_key = is_init_key
@@ -101,13 +112,12 @@ class MemoryPrimer(BranchPrimer):
     def _forget_collector(self) -> None:
         self._seen: weakref.ref[Any] | None = None
         self._steps = 0
-        self._shares: Tensor | None = None
-        self._lanes: Tensor | None = None
+        self._sequence: _Sequence | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the collector: a copy, in a worker for example, belongs to another one."""
         state = super().__getstate__() | {"_registered": None}
-        return state | {"_seen": None, "_steps": 0, "_shares": None, "_lanes": None}
+        return state | {"_seen": None, "_steps": 0, "_sequence": None}
 
     def clone(self) -> MemoryPrimer:
         """Copy the transform, for another environment of the same collector perhaps.
@@ -176,7 +186,7 @@ class MemoryPrimer(BranchPrimer):
     def transform_fake_tensordict(self, fake_tensordict: TensorDictBase) -> TensorDictBase:
         """Drop from the fake data what `_post_step_mdp_hooks` drops from the real one."""
         if self.state != "stored":
-            self._drop_memory(fake_tensordict)
+            self._drop_memory(fake_tensordict, fake_tensordict.get("next"))
         return fake_tensordict
 
     def _post_step_mdp_hooks(
@@ -184,11 +194,18 @@ class MemoryPrimer(BranchPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
-        self._mark_random_step(tensordict, tensordict_)
+        collector, came_next = self.collector, tensordict.get("next")
+        # the collector stacks its carrier, which is another object than `tensordict` where it
+        # copies between the devices of policy and environment
+        carrier = None if collector is None else get_carrier(collector)
+        stacked = tensordict if carrier is None else carrier
+        role = tensordict.get(self._role_key, None)
+        # TensorDictPrimer hands on what nobody has written
+        if role is not None and came_next.get(self._role_key, None) is role:
+            self._mark_random_step(role, tensordict, tensordict_, stacked)
         if self.state == "stored":
             return tensordict, tensordict_
-        memory = self._drop_memory(tensordict)
-        collector = self.collector
+        memory = self._drop_memory(tensordict, came_next)
         if memory is None or collector is None:
             # outside of collectors sequences start with a reset and need no memory
             return tensordict, tensordict_
@@ -196,51 +213,41 @@ class MemoryPrimer(BranchPrimer):
             self._check_collector(collector)
             self._forget_collector()
             self._seen = weakref.ref(collector)
-        # the collector stacks its carrier, which is another object than `tensordict` where it
-        # copies between the devices of policy and environment
-        stacked = get_carrier(collector)
-        assert stacked is not None
-        stacked.pop(self.memory_key, None)
+        if stacked is not tensordict:
+            stacked.pop(self.memory_key, None)
         if self.state == "zero":
             return tensordict, tensordict_
         offset = self._steps % collector.frames_per_batch
         if offset == 0:
-            self._start_sequence(memory, collector.frames_per_batch)
-        assert self._shares is not None
-        assert self._lanes is not None
-        clock = self._lanes + self._steps
-        root = tensordict.batch_size
+            self._sequence = self._start_sequence(memory, collector.frames_per_batch)
+        assert self._sequence is not None
+        share, index, came_next_index = (entry[offset] for entry in self._sequence)
         is_init = tensordict.get(self.is_init_key)
-        is_init = expand_flags(is_init, root, clock.shape[len(root) :]).to(torch.int64)
-        size = math.prod(self._memory_shape)
-        columns = [clock, torch.full_like(clock, offset), is_init, torch.full_like(clock, size)]
-        lean_index, share = torch.stack(columns, -1), self._shares[..., offset, :]
-        index_key, key = (suffixed(self.memory_key, x) for x in (LEAN_INDEX, LEAN))
-        stacked.set(index_key, lean_index)
-        stacked.set(key, share)
+        root = tensordict.batch_size
+        index[..., _IS_INIT] = expand_flags(is_init, root, index.shape[len(root) : -1])
+        torch.neg(index, out=came_next_index)
+        put(stacked, {self._lean_key: share, self._index_key: index})
         # what came next is marked as such, and has all entries, so that the two can be stacked; the
         # collector takes it from the environment
-        came_next = tensordict.get("next")
-        came_next.set(index_key, -lean_index)
-        came_next.set(key, share)
-        self._steps += 1
+        put(came_next, {self._lean_key: share, self._index_key: came_next_index})
+        # setting an attribute of a module costs as much as several operations
+        vars(self)["_steps"] += 1
         return tensordict, tensordict_
 
-    def _mark_random_step(self, tensordict: TensorDictBase, tensordict_: TensorDictBase) -> None:
+    def _mark_random_step(
+        self,
+        role: Tensor,
+        tensordict: TensorDictBase,
+        tensordict_: TensorDictBase,
+        stacked: TensorDictBase,
+    ) -> None:
         """Write the roles of a step on which not the policy acted, as in random first frames."""
-        key, came_next = suffixed(self.memory_key, ROLE), tensordict.get("next")
-        role = tensordict.get(key, None)
-        # TensorDictPrimer hands on what nobody has written
-        if role is None or came_next.get(key, None) is not role:
-            return
         batch = tensordict.batch_size
         is_init = expand_flags(tensordict.get(self.is_init_key), batch, role.shape[len(batch) :])
         role = roles_of(role, is_init)
-        # what the collector stacks, see below
-        stacked = None if self.collector is None else get_carrier(self.collector)
-        (tensordict if stacked is None else stacked).set(key, role)
-        came_next.set(key, -role)
-        tensordict_.set(key, -role)
+        stacked.set(self._role_key, role)
+        tensordict.get("next").set(self._role_key, -role)
+        tensordict_.set(self._role_key, -role)
 
     def _check_collector(self, collector: Any) -> None:
         if get_carrier(collector) is None:
@@ -256,24 +263,29 @@ class MemoryPrimer(BranchPrimer):
                 "collector, or state='stored' to the memory module"
             )
 
-    def _start_sequence(self, memory: Tensor, rollout_length: int) -> None:
+    def _start_sequence(self, memory: Tensor, rollout_length: int) -> _Sequence:
         batch = self._agents(memory)
         size = math.prod(self._memory_shape)
         width = math.ceil(size / rollout_length)
         flat = memory.reshape(*batch, size)
         padded = torch.nn.functional.pad(flat, (0, rollout_length * width - size))
-        self._shares = padded.view(*batch, rollout_length, width)
-        if self._lanes is None or self._lanes.shape != batch:
-            lanes = torch.arange(batch.numel(), device=memory.device)
-            self._lanes = 1 + _LANE * lanes.view(batch)
+        shares = padded.view(*batch, rollout_length, width)
+        offset = torch.arange(rollout_length, device=memory.device)
+        lanes = torch.arange(batch.numel(), device=memory.device).view(*batch, 1)
+        clock = 1 + _LANE * lanes + self._steps + offset
+        # the flags are written step by step
+        columns = [clock, offset.expand_as(clock), clock, torch.full_like(clock, size)]
+        index = torch.stack(columns, -1)
+        steps = [entry.unbind(-2) for entry in (shares, index, torch.empty_like(index))]
+        return _Sequence(*steps)
 
     def _agents(self, memory: Any) -> torch.Size:
         """Batch shape of a memory or of its spec."""
         return memory.shape[: memory.ndim - len(self._memory_shape)]
 
-    def _drop_memory(self, tensordict: TensorDictBase) -> Tensor | None:
-        tensordict.get("next").pop(self.memory_key, None)
-        return tensordict.pop(self.memory_key, None)
+    def _drop_memory(self, *places: TensorDictBase) -> Tensor | None:
+        """Drop the memory, and return that of the first place."""
+        return [place.pop(self.memory_key, None) for place in places][0]
 
     def _check_batched_worker_compat(self) -> None:
         if self.state != "stored":

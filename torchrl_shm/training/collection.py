@@ -10,12 +10,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, RewardSum, Transform, TransformedEnv
+from torchrl.envs import EnvBase, Transform, TransformedEnv
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.torchrl_private import get_carrier, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
+from torchrl_shm.training.stepping import FiniteRewardSum, SteppingEnv
 
 CollectorBackend = Literal["single", "multi_sync"]
 """`"single"`: this process. `"multi_sync"`: worker processes, each with a batched environment."""
@@ -33,24 +34,13 @@ class _EnvFactory:
         if self.worker:
             _leave_signals_to_the_parent()
         env = self.make_env(**self.options)
-        transformed = TransformedEnv(env, FiniteSteps())
+        batched = isinstance(env, BatchedEnv)
+        transformed = (SteppingEnv if batched else TransformedEnv)(env, FiniteSteps())
         # the sum of the rewards of an episode, for the logs; behind it, for it is no observation
-        transformed.append_transform(_FiniteRewardSum())
-        carried = _Carried(exact=isinstance(env, BatchedEnv), worker=self.worker)
+        transformed.append_transform(FiniteRewardSum())
+        carried = _Carried(exact=batched, worker=self.worker)
         transformed.append_transform(carried)
         return transformed
-
-
-class _FiniteRewardSum(RewardSum):
-    """Counts a reward that is not finite as zero, so that the sum can be saved.
-
-    The reward itself is left as it is, for `FiniteCheck`.
-    """
-
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        reward = next_tensordict.get("reward")
-        next_tensordict.set("reward", reward.nan_to_num(0.0, 0.0, 0.0))
-        return super()._step(tensordict, next_tensordict).set("reward", reward)
 
 
 def _leave_signals_to_the_parent() -> None:

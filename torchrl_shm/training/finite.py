@@ -162,17 +162,27 @@ class FiniteSteps(Transform):
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if all(value.device.type == "cpu" for value in next_tensordict.values(True, True)):
             # what the policy wrote for the next step is what it carries
-            if (carried := tensordict.get("next", None)) is not None:
-                advice = "bound it in a new run, with memory.clamp=100, or learn slower"
-                self._look("memory", carried.items(True, True), advice)
-            if self._observations is None:
-                parent: Any = self.parent
-                self._observations = list(parent.observation_spec.keys(True, True))
-            # no policy reads a reward: sequences with bad ones can be left out later
-            seen = [(key, next_tensordict.get(key)) for key in self._observations]
-            self._look("observation", seen, "fix the environment")
-        self._steps += 1
+            carried = tensordict.get("next", None)
+            self.look(() if carried is None else carried.items(True, True), next_tensordict)
         return next_tensordict
+
+    def look(self, carried: Iterable[tuple[NestedKey, Tensor]], came_next: Any) -> None:
+        """Check one step.
+
+        Args:
+            carried: entries that the policy wrote for the next step.
+            came_next: entries by key that the environment emitted.
+        """
+        advice = "bound it in a new run, with memory.clamp=100, or learn slower"
+        self._look("memory", carried, advice)
+        if self._observations is None:
+            parent: Any = self.parent
+            self._observations = list(parent.observation_spec.keys(True, True))
+        # no policy reads a reward: sequences with bad ones can be left out later
+        seen = [(key, came_next[key]) for key in self._observations]
+        self._look("observation", seen, "fix the environment")
+        # setting an attribute of a module costs as much as several operations
+        vars(self)["_steps"] += 1
 
     def _look(self, what: str, entries: Iterable[tuple[NestedKey, Tensor]], advice: str) -> None:
         for key, value in entries:
