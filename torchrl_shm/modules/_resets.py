@@ -7,6 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchrl_shm.ops.shm.dispatch import is_transformed
+
+
+def is_cheap(x: Tensor) -> bool:
+    """Whether to look at the values of a tensor costs little.
+
+    It does not on devices for which the host would have to wait, and cannot be done while
+    compiling or under `torch.func` transforms.
+    """
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and not is_transformed(x)
+
 
 def reset(memory: Tensor, is_init: Tensor) -> Tensor:
     """Empty a memory where an episode starts.
@@ -16,8 +27,12 @@ def reset(memory: Tensor, is_init: Tensor) -> Tensor:
         is_init: bool of shape `[...]`.
 
     Returns:
-        Zeros where `is_init` is true, else the memory; same shape.
+        Zeros where `is_init` is true, else the memory; same shape. The memory itself, no copy,
+        where it is seen that nothing starts.
     """
+    if is_cheap(is_init) and not is_init.any():
+        # to look costs less than to copy
+        return memory
     first = is_init.reshape(*is_init.shape, *(1 for _ in memory.shape[is_init.ndim :]))
     # selection, not multiplication: 0 * NaN would carry the NaN over the reset
     return torch.where(first, 0, memory)

@@ -28,8 +28,8 @@ from torchrl.data import Categorical, Composite, Unbounded
 
 from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
-from torchrl_shm.modules._passes import concrete, refuse, roles_of
-from torchrl_shm.modules._resets import reset
+from torchrl_shm.modules._passes import refuse, roles_of
+from torchrl_shm.modules._resets import is_cheap, reset
 from torchrl_shm.torchrl_private import get_carrier, preallocates, put
 
 State = Literal["lean", "stored", "zero"]
@@ -324,17 +324,15 @@ def start_as_collected(
         The memory `[B, *memory_shape]`; zero for sequences that start with a reset. `None` where
         the data are something else, or cannot be looked at, as while compiling.
     """
-    index, flags = concrete(lean_index), concrete(is_init)
-    if index is not lean_index or flags is not is_init or index.device.type != "cpu":
-        # to look at values, the host would have to wait for the device
+    if not (is_cheap(lean_index) and is_cheap(is_init)):
         return None
     batch, length, width = shares.shape
-    size, first = math.prod(memory_shape), index[:, 0]
+    size, first = math.prod(memory_shape), lean_index[:, 0]
     steps = torch.arange(length).unsqueeze(-1).expand(batch, length, 2)
     if not (
         length * width >= size
-        and torch.equal(index[..., :_IS_INIT] - first[:, None, :_IS_INIT], steps)
-        and bool((index[..., _IS_INIT] == flags).all())
+        and torch.equal(lean_index[..., :_IS_INIT] - first[:, None, :_IS_INIT], steps)
+        and bool((lean_index[..., _IS_INIT] == is_init).all())
         and all(row[_OFFSET] == 0 < row[_CLOCK] and row[_SIZE] == size for row in first.tolist())
     ):
         return None

@@ -80,8 +80,9 @@ def shm_step(
         # 1 + tanh(z) = 2 * sigmoid(2 z): several times faster on CPU and more accurate near 0.
         # Batched products instead of broadcasting would save two operations, but are slower
         gate = ((2 * theta).unsqueeze(-1) * vc.unsqueeze(-2)).sigmoid_()
-        new = torch.addcmul(v.unsqueeze(-1) * k.unsqueeze(-2), memory, gate, value=2)
+        new = (v.unsqueeze(-1) * k.unsqueeze(-2)).addcmul_(memory, gate, value=2)
         if clamp is not None:
             new = new.clamp(-clamp, clamp)
-        y = (new * q.unsqueeze(-2)).sum(-1)
+        # a matrix that no gradient needs any more is written over: memory from the system is slow
+        y = torch.mul(new, q.unsqueeze(-2), out=None if records else gate).sum(-1)
     return y.to(dtype), memory.copy_(new) if inplace else new
