@@ -139,19 +139,22 @@ def pack(
     )
 
 
-def put(tensordict: TensorDictBase, entries: Mapping[Any, Any]) -> None:
+def put(target: TensorDictBase | dict[Any, Any], entries: Mapping[Any, Any]) -> None:
     """Write entries of a TensorDict without checks, as TorchRL's own environments do.
 
-    Replaced by `tensordict.update(entries)`, which costs as much as three operations per entry.
+    Replaced by `target.update(entries)`, which costs as much as three operations per entry.
 
     Args:
-        tensordict: written to.
+        target: a TensorDict, or the dictionary of which one is made later.
         entries: tensors or TensorDicts by key, of its batch size and device.
     """
+    if isinstance(target, dict):
+        target.update(entries)
+        return
     for key, entry in entries.items():
         if isinstance(key, str):
-            tensordict._set_str(  # pyright: ignore[reportPrivateUsage]
+            target._set_str(  # pyright: ignore[reportPrivateUsage]
                 key, entry, validated=True, inplace=False, non_blocking=False
             )
         else:
-            tensordict.set(key, entry)
+            target.set(key, entry)

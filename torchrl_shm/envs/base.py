@@ -241,7 +241,7 @@ class BatchedEnv(EnvBase):
             layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
             started = self._begin_episodes(layout)
             self._keep(_where(mask.reshape(self.batch_size), started, self._state))
-        return self._emit(self._running())
+        return self._pack(self._emit(self._running()))
 
     def _restart(self, rows: Tensor, going_on: Tensor) -> State:
         """Draw and start episodes in some environments only.
@@ -322,9 +322,27 @@ class BatchedEnv(EnvBase):
         return {**state, "terminated": never, "truncated": never}
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        # torchrl marks environments that wait with `_step`
+        waiting = tensordict.get("_step", None)
+        return self._pack(self.advance(tensordict.get("action"), waiting))
+
+    def advance(self, action: Tensor, mask: Tensor | None = None) -> State:
+        """Make a step, without the TensorDicts around it.
+
+        Args:
+            action: as in `action_spec`.
+            mask: bool `[B]` or `[B, 1]`, false in environments that wait; `None` if none does.
+
+        Returns:
+            Observations, reward and flags by name.
+
+        Raises:
+            ValueError: `action` is none.
+            RuntimeError: no episode is running.
+        """
         old = self._running()
         # no gradient: it would connect all later steps to the policy
-        action = tensordict.get("action").detach()
+        action = action.detach()
         self._check_action(action)
         state, reward, terminated, truncated = self._advance(old, action)
         new = {
@@ -332,13 +350,12 @@ class BatchedEnv(EnvBase):
             "terminated": torch.zeros_like(old["terminated"]) if terminated is None else terminated,
             "truncated": torch.zeros_like(old["truncated"]) if truncated is None else truncated,
         }
-        # torchrl marks environments that wait with `_step`
-        if (mask := tensordict.get("_step", None)) is not None:
+        if mask is not None:
             mask = mask.reshape(self.batch_size)
             new = _where(mask, new, old)
             reward = reward * mask.unsqueeze(-1)
         self._keep(new)
-        return self._emit(new, reward)
+        return {**self._emit(new), "reward": reward}
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
         # `_emit` gives all entries their shapes, which TorchRL would check at every step
@@ -366,16 +383,15 @@ class BatchedEnv(EnvBase):
         else:
             check_indices(name, action, self._num_actions)
 
-    def _emit(self, state: State, reward: Tensor | None = None) -> TensorDictBase:
+    def _emit(self, state: State) -> State:
         terminated, truncated = state["terminated"], state["truncated"]
-        entries = self._observe(state)
         # copies: a caller may write to them, and the state must not change
-        entries["done"] = terminated | truncated
-        entries["terminated"] = terminated.clone()
-        entries["truncated"] = truncated.clone()
-        if reward is not None:
-            entries["reward"] = reward
-        return self._pack(entries)
+        return {
+            **self._observe(state),
+            "done": terminated | truncated,
+            "terminated": terminated.clone(),
+            "truncated": truncated.clone(),
+        }
 
     def _pack(self, entries: State) -> TensorDictBase:
         return pack(entries, self.batch_size, self.device)

@@ -155,7 +155,8 @@ def expand_flags(is_init: Tensor, shape: torch.Size, agents: torch.Size) -> Tens
     """
     per_agent = torch.Size((*shape, *agents))
     if is_init.numel() == shape.numel():
-        return is_init.reshape((*shape, *(1 for _ in agents))).expand(per_agent)
+        flags = is_init.reshape((*shape, *(1 for _ in agents)))
+        return flags.expand(per_agent) if agents else flags
     if is_init.numel() != per_agent.numel():
         raise ValueError(
             f"reset flags of shape {list(is_init.shape)} are neither one per environment, "

@@ -55,6 +55,8 @@ class _Sequence(NamedTuple):
 
     shares: tuple[Tensor, ...]
     indices: tuple[Tensor, ...]
+    # a column of the indices
+    flags: tuple[Tensor, ...]
     came_next_indices: tuple[Tensor, ...]
 
 
@@ -186,7 +188,8 @@ class MemoryPrimer(BranchPrimer):
     def transform_fake_tensordict(self, fake_tensordict: TensorDictBase) -> TensorDictBase:
         """Drop from the fake data what `_post_step_mdp_hooks` drops from the real one."""
         if self.state != "stored":
-            self._drop_memory(fake_tensordict, fake_tensordict.get("next"))
+            for place in (fake_tensordict, fake_tensordict.get("next")):
+                place.pop(self.memory_key, None)
         return fake_tensordict
 
     def _post_step_mdp_hooks(
@@ -194,21 +197,46 @@ class MemoryPrimer(BranchPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
-        collector, came_next = self.collector, tensordict.get("next")
+        root = tensordict.batch_size
+        self.finish_step(root, tensordict, tensordict, tensordict.get("next"), tensordict_)
+        return tensordict, tensordict_
+
+    def finish_step(
+        self,
+        root: torch.Size,
+        tensordict: TensorDictBase,
+        step: Any,
+        came_next: Any,
+        following: Any,
+    ) -> None:
+        """Keep the memory out of what is stacked, and write the lean entries.
+
+        Args:
+            root: batch shape of the environment.
+            tensordict: what the environment stepped from.
+            step: its entries, without those of `"next"`: itself, or a dictionary for look-ups.
+            came_next: the entries of `"next"`, a TensorDict or a dictionary, which is changed.
+            following: what the policy reads next, a TensorDict or a dictionary, which is changed.
+        """
+        collector = self.collector
         # the collector stacks its carrier, which is another object than `tensordict` where it
         # copies between the devices of policy and environment
         carrier = None if collector is None else get_carrier(collector)
         stacked = tensordict if carrier is None else carrier
-        role = tensordict.get(self._role_key, None)
-        # TensorDictPrimer hands on what nobody has written
+        is_init, role = step.get(self.is_init_key), step.get(self._role_key, None)
+        # TensorDictPrimer hands on what nobody has written, as in random first frames
         if role is not None and came_next.get(self._role_key, None) is role:
-            self._mark_random_step(role, tensordict, tensordict_, stacked)
+            role = roles_of(role, expand_flags(is_init, root, role.shape[len(root) :]))
+            put(stacked, {self._role_key: role})
+            put(came_next, {self._role_key: -role})
+            put(following, {self._role_key: -role})
         if self.state == "stored":
-            return tensordict, tensordict_
-        memory = self._drop_memory(tensordict, came_next)
+            return
+        memory = tensordict.pop(self.memory_key, None)
+        came_next.pop(self.memory_key, None)
         if memory is None or collector is None:
             # outside of collectors sequences start with a reset and need no memory
-            return tensordict, tensordict_
+            return
         if self._seen is None or self._seen() is not collector:
             self._check_collector(collector)
             self._forget_collector()
@@ -216,15 +244,13 @@ class MemoryPrimer(BranchPrimer):
         if stacked is not tensordict:
             stacked.pop(self.memory_key, None)
         if self.state == "zero":
-            return tensordict, tensordict_
+            return
         offset = self._steps % collector.frames_per_batch
         if offset == 0:
             self._sequence = self._start_sequence(memory, collector.frames_per_batch)
         assert self._sequence is not None
-        share, index, came_next_index = (entry[offset] for entry in self._sequence)
-        is_init = tensordict.get(self.is_init_key)
-        root = tensordict.batch_size
-        index[..., _IS_INIT] = expand_flags(is_init, root, index.shape[len(root) : -1])
+        share, index, flags, came_next_index = (entry[offset] for entry in self._sequence)
+        flags.copy_(expand_flags(is_init, root, flags.shape[len(root) :]))
         torch.neg(index, out=came_next_index)
         put(stacked, {self._lean_key: share, self._index_key: index})
         # what came next is marked as such, and has all entries, so that the two can be stacked; the
@@ -232,22 +258,6 @@ class MemoryPrimer(BranchPrimer):
         put(came_next, {self._lean_key: share, self._index_key: came_next_index})
         # setting an attribute of a module costs as much as several operations
         vars(self)["_steps"] += 1
-        return tensordict, tensordict_
-
-    def _mark_random_step(
-        self,
-        role: Tensor,
-        tensordict: TensorDictBase,
-        tensordict_: TensorDictBase,
-        stacked: TensorDictBase,
-    ) -> None:
-        """Write the roles of a step on which not the policy acted, as in random first frames."""
-        batch = tensordict.batch_size
-        is_init = expand_flags(tensordict.get(self.is_init_key), batch, role.shape[len(batch) :])
-        role = roles_of(role, is_init)
-        stacked.set(self._role_key, role)
-        tensordict.get("next").set(self._role_key, -role)
-        tensordict_.set(self._role_key, -role)
 
     def _check_collector(self, collector: Any) -> None:
         if get_carrier(collector) is None:
@@ -276,16 +286,13 @@ class MemoryPrimer(BranchPrimer):
         # the flags are written step by step
         columns = [clock, offset.expand_as(clock), clock, torch.full_like(clock, size)]
         index = torch.stack(columns, -1)
-        steps = [entry.unbind(-2) for entry in (shares, index, torch.empty_like(index))]
-        return _Sequence(*steps)
+        flags, time = index[..., _IS_INIT].unbind(-1), -2
+        came_next = torch.empty_like(index).unbind(time)
+        return _Sequence(shares.unbind(time), index.unbind(time), flags, came_next)
 
     def _agents(self, memory: Any) -> torch.Size:
         """Batch shape of a memory or of its spec."""
         return memory.shape[: memory.ndim - len(self._memory_shape)]
-
-    def _drop_memory(self, *places: TensorDictBase) -> Tensor | None:
-        """Drop the memory, and return that of the first place."""
-        return [place.pop(self.memory_key, None) for place in places][0]
 
     def _check_batched_worker_compat(self) -> None:
         if self.state != "stored":

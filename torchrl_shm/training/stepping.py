@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,8 +44,9 @@ class _Plan(NamedTuple):
     sums: list[str]
     flags: list[str]
     primed: list[str]
-    # of memories
-    hooks: list[Callable[..., Any]]
+    memories: list[MemoryPrimer]
+    # what a step cannot do without
+    needed: tuple[str, ...]
     # what the next step takes from this one's "next", and what it does not keep
     handed_on: frozenset[str]
     dropped: frozenset[str]
@@ -93,11 +93,12 @@ class SteppingEnv(TransformedEnv):
             plan is None
             or "_step" in before
             or tensordict.device != plan.env.device
-            or not all(key in before for key in (*plan.sums, *plan.primed))
+            or not all(key in before for key in plan.needed)
             or not all(isinstance(entry, Tensor) for entry in carried.values())
         ):
             return super().step_and_maybe_reset(tensordict)
-        after: dict[str, Any] = dict(plan.env._step(tensordict).items())
+        env, shape = plan.env, plan.env.batch_size
+        after: dict[str, Any] = env.advance(before["action"])
         for finite in plan.finite:
             finite.look(carried.items(), after)
         for key in plan.sums:
@@ -105,19 +106,20 @@ class SteppingEnv(TransformedEnv):
         for key in plan.flags:
             after[key] = torch.zeros_like(after["done"])
         after = {key: before[key] for key in plan.primed} | carried | after
-        shape, device = plan.env.batch_size, plan.env.device
-        put(tensordict, {"next": pack(after, shape, device)})
-        onward = {
+        following = {
             # branches are copied, for the next step writes to them
             key: entry if isinstance(entry, Tensor) else entry.copy()
             for key, entry in before.items()
             if key not in plan.dropped
         }
-        onward.update((key, entry) for key, entry in after.items() if key in plan.handed_on)
-        following = pack(onward, shape, device)
-        for hook in plan.hooks:
-            tensordict, following = hook(tensordict, following)
-        return tensordict, self.maybe_reset(following)
+        for key in plan.handed_on:
+            following[key] = after[key]
+        for primer in plan.memories:
+            primer.finish_step(shape, tensordict, before, after, following)
+        put(tensordict, {"next": pack(after, shape, env.device)})
+        if not env.starts_rows:
+            return tensordict, super().maybe_reset(pack(following, shape, env.device))
+        return tensordict, pack(self._start_rows(plan, following), shape, env.device)
 
     def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Start new episodes where `done` is true.
@@ -128,18 +130,20 @@ class SteppingEnv(TransformedEnv):
             tensordict: what the policy would read next, `[B]`.
 
         Returns:
-            The same with new episodes; the given TensorDict itself where none starts.
+            The same with new episodes.
         """
-        plan = self._look_up()
-        entries: dict[str, Any] = dict(tensordict.items())
+        plan, entries = self._look_up(), dict(tensordict.items())
         if plan is None or not plan.env.starts_rows or not plan.handed_on <= entries.keys():
             return super().maybe_reset(tensordict)
+        entries = self._start_rows(plan, entries)
+        return pack(entries, plan.env.batch_size, plan.env.device)
+
+    def _start_rows(self, plan: _Plan, entries: dict[str, Any]) -> dict[str, Any]:
         done = entries["done"]
         if not bool(done.any()):
-            return tensordict
+            return entries
         started = plan.env.start_rows({key: entries[key] for key in plan.handed_on})
-        started.update({key: done.clone() for key in plan.flags})
-        return pack(entries | started, plan.env.batch_size, plan.env.device)
+        return entries | started | {key: done.clone() for key in plan.flags}
 
     def _look_up(self) -> _Plan | None:
         if self._plan is None:
@@ -153,7 +157,7 @@ class SteppingEnv(TransformedEnv):
         env: Any = self.base_env
         stack: Any = self.transform
         transforms: list[Any] = list(stack) if type(stack) is Compose else [stack]
-        plan = _Plan(env, [], [], [], [], [], frozenset(), frozenset())
+        plan = _Plan(env, [], [], [], [], [], (), frozenset(), frozenset())
         for transform in transforms:
             kind = type(transform)
             if kind is FiniteSteps:
@@ -165,16 +169,28 @@ class SteppingEnv(TransformedEnv):
                 plan.flags.extend(transform.init_keys)
             elif kind in (TensorDictPrimer, MemoryPrimer) and _starts_at_zero(transform):
                 plan.primed.extend(transform.primers.keys(True, True))
-                plan.hooks.extend([transform._post_step_mdp_hooks] if kind is MemoryPrimer else [])
+                plan.memories.extend([transform] if kind is MemoryPrimer else [])
             elif not _does_nothing(transform):
                 return None
         observed, done, reward = self.observation_spec, self.full_done_spec, self.reward_keys
         handed_on = frozenset((*observed.keys(True, True), *done.keys(True, True)))
-        dropped = frozenset((*done.keys(True, True), *self.action_keys, *reward, "_reset"))
+        # collectors write what is theirs anew
+        others = ("_reset", "collector")
+        dropped = frozenset((*done.keys(True, True), *self.action_keys, *reward, *others))
         flat = all(isinstance(key, str) for key in handed_on | dropped)
-        if not (isinstance(env, BatchedEnv) and flat) or env.run_type_checks:
+        if not (isinstance(env, BatchedEnv) and flat and _is_stepped(env)):
             return None
-        return plan._replace(handed_on=handed_on, dropped=dropped)
+        needed = ("action", *plan.sums, *plan.primed)
+        return plan._replace(needed=needed, handed_on=handed_on, dropped=dropped)
+
+
+def _is_stepped(env: BatchedEnv) -> bool:
+    """Whether nothing is lost where `advance` and `start_rows` are called instead."""
+    methods = ("_step", "_reset", "step", "reset", "maybe_reset", "step_and_maybe_reset")
+    kind = type(env)
+    return not env.run_type_checks and all(
+        getattr(kind, name) is getattr(BatchedEnv, name) for name in methods
+    )
 
 
 def _starts_at_zero(primer: TensorDictPrimer) -> bool:
