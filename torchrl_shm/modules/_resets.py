@@ -75,3 +75,68 @@ def cut_at_resets(is_init: Tensor) -> Parts:
     part = starts.cumsum(0) - 1
     step = torch.arange(len(starts), device=starts.device) - first[part]
     return Parts(first, part, step)
+
+
+class Packing(NamedTuple):
+    """The parts between resets side by side, as in torch's `PackedSequence`; on the CPU.
+
+    Packed steps come in the order of their step within the part, and at each step the longest part
+    first. A part is named by its rank in that order.
+
+    Attributes:
+        order: flat index `b * T + t` of each packed step, of shape `[B * T]`.
+        place: where each step is in the packed ones, the inverse of `order`, of shape `[B * T]`.
+        sequence: the sequence `b` of each part, of shape `[num_parts]`.
+        fresh: bool of shape `[num_parts, 1]`, whether a reset stands at the start of the part.
+        last: the last part of each sequence, of shape `[B]`.
+        sizes: number of parts that have a step of that number, of shape `[longest]`.
+    """
+
+    order: Tensor
+    place: Tensor
+    sequence: Tensor
+    fresh: Tensor
+    last: Tensor
+    sizes: Tensor
+
+
+def pack_parts(is_init: Tensor) -> Packing:
+    """Cut sequences into parts at each reset and pack these, so that nothing is padding.
+
+    Args:
+        is_init: bool of shape `[B, T]`, `B >= 1` and `T >= 1`.
+
+    Returns:
+        The parts.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm.modules._resets import pack_parts
+        >>> packing = pack_parts(torch.tensor([[False, False, True], [True, False, False]]))
+        >>> packing.order.tolist(), packing.sizes.tolist(), packing.sequence.tolist()
+        ([3, 0, 2, 4, 1, 5], [3, 2, 1], [1, 0, 0])
+        >>> packing.last.tolist(), packing.fresh.flatten().tolist()
+        ([2, 0], [True, False, True])
+    """
+    # all that follows are small tensors of numbers, and their sizes decide what runs
+    is_init = is_init.cpu()
+    steps = is_init.shape[1]
+    first, part, step = cut_at_resets(is_init)
+    by_length = part.bincount().argsort(descending=True, stable=True)
+    rank = invert(by_length)
+    sizes = step.bincount()
+    place = (sizes.cumsum(0) - sizes)[step] + rank[part]
+    first = first[by_length]
+    return Packing(
+        order=invert(place),
+        place=place,
+        sequence=first // steps,
+        fresh=is_init.flatten()[first].unsqueeze(1),
+        last=rank[part[steps - 1 :: steps]],
+        sizes=sizes,
+    )
+
+
+def invert(order: Tensor) -> Tensor:
+    """The inverse of a permutation `[n]`."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
