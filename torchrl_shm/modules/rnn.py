@@ -8,10 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchrl_shm.modules._resets import pack_parts
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops.shm.dispatch import is_transformed
+
+# On a CPU, a call of the kernel costs as much as some steps, so parts of about the same length are
+# padded: each call goes on while this share of its parts does
+_SHARE = 0.75
+# so large that the sigmoid of it is 1, or 0 for its negative, whatever is added
+_SHUT = 1e6
 
 
 class RecurrentCell(BaseCell):
@@ -77,11 +84,11 @@ class RecurrentCell(BaseCell):
         raise NotImplementedError
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
-        """Run all layers over sequences without resets.
+        """Run one layer over sequences without resets.
 
         Args:
             inputs: sequences `[T, B, D]`; or packed ones and how many of them have each step.
-            states: the states `[layers, B, H]`, the hidden state first.
+            states: the states `[1, B, H]`, the hidden state first.
             options: what torch's function takes besides.
 
         Returns:
@@ -106,61 +113,73 @@ class RecurrentCell(BaseCell):
 
         On CUDA the host waits for the reset flags.
         """
-        batch, steps, size = x.shape
-        layers: Any = self.rnn.all_weights
-        weights: list[Tensor] = [weight for layer in layers for weight in layer]
+        batch, steps = x.shape[:2]
         flags = torch.zeros(batch, steps, dtype=torch.bool) if is_init is None else is_init
         # torch's kernels have no rule for vmap
-        if not batch or is_transformed(x, memory, flags, *weights):
+        if not batch or is_transformed(x, memory, flags, *self.rnn.parameters()):
             return super().run_sequence(x, memory, is_init)
-        *indices, sizes = pack_parts(flags)
+        sizes, *indices = pack_parts(flags, 1 if x.is_cuda else _SHARE)
         order, place, sequence, fresh, last = (
             index.to(x.device, non_blocking=True) for index in indices
         )
-        states = [
-            torch.where(fresh, 0, state.index_select(1, sequence)) for state in self._unpack(memory)
-        ]
-        packed = x.reshape(batch * steps, size).index_select(0, order)
-        # with biases and without dropout; cuDNN has a backward in training mode only
-        options = (weights, True, self.rnn.num_layers, 0.0, True, False)
-        if x.is_cuda:
-            y, *states = self.run_kernel((packed, sizes), states, options)
-        else:
-            y, *states = self._run_blocks(packed, sizes.tolist(), states, options)
-        y = y.index_select(0, place).view(batch, steps, -1)
-        final = torch.stack([state.index_select(1, last).transpose(0, 1) for state in states], 1)
-        return self._read_out(y), final.view(memory.shape)
+        final_step = place[steps - 1 :: steps]
+        padding = (order == batch * steps).unsqueeze(1)
+        # one more step, of zeros, is the padding
+        hidden = F.pad(x.reshape(batch * steps, -1), (0, 0, 0, 1)).index_select(0, order)
+        final: list[Tensor] = []
+        layers = zip(*(state.unbind(0) for state in self._unpack(memory)), strict=True)
+        for states, weights in zip(layers, self.rnn.all_weights, strict=True):
+            start = [torch.where(fresh, 0, state.index_select(0, sequence)) for state in states]
+            hidden, cells = self.run_layer(hidden, sizes, padding, start, weights)
+            rest = [cell.index_select(0, last) for cell in cells]
+            final.append(torch.stack([hidden.index_select(0, final_step), *rest], 1))
+        y = hidden.index_select(0, place).view(batch, steps, -1)
+        return self._read_out(y), torch.stack(final, -2).view(memory.shape)
 
-    def _run_blocks(
-        self, packed: Tensor, sizes: list[int], states: list[Tensor], options: Any
-    ) -> tuple[Tensor, ...]:
-        """Run packed sequences in blocks of steps that equally many of them have.
+    def run_layer(
+        self, x: Tensor, sizes: Tensor, padding: Tensor, states: list[Tensor], weights: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run one layer over packed parts.
 
-        On the CPU, the backward of torch's kernel for packed sequences allocates a tensor of the
-        size of all of them per step. Here it is one call for each of the different lengths, fewer
-        than `sqrt(2 B T)`.
+        Args:
+            x: inputs of shape `[n, D]`, see `torchrl_shm.modules._resets.Packing`.
+            sizes: int64 of shape `[longest]`, on the CPU.
+            padding: bool of shape `[n, 1]`.
+            states: the states `[num_parts, H]`, the hidden state first.
+            weights: parameters of the layer.
+
+        Returns:
+            Outputs `[n, H]`, and all states but the hidden one after the parts, padding included.
         """
-        blocks = [(size, len(list(steps))) for size, steps in groupby(sizes)]
+        states = [state.unsqueeze(0) for state in states]
+        # with biases and without dropout; cuDNN has a backward in training mode only
+        options = (weights, True, 1, 0.0, True, False)
+        if x.is_cuda:
+            y, _, *cells = self.run_kernel((x, sizes), states, options)
+            return y, [cell.squeeze(0) for cell in cells]
+        # On the CPU, the backward of that call allocates as much as x at each step, so take one
+        # call for each number of parts. The shortest stand last
+        blocks = [(size, len(list(steps))) for size, steps in groupby(sizes.tolist())]
         outputs: list[Tensor] = []
         ended: list[list[Tensor]] = [[] for _ in states]
-        inputs = packed.split([size * steps for size, steps in blocks])
-        for x, (size, steps) in zip(inputs, blocks, strict=True):
+        parts = x.split([size * steps for size, steps in blocks])
+        for part, (size, steps) in zip(parts, blocks, strict=True):
             for number, state in enumerate(states):
-                # the shortest stand last
                 states[number], done = state.split((size, state.shape[1] - size), 1)
                 ended[number].append(done)
-            x = x.view(steps, size, x.shape[-1])
-            y, *states = self.run_kernel((x,), states, (*options, False))
+            part = part.view(steps, size, part.shape[1])
+            y, *states = self.run_kernel((part,), states, (*options, False))
             outputs.append(y.flatten(0, 1))
-        final = (
-            torch.cat([state, *done[::-1]], 1) for state, done in zip(states, ended, strict=True)
-        )
-        return torch.cat(outputs), *final
+        cells = [
+            torch.cat([state, *done[::-1]], 1).squeeze(0)
+            for state, done in zip(states[1:], ended[1:], strict=True)
+        ]
+        return torch.cat(outputs), cells
 
     def _unpack(self, memory: Tensor) -> tuple[Tensor, ...]:
         """The states, `[layers, B, H]`."""
         states = memory.reshape(len(memory), self._num_states, *self.memory_shape[-2:])
-        return states.transpose(0, 1).transpose(1, 2).unbind(0)
+        return states.permute(1, 2, 0, 3).unbind(0)
 
     def _read_out(self, hidden: Tensor) -> Tensor:
         return hidden if self.out is None else self.out(hidden)
@@ -305,3 +324,16 @@ class LSTM(RecurrentCell):
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run all layers over sequences without resets; see `RecurrentCell.run_kernel`."""
         return torch.lstm(*inputs, states, *options)
+
+    def run_layer(
+        self, x: Tensor, sizes: Tensor, padding: Tensor, states: list[Tensor], weights: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run one layer over packed parts; see `RecurrentCell.run_layer`."""
+        if x.is_cpu:
+            # an input that keeps the cells as they are in padding: input gate 0, forget gate 1
+            x = torch.cat([x, padding], 1)
+            w_ih, *others = weights
+            column = torch.tensor([-_SHUT, _SHUT, 0, 0], dtype=x.dtype)
+            column = column.repeat_interleave(len(w_ih) // 4).unsqueeze(1)
+            weights = [torch.cat([w_ih, column], 1), *others]
+        return super().run_layer(x, sizes, padding, states, weights)
