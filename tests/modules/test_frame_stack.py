@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl_shm.modules.mlp import make_mlp
 
 from tests.modules._helpers import assert_same, make_inputs
-from torchrl_shm.modules.baselines import make_mlp
 from torchrl_shm.modules.frame_stack import FrameStack
 
 

@@ -1,0 +1,183 @@
+"""What `GRU`, `LSTM` and `Elman` share: a recurrent network of torch as a memory cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrl_shm.modules._resets import pack_parts
+from torchrl_shm.modules.base_cell import BaseCell
+from torchrl_shm.ops.shm.dispatch import is_transformed
+
+# On a CPU, a call of the kernel costs as much as some steps, so parts of about the same length are
+# padded: each call goes on while this share of its parts does
+_SHARE = 0.75
+
+
+class RecurrentCell(BaseCell):
+    """A recurrent network of torch as a memory cell, whose output is its hidden state.
+
+    The parts of sequences between resets run side by side in torch's kernel, without padding. A
+    subclass names the module that holds the parameters and the two functions that run them.
+
+    Args:
+        network: makes the module from `input_size`, `hidden_size` and `num_layers`.
+        input_size: number of input features.
+        output_size: number of output features.
+        hidden_size: size of the hidden state. Where it differs from `output_size`, a linear map
+            follows. Default: `output_size`.
+        num_layers: number of stacked layers.
+        device: device of the parameters.
+        dtype: dtype of the parameters and the memory.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    # how many of `[layers, hidden]` the memory holds
+    _num_states = 1
+
+    def __init__(
+        self,
+        network: Callable[..., nn.RNNBase],
+        input_size: int,
+        output_size: int,
+        *,
+        hidden_size: int | None,
+        num_layers: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        hidden_size = output_size if hidden_size is None else hidden_size
+        states = () if self._num_states == 1 else (self._num_states,)
+        super().__init__(
+            input_size,
+            output_size,
+            (*states, num_layers, hidden_size),
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+        )
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.rnn = network(input_size, hidden_size, num_layers, batch_first=True, **factory)
+        self.out = None
+        if hidden_size != output_size:
+            self.out = nn.Linear(hidden_size, output_size, **factory)
+
+    def run_cell(self, x: Tensor, states: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
+        """Take one step of one layer.
+
+        Args:
+            x: inputs of shape `[B, D]`.
+            states: the states `[B, H]`, the hidden state first.
+            weights: parameters of the layer.
+
+        Returns:
+            The new states.
+        """
+        raise NotImplementedError
+
+    def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
+        """Run one layer over sequences without resets.
+
+        Args:
+            inputs: sequences `[T, B, D]`; or packed ones and how many of them have each step.
+            states: the states `[1, B, H]`, the hidden state first.
+            options: what torch's function takes besides.
+
+        Returns:
+            Outputs, and the final states.
+        """
+        raise NotImplementedError
+
+    def run_step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step; see `BaseCell.run_step`."""
+        layers = zip(*(state.unbind(0) for state in self._unpack(memory)), strict=True)
+        after: list[Tensor] = []
+        for states, weights in zip(layers, self.rnn.all_weights, strict=True):
+            states = self.run_cell(x, states, weights)
+            x = states[0]
+            after.append(torch.stack(states, 1))
+        return self._read_out(x), torch.stack(after, -2).view(memory.shape)
+
+    def run_sequence(
+        self, x: Tensor, memory: Tensor, is_init: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run over a whole sequence in torch's kernel; see `BaseCell.run_sequence`.
+
+        On CUDA the host waits for the reset flags.
+        """
+        batch, steps = x.shape[:2]
+        flags = torch.zeros(batch, steps, dtype=torch.bool) if is_init is None else is_init
+        # torch's kernels have no rule for vmap
+        if not batch or is_transformed(x, memory, flags, *self.rnn.parameters()):
+            return super().run_sequence(x, memory, is_init)
+        sizes, *indices = pack_parts(flags, 1 if x.is_cuda else _SHARE)
+        order, place, sequence, fresh, last = (
+            index.to(x.device, non_blocking=True) for index in indices
+        )
+        final_step = place[steps - 1 :: steps]
+        padding = (order == batch * steps).unsqueeze(1)
+        # one more step, of zeros, is the padding
+        hidden = F.pad(x.reshape(batch * steps, -1), (0, 0, 0, 1)).index_select(0, order)
+        final: list[Tensor] = []
+        layers = zip(*(state.unbind(0) for state in self._unpack(memory)), strict=True)
+        for states, weights in zip(layers, self.rnn.all_weights, strict=True):
+            start = [torch.where(fresh, 0, state.index_select(0, sequence)) for state in states]
+            hidden, cells = self.run_layer(hidden, sizes, padding, start, weights)
+            rest = [cell.index_select(0, last) for cell in cells]
+            final.append(torch.stack([hidden.index_select(0, final_step), *rest], 1))
+        y = hidden.index_select(0, place).view(batch, steps, -1)
+        return self._read_out(y), torch.stack(final, -2).view(memory.shape)
+
+    def run_layer(
+        self, x: Tensor, sizes: Tensor, padding: Tensor, states: list[Tensor], weights: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run one layer over packed parts.
+
+        Args:
+            x: inputs of shape `[n, D]`, see `torchrl_shm.modules._resets.Packing`.
+            sizes: int64 of shape `[longest]`, on the CPU.
+            padding: bool of shape `[n, 1]`.
+            states: the states `[num_parts, H]`, the hidden state first.
+            weights: parameters of the layer.
+
+        Returns:
+            Outputs `[n, H]`, and all states but the hidden one after the parts, padding included.
+        """
+        states = [state.unsqueeze(0) for state in states]
+        # with biases and without dropout; cuDNN has a backward in training mode only
+        options = (weights, True, 1, 0.0, True, False)
+        if x.is_cuda:
+            y, _, *cells = self.run_kernel((x, sizes), states, options)
+            return y, [cell.squeeze(0) for cell in cells]
+        # On the CPU, the backward of that call allocates as much as x at each step, so take one
+        # call for each number of parts. The shortest stand last
+        blocks = [(size, len(list(steps))) for size, steps in groupby(sizes.tolist())]
+        outputs: list[Tensor] = []
+        ended: list[list[Tensor]] = [[] for _ in states]
+        parts = x.split([size * steps for size, steps in blocks])
+        for part, (size, steps) in zip(parts, blocks, strict=True):
+            for number, state in enumerate(states):
+                states[number], done = state.split((size, state.shape[1] - size), 1)
+                ended[number].append(done)
+            part = part.view(steps, size, part.shape[1])
+            y, *states = self.run_kernel((part,), states, (*options, False))
+            outputs.append(y.flatten(0, 1))
+        cells = [
+            torch.cat([state, *done[::-1]], 1).squeeze(0)
+            for state, done in zip(states[1:], ended[1:], strict=True)
+        ]
+        return torch.cat(outputs), cells
+
+    def _unpack(self, memory: Tensor) -> tuple[Tensor, ...]:
+        """The states, `[layers, B, H]`."""
+        states = memory.reshape(len(memory), self._num_states, *self.memory_shape[-2:])
+        return states.permute(1, 2, 0, 3).unbind(0)
+
+    def _read_out(self, hidden: Tensor) -> Tensor:
+        return hidden if self.out is None else self.out(hidden)
