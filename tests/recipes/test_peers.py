@@ -9,7 +9,7 @@ from tests.benchmarks._peers import sb3_frames_per_second
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-    with pytest.raises(SystemExit, match="sb3_contrib.*install it with `pip install sb3-contrib`"):
+    with pytest.raises(SystemExit, match=r"sb3_contrib.*install it with `pip install sb3-contrib`"):
         sb3_frames_per_second()
 
 
