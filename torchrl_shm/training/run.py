@@ -7,7 +7,6 @@ import json
 import math
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -197,8 +196,6 @@ class TrainingRun:
         seconds = self._restore() if self.experiment.resume is not None else 0.0
         self._last = time.perf_counter()
         self._start = self._last - seconds
-        # the lock that tqdm takes by itself is one between processes, and starts a process
-        tqdm.set_lock(threading.RLock())
         # no bar where stderr is not a terminal
         self._bar = tqdm(
             total=collector.num_batches * collector.frames_per_batch,
