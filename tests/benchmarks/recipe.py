@@ -25,7 +25,7 @@ from torchrl.objectives.value import GAE
 from tests.benchmarks._measure import table, wait_until_idle
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
-from torchrl_shm.networks import COMPUTED_KEYS, make_actor_critic
+from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector
 
 
@@ -35,14 +35,14 @@ def build(algo: PPO) -> tuple[ActorValueOperator, TensorDictBase]:
     operator = make_actor_critic(WindEnv(), SHMModule)
     rows = RolloutCollector(
         partial(WindEnv, shaping_radii=(0.001, 10.0), mirror=True),
-        operator.get_policy_operator(),
+        get_behavior(operator),
         num_envs=Experiment.num_envs,
         rollout_length=algo.rollout_length,
         total_frames=1,
     )
     batch = next(iter(rows))
     rows.close()
-    return operator, batch.exclude(*COMPUTED_KEYS)
+    return operator, batch
 
 
 def train(operator: ActorValueOperator, batch: TensorDictBase, algo: PPO) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"gymnasium", "numba", "popgym", "triton"}
+OPTIONAL = {"gymnasium", "popgym", "triton"}
 FILES = sorted((ROOT / "torchrl_shm").rglob("*.py"))
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

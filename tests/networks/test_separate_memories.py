@@ -14,7 +14,7 @@ from torchrl.objectives.value import GAE
 
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import MEMORIES
-from torchrl_shm.networks import get_behavior, make_actor_critic
+from torchrl_shm.networks import Policy, get_behavior, make_actor_critic
 from torchrl_shm.training import RolloutCollector
 
 
@@ -25,9 +25,14 @@ def make(memory: Any, **options: Any) -> Any:
     )
 
 
+def both(operator: Any) -> Policy:
+    """The policy that runs both memories, and leaves their features where they are."""
+    return Policy(*get_behavior(operator).module)
+
+
 def collect(operator: Any) -> Any:
     collector = RolloutCollector(
-        partial(WindEnv, max_steps=7), get_behavior(operator), num_envs=3, rollout_length=10,
+        partial(WindEnv, max_steps=7), both(operator), num_envs=3, rollout_length=10,
         total_frames=60,
     )  # fmt: skip
     *_, batch = collector
@@ -46,7 +51,7 @@ def test_second_rollout_repeats_what_acted(memory: str) -> None:
     assert not batch["is_init"][:, 0].any()
     seen = {name: batch.pop(f"{name}features") for name in ("", "critic_")}
     with torch.no_grad(), set_recurrent_mode(True):
-        again = get_behavior(operator)(batch.exclude("action", "critic_embedding", "embedding"))
+        again = both(operator)(batch.exclude("action", "critic_embedding", "embedding"))
     for name, features in seen.items():
         torch.testing.assert_close(again[f"{name}features"], features, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(seen[""], seen["critic_"])

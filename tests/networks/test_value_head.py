@@ -11,7 +11,7 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import A2CLoss, ClipPPOLoss, ReinforceLoss
 
 from torchrl_shm import SHMModule, WindEnv, unroll
-from torchrl_shm.networks import get_behavior, make_actor_critic
+from torchrl_shm.networks import Policy, get_behavior, make_actor_critic
 
 
 def collected(**options: Any) -> tuple[Any, Any]:
@@ -19,7 +19,8 @@ def collected(**options: Any) -> tuple[Any, Any]:
     env = WindEnv(3, max_steps=7, seed=0)
     operator = make_actor_critic(env, SHMModule, embedding_size=8, **options)
     frames: Any = {"frames_per_batch": 3 * 10, "total_frames": 3 * 10}
-    policy = get_behavior(operator)
+    # what also runs the critic's memory, but leaves its features where they are
+    policy = Policy(*get_behavior(operator).module)
     collector = Collector(env, policy, auto_register_policy_transforms=True, **frames)
     batch = next(iter(collector))
     collector.shutdown()

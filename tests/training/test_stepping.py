@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDictBase
 from torchrl.collectors import Collector
+from torchrl.data import Unbounded
 from torchrl.envs import (
     EnvBase,
     InitTracker,
     RewardSum,
     StepCounter,
+    TensorDictPrimer,
     Transform,
     TransformedEnv,
 )
@@ -90,7 +93,12 @@ def test_devices_that_are_not_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [partial(StepCounter, 6), partial(RewardSum, in_keys=["reward"], out_keys=["total"])]
+    "other",
+    [
+        partial(StepCounter, 6),
+        partial(RewardSum, in_keys=["reward"], out_keys=["total"]),
+        partial(TensorDictPrimer, {"x": Unbounded(5)}, default_value=1.0, expand_specs=True),
+    ],
 )
 def test_other_transforms_go_the_way_of_torchrl(other: Any) -> None:
     assert check_same("end one by one", SHMModule, other)._look_up() is None
@@ -128,3 +136,15 @@ def test_parts_of_a_batch_may_wait() -> None:
     step: Any = env.step_and_maybe_reset(data)[0]
     moved = (step["next", "observation"] != step["observation"]).any(-1)
     assert moved.tolist() == [True, False]
+
+
+class Overriding(WindEnv):
+    """Has a step of its own."""
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return super()._step(tensordict).set("reward", torch.full((2, 1), 7.0))
+
+
+def test_an_environment_with_a_step_of_its_own() -> None:
+    env: Any = SteppingEnv(Overriding(2), InitTracker())
+    assert env.rollout(3)["next", "reward"].eq(7).all()

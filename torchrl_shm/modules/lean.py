@@ -334,13 +334,16 @@ def start_as_collected(
     if not (is_cheap(lean_index) and is_cheap(is_init)):
         return None
     batch, length, width = shares.shape
-    size, first = math.prod(memory_shape), lean_index[:, 0]
-    steps = torch.arange(length).unsqueeze(-1).expand(batch, length, 2)
+    size, clock = math.prod(memory_shape), lean_index[..., _CLOCK]
+    # steps in their order from the first of a rollout on hold its shares in their order
     if not (
         length * width >= size
-        and torch.equal(lean_index[..., :_IS_INIT] - first[:, None, :_IS_INIT], steps)
+        and torch.equal(clock - torch.arange(length), clock[:, :1].expand(batch, length))
         and bool((lean_index[..., _IS_INIT] == is_init).all())
-        and all(row[_OFFSET] == 0 < row[_CLOCK] and row[_SIZE] == size for row in first.tolist())
+        and all(
+            clock > 0 and offset == 0 and floats == size
+            for clock, offset, _, floats in lean_index[:, 0].tolist()
+        )
     ):
         return None
     memory = shares.reshape(batch, length * width)[:, :size].reshape(batch, *memory_shape)

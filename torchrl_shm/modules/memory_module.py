@@ -25,7 +25,7 @@ from torchrl_shm.modules._branches import (
     to_sequences,
 )
 from torchrl_shm.modules._passes import ADVICE, concrete, roles_of
-from torchrl_shm.modules._resets import reset
+from torchrl_shm.modules._resets import is_cheap, reset
 from torchrl_shm.modules._sequence import Entries, SequenceNames, run_entries
 from torchrl_shm.modules.base_cell import MemoryCell
 from torchrl_shm.modules.lean import (
@@ -273,7 +273,9 @@ class MemoryModule(TensorDictModuleBase):
         present[self.is_init_key] = is_init
         data: Any = {key: to_sequences(key, x, shape, agents) for key, x in present.items()}
         choice = None if self.choice_key is None else data.get(self.choice_key)
-        self._check_choice(choice)
+        if choice is not None and not is_cheap(choice):
+            # on the CPU the table refuses it
+            self._check_choice(choice)
         memory = data.get(self.memory_key)
         lean: Any = tuple(data.get(key) for key in self._lean_keys)
         entries = Entries(
@@ -289,10 +291,14 @@ class MemoryModule(TensorDictModuleBase):
         burns_in = not torch.is_grad_enabled() and find_caller(BurnInTransform.forward)
         if burns_in and memory is None:
             self._refuse_burn_in()
-        run = run_entries(
-            self.cell, entries, self.state, self.burn_in, names,
-            flat=len(shape) == 1, want_last=burns_in,
-        )  # fmt: skip
+        try:
+            run = run_entries(
+                self.cell, entries, self.state, self.burn_in, names,
+                flat=len(shape) == 1, want_last=burns_in,
+            )  # fmt: skip
+        except IndexError:
+            self._check_choice(choice)
+            raise
         tensordict.set(self.out_key, from_sequences(run.y, shape, agents))
         if self.choice_key is not None and run.choice is not None:
             tensordict.set(self.choice_key, from_sequences(run.choice, shape, agents))

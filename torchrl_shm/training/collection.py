@@ -153,6 +153,8 @@ class RolloutCollector:
             "total_frames": self.num_batches * self.frames_per_batch,
             "device": device,
             "auto_register_policy_transforms": True,
+            # sequences are whole, so no sampler has to know of which episode a step is
+            "track_traj_ids": False,
         }
         env_options: dict[str, Any] = {} if device is None else {"device": device}
         if backend == "multi_sync":

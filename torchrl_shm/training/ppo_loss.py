@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+import torch.nn.functional as F
+from tensordict import NestedKey, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
+
+from torchrl_shm.torchrl_private import pack
 
 
 class LeanClipPPOLoss(ClipPPOLoss):
@@ -51,6 +54,7 @@ class LeanClipPPOLoss(ClipPPOLoss):
             loss_critic_type="l2",
             functional=False,
         )
+        self._epsilon = clip_epsilon
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -61,7 +65,7 @@ class LeanClipPPOLoss(ClipPPOLoss):
         rest = [key for key in critic.in_keys if key not in actor.out_keys]
         return [*dict.fromkeys([*actor.in_keys, *rest, *data])]
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the losses.
 
         Args:
@@ -72,27 +76,25 @@ class LeanClipPPOLoss(ClipPPOLoss):
             `entropy`, `kl_approx`, `clip_fraction`, `max_ratio` and `mean_ratio` to look at.
         """
         keys: Any = self.tensor_keys
-        data, actor, critic = tensordict.copy(), self.actor_network, self.critic_network
-        dist = actor.get_dist(data)
-        log_weight = dist.log_prob(data.get(keys.action)) - data.get(keys.sample_log_prob)
-        clipped = log_weight.clamp(*self._clip_bounds)
+        data = tensordict.copy()
+        dist = self.actor_network.get_dist(data)
+        log_ratio = dist.log_prob(data.get(keys.action)) - data.get(keys.sample_log_prob)
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - self._epsilon, 1 + self._epsilon)
         advantage = data.get(keys.advantage).squeeze(-1)
-        ratio = log_weight.exp()
-        gain = torch.minimum(ratio * advantage, clipped.exp() * advantage)
+        gain = torch.minimum(ratio * advantage, clipped * advantage)
         entropy = dist.entropy().mean()
-        value = critic(data).get(keys.value)
-        error = torch.nn.functional.mse_loss(value, data.get(keys.value_target))
-        with torch.no_grad():
-            watched = {
-                "entropy": entropy.detach(),
-                "kl_approx": -log_weight.mean(),
-                "clip_fraction": (clipped != log_weight).to(log_weight.dtype).mean(),
-                "max_ratio": ratio.max(),
-                "mean_ratio": ratio.mean(),
-            }
-        losses = {
+        value = self.critic_network(data).get(keys.value)
+        error = F.mse_loss(value, data.get(keys.value_target))
+        entries = {
             "loss_objective": -gain.mean(),
             "loss_critic": self.critic_coeff * error,
             "loss_entropy": -self.entropy_coeff * entropy,
+            "entropy": entropy.detach(),
         }
-        return TensorDict(losses | watched)
+        with torch.no_grad():
+            entries["kl_approx"] = -log_ratio.mean()
+            entries["clip_fraction"] = (clipped != ratio).to(ratio.dtype).mean()
+            entries["max_ratio"] = ratio.max()
+            entries["mean_ratio"] = ratio.mean()
+        return pack(entries, torch.Size(()), None)

@@ -37,8 +37,7 @@ class FiniteRewardSum(RewardSum):
 class _Plan(NamedTuple):
     """What a step has to do and to write, looked up once."""
 
-    # untyped, for its `_step` is called without the checks around it
-    env: Any
+    env: BatchedEnv
     finite: list[FiniteSteps]
     # keys of sums of rewards and of reset flags, and those that primers start at zero
     sums: list[str]
@@ -67,10 +66,11 @@ class SteppingEnv(TransformedEnv):
         [True, False, False]
     """
 
+    # in a tuple once it was looked up
     _plan: tuple[_Plan | None] | None = None
 
     def empty_cache(self) -> None:
-        """Forget what was looked up, for the transforms have changed."""
+        """Forget what was looked up; called where the transforms change."""
         vars(self)["_plan"] = None
         super().empty_cache()
 
@@ -86,7 +86,7 @@ class SteppingEnv(TransformedEnv):
             The same TensorDict with `"next"`, and what the policy reads next.
         """
         plan = self._look_up()
-        before: dict[str, Any] = dict(tensordict.items())
+        before: dict[Any, Any] = dict(tensordict.items())
         written = before.pop("next", None)
         carried: dict[str, Any] = {} if written is None else dict(written.items())
         if (
@@ -98,7 +98,7 @@ class SteppingEnv(TransformedEnv):
         ):
             return super().step_and_maybe_reset(tensordict)
         env, shape = plan.env, plan.env.batch_size
-        after: dict[str, Any] = env.advance(before["action"])
+        after: dict[Any, Any] = env.advance(before["action"])
         for finite in plan.finite:
             finite.look(carried.items(), after)
         for key in plan.sums:

@@ -6,6 +6,9 @@ Those of the CUDA kernels run on a GPU, or without one in triton's interpreter.
 from __future__ import annotations
 
 import math
+import sys
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -423,18 +426,47 @@ def test_threads_share_the_work() -> None:
         assert torch.equal(a, e)
 
 
-def test_hint_once_where_numba_is_missing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def _broken(error: Exception) -> ModuleType:
+    """A numba whose decorators fail, as they do where there is no folder for compiled code."""
+
+    def njit(**options: Any) -> Any:
+        raise error
+
+    module = ModuleType("numba")
+    vars(module)["njit"] = njit
+    return module
+
+
+@pytest.mark.parametrize(
+    ("numba", "reason"),
+    [
+        # what stands for a package that is not there
+        (None, "ModuleNotFoundError: import of numba halted"),
+        (_broken(RuntimeError("no locator available")), "RuntimeError: no locator available"),
+        (_broken(OSError("undefined symbol")), "OSError: undefined symbol"),
+    ],
+    ids=["missing", "nowhere to write", "broken"],
+)
+def test_chunked_where_numba_cannot_be_loaded(
+    numba: ModuleType | None,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(numba_scan, "_import", lambda: "is not there")
-    dispatch._hint.cache_clear()
-    inputs, _ = make(1, 3, 2)
-    for _ in range(2):
-        shm_scan(*inputs)
-    assert [record.getMessage().split("`")[1] for record in caplog.records] == [
-        "pip install 'torchrl_shm[cpu]'"
-    ]
-    with pytest.raises(RuntimeError, match="backend='numba' is not there"):
+    monkeypatch.setitem(sys.modules, "numba", numba)
+    monkeypatch.delitem(sys.modules, "torchrl_shm.ops.shm.numba_kernels", raising=False)
+    monkeypatch.delattr("torchrl_shm.ops.shm.numba_kernels", raising=False)
+    # as in a new process
+    monkeypatch.setattr(numba_scan, "_import", cache(numba_scan._import.__wrapped__))
+    dispatch._tell.cache_clear()
+    inputs, is_init = make(2, 11, 4)
+    actual = run(inputs, is_init, backend="auto")
+    for a, e in zip(actual, run(inputs, is_init, backend="chunked"), strict=True):
+        assert torch.equal(a, e)
+    # once for all scans
+    (record,) = caplog.records
+    assert f"slower: backend='numba' cannot load numba ({reason}" in record.getMessage()
+    with pytest.raises(RuntimeError, match="install numba again, or set NUMBA_CACHE_DIR"):
         shm_scan(*inputs, backend="numba")
 
 

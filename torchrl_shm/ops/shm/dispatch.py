@@ -43,10 +43,11 @@ def choose(backend: str, inputs: tuple[Tensor, ...]) -> str:
         if by_grad:
             return "reference"
         fastest = "triton" if theta.is_cuda else "numba"
-        if _refusal(fastest, theta.device, theta.dtype, theta.shape[-1]) is None:
+        reason = _refusal(fastest, theta.device, theta.dtype, theta.shape[-1])
+        if reason is None:
             return fastest
         if theta.device.type == "cpu" and theta.dtype != torch.float64:
-            _hint()
+            _tell(reason)
         return "chunked"
     if by_grad:
         raise RuntimeError(
@@ -93,17 +94,14 @@ def _refusal(name: str, device: torch.device, dtype: torch.dtype, size: int) -> 
 
 
 @cache
-def _hint() -> None:
-    # once, and logged rather than warned, because nothing is wrong
-    _logger.warning(
-        "`pip install 'torchrl_shm[cpu]'` makes the scan of float32 inputs on CPU several times "
-        "faster: it is compiled by numba"
-    )
+def _tell(reason: str) -> None:
+    # once, and logged: results are right, only later
+    _logger.warning("the scan runs without numba, several times slower: backend='numba' %s", reason)
 
 
 # what is installed does not change, so torch.compile need not trace these. The mark is what
 # torch.compiler.assume_constant_result sets, but that imports the whole compiler, for a second
-for _function in (_refusal, _hint):
+for _function in (_refusal, _tell):
     vars(_function)["_dynamo_marked_constant"] = True
 
 

@@ -25,8 +25,13 @@ def _import() -> ModuleType | str:
     """The compiled kernels, or why there are none."""
     try:
         from torchrl_shm.ops.shm import numba_kernels
-    except ImportError as error:
-        return f"cannot import numba ({error}); install it with `pip install 'torchrl_shm[cpu]'`"
+    except Exception as error:
+        # of any kind: a numpy that numba does not know, a library that the system cannot load, or
+        # no folder for compiled code
+        return (
+            f"cannot load numba ({type(error).__name__}: {error}); install numba again, or set "
+            "NUMBA_CACHE_DIR to a folder that can be written"
+        )
     return numba_kernels
 
 

@@ -46,8 +46,8 @@ def shm_scan(
         is_init: bool of shape `[B, T]`. Where true, the memory that enters the step is zero, at
             `t = 0` too. It is replaced, not multiplied by zero: a NaN before a reset stays there.
         clamp: bound on `|M|` after each write; `None` for no bound.
-        backend: which implementation runs. `"auto"` is `"triton"` on CUDA, otherwise `"numba"`
-            where it is installed, and `"chunked"`, which needs only torch, where neither can run.
+        backend: which implementation runs. `"auto"` is `"triton"` on CUDA, otherwise `"numba"`,
+            and `"chunked"`, which needs only torch, where neither can run.
             `"reference"` is the slow definition. It is the only one that can be differentiated
             twice or by `torch.func.grad`, under which `"auto"` chooses it. All work under `vmap`.
         fast_gate: allow the approximate tanh of the hardware (1e-3 relative, outputs and gradients
