@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -23,10 +22,10 @@ class RecurrentCell(BaseCell):
     """A recurrent network of torch as a memory cell, whose output is its hidden state.
 
     The parts of sequences between resets run side by side in torch's kernel, without padding. A
-    subclass names the module that holds the parameters and the two functions that run them.
+    subclass names torch's two functions that run the network, and writes its equations.
 
     Args:
-        network: makes the module from `input_size`, `hidden_size` and `num_layers`.
+        mode: which network, see `torch.nn.RNNBase`.
         input_size: number of input features.
         output_size: number of output features.
         hidden_size: size of the hidden state. Where it differs from `output_size`, a linear map
@@ -44,7 +43,7 @@ class RecurrentCell(BaseCell):
 
     def __init__(
         self,
-        network: Callable[..., nn.RNNBase],
+        mode: str,
         input_size: int,
         output_size: int,
         *,
@@ -63,7 +62,8 @@ class RecurrentCell(BaseCell):
             num_layers=num_layers,
         )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.rnn = network(input_size, hidden_size, num_layers, batch_first=True, **factory)
+        # holds the parameters under torch's names; its subclasses, such as nn.GRU, do not compile
+        self.rnn = nn.RNNBase(mode, input_size, hidden_size, num_layers, **factory)
         self.out = None
         if hidden_size != output_size:
             self.out = nn.Linear(hidden_size, output_size, **factory)
@@ -75,6 +75,21 @@ class RecurrentCell(BaseCell):
             x: inputs of shape `[B, D]`.
             states: the states `[B, H]`, the hidden state first.
             weights: parameters of the layer.
+
+        Returns:
+            The new states.
+        """
+        raise NotImplementedError
+
+    def combine(
+        self, from_x: Tensor, from_h: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """The same by equations, since torch's cells have no rule for `vmap`.
+
+        Args:
+            from_x: `W_ih x + b_ih` for all gates one after the other, of shape `[B, G]`.
+            from_h: `W_hh h + b_hh`, of shape `[B, G]`.
+            states: the states `[B, H]`, the hidden state first.
 
         Returns:
             The new states.
@@ -98,8 +113,13 @@ class RecurrentCell(BaseCell):
         """Take one step; see `BaseCell.run_step`."""
         layers = zip(*(state.unbind(0) for state in self._unpack(memory)), strict=True)
         after: list[Tensor] = []
-        for states, weights in zip(layers, self.rnn.all_weights, strict=True):
-            states = self.run_cell(x, states, weights)
+        for states, weights in zip(layers, self._weights, strict=True):
+            if is_transformed(x, *states, *weights):
+                w_ih, w_hh, b_ih, b_hh = weights
+                from_h = F.linear(states[0], w_hh, b_hh)
+                states = self.combine(F.linear(x, w_ih, b_ih), from_h, states)
+            else:
+                states = self.run_cell(x, states, weights)
             x = states[0]
             after.append(torch.stack(states, 1))
         return self._read_out(x), torch.stack(after, -2).view(memory.shape)
@@ -114,7 +134,7 @@ class RecurrentCell(BaseCell):
         batch, steps = x.shape[:2]
         flags = torch.zeros(batch, steps, dtype=torch.bool) if is_init is None else is_init
         # torch's kernels have no rule for vmap
-        if not batch or is_transformed(x, memory, flags, *self.rnn.parameters()):
+        if not batch or is_transformed(x, memory, flags, *chain(*self._weights)):
             return super().run_sequence(x, memory, is_init)
         sizes, *indices = pack_parts(flags, 1 if x.is_cuda else _SHARE)
         order, place, sequence, fresh, last = (
@@ -126,7 +146,7 @@ class RecurrentCell(BaseCell):
         hidden = F.pad(x.reshape(batch * steps, -1), (0, 0, 0, 1)).index_select(0, order)
         final: list[Tensor] = []
         layers = zip(*(state.unbind(0) for state in self._unpack(memory)), strict=True)
-        for states, weights in zip(layers, self.rnn.all_weights, strict=True):
+        for states, weights in zip(layers, self._weights, strict=True):
             start = [torch.where(fresh, 0, state.index_select(0, sequence)) for state in states]
             hidden, cells = self.run_layer(hidden, sizes, padding, start, weights)
             rest = [cell.index_select(0, last) for cell in cells]
@@ -173,6 +193,12 @@ class RecurrentCell(BaseCell):
             for state, done in zip(states[1:], ended[1:], strict=True)
         ]
         return torch.cat(outputs), cells
+
+    @property
+    def _weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer: W_ih, W_hh, b_ih, b_hh."""
+        layers: Any = self.rnn.all_weights
+        return layers
 
     def _unpack(self, memory: Tensor) -> tuple[Tensor, ...]:
         """The states, `[layers, B, H]`."""

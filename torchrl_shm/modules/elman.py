@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.modules._recurrent import RecurrentCell
@@ -64,8 +63,7 @@ class Elman(RecurrentCell):
     ) -> None:
         check_option("nonlinearity", nonlinearity, Nonlinearity)
         super().__init__(
-            # parameters under the names of nn.RNN
-            partial(nn.RNNBase, f"RNN_{nonlinearity.upper()}"),
+            f"RNN_{nonlinearity.upper()}",
             input_size,
             output_size,
             hidden_size=hidden_size,
@@ -79,6 +77,13 @@ class Elman(RecurrentCell):
         """Take one step of one layer; see `RecurrentCell.run_cell`."""
         cell = torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
         return (cell(x, states[0], *weights),)
+
+    def combine(
+        self, from_x: Tensor, from_h: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Take one step of one layer; see `RecurrentCell.combine`."""
+        new = from_x + from_h
+        return (new.tanh() if self.nonlinearity == "tanh" else new.relu(),)
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run one layer over sequences without resets; see `RecurrentCell.run_kernel`."""

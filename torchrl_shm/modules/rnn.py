@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_shm.modules._recurrent import RecurrentCell
 
@@ -25,9 +25,8 @@ class GRU(RecurrentCell):
         y_t = h_t of the last layer
 
     Source: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder (EMNLP 2014). The
-    parameters are those of the `torch.nn.GRU` in `cell.rnn`, with its initialization, and so is the
-    sequence kernel; `cell.rnn.load_state_dict(module.gru.state_dict())` takes them from TorchRL's
-    `GRUModule`.
+    parameters, their initialization and the kernels are those of `torch.nn.GRU`, and so are the
+    names in `cell.rnn.state_dict()`, which TorchRL's `GRUModule(...).gru` can load, and vice versa.
 
     The memory holds the hidden state of every layer: `[B, num_layers, hidden_size]`.
 
@@ -63,7 +62,7 @@ class GRU(RecurrentCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            nn.GRU,
+            "GRU",
             input_size,
             output_size,
             hidden_size=hidden_size,
@@ -75,6 +74,15 @@ class GRU(RecurrentCell):
     def run_cell(self, x: Tensor, states: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
         """Take one step of one layer; see `RecurrentCell.run_cell`."""
         return (torch.gru_cell(x, states[0], *weights),)
+
+    def combine(
+        self, from_x: Tensor, from_h: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Take one step of one layer; see `RecurrentCell.combine`."""
+        r_x, z_x, n_x = from_x.chunk(3, -1)
+        r_h, z_h, n_h = from_h.chunk(3, -1)
+        new = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
+        return (torch.lerp(new, states[0], torch.sigmoid(z_x + z_h)),)
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run all layers over sequences without resets; see `RecurrentCell.run_kernel`."""
@@ -94,10 +102,9 @@ class LSTM(RecurrentCell):
         y_t = h_t of the last layer
 
     Source: Hochreiter and Schmidhuber, Long Short-Term Memory (Neural Computation 1997), with the
-    forget gate of Gers et al., Learning to Forget (Neural Computation 2000). The parameters are
-    those of the `torch.nn.LSTM` in `cell.rnn`, with its initialization, and so is the sequence
-    kernel; `cell.rnn.load_state_dict(module.lstm.state_dict())` takes them from TorchRL's
-    `LSTMModule`.
+    forget gate of Gers et al., Learning to Forget (Neural Computation 2000). The parameters,
+    their initialization and the kernels are those of `torch.nn.LSTM`, and so are the names in
+    `cell.rnn.state_dict()`, which TorchRL's `LSTMModule(...).lstm` can load, and vice versa.
 
     The memory holds the hidden states of all layers, then their cells:
     `[B, 2, num_layers, hidden_size]`.
@@ -136,7 +143,7 @@ class LSTM(RecurrentCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            nn.LSTM,
+            "LSTM",
             input_size,
             output_size,
             hidden_size=hidden_size,
@@ -148,6 +155,14 @@ class LSTM(RecurrentCell):
     def run_cell(self, x: Tensor, states: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
         """Take one step of one layer; see `RecurrentCell.run_cell`."""
         return torch.lstm_cell(x, states, *weights)
+
+    def combine(
+        self, from_x: Tensor, from_h: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Take one step of one layer; see `RecurrentCell.combine`."""
+        i, f, g, o = (from_x + from_h).chunk(4, -1)
+        cell = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(cell), cell
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run all layers over sequences without resets; see `RecurrentCell.run_kernel`."""
