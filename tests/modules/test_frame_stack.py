@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl_shm.modules.mlp import make_mlp
 
 from tests.modules._helpers import assert_same, make_inputs
 from torchrl_shm.modules.frame_stack import FrameStack
+from torchrl_shm.modules.mlp import make_mlp
 
 
 def make(num_frames: int = 4) -> Any:

@@ -28,7 +28,6 @@ where the critic has a memory of its own, `memory_key`."""
 _CRITIC = "critic_"
 
 
-
 def make_actor_critic(
     env: EnvBase | EnvSpecs,
     memory: MemoryFactory,
