@@ -111,18 +111,19 @@ class RecurrentCell(BaseCell):
 
     def run_step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step; see `BaseCell.run_step`."""
-        layers = zip(*(state.unbind(0) for state in self._unpack(memory)), strict=True)
-        after: list[Tensor] = []
-        for states, weights in zip(layers, self._weights, strict=True):
+        layers, before = self._weights, memory.flatten(1, -2).unbind(1)
+        after = list(before)
+        for layer, weights in enumerate(layers):
+            states = before[layer :: len(layers)]
             if is_transformed(x, *states, *weights):
                 w_ih, w_hh, b_ih, b_hh = weights
                 from_h = F.linear(states[0], w_hh, b_hh)
                 states = self.combine(F.linear(x, w_ih, b_ih), from_h, states)
             else:
                 states = self.run_cell(x, states, weights)
+            after[layer :: len(layers)] = states
             x = states[0]
-            after.append(torch.stack(states, 1))
-        return self._read_out(x), torch.stack(after, -2).view(memory.shape)
+        return self._read_out(x), torch.stack(after, 1).view(memory.shape)
 
     def run_sequence(
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
@@ -144,15 +145,18 @@ class RecurrentCell(BaseCell):
         padding = (order == batch * steps).unsqueeze(1)
         # one more step, of zeros, is the padding
         hidden = F.pad(x.reshape(batch * steps, -1), (0, 0, 0, 1)).index_select(0, order)
-        final: list[Tensor] = []
-        layers = zip(*(state.unbind(0) for state in self._unpack(memory)), strict=True)
-        for states, weights in zip(layers, self._weights, strict=True):
-            start = [torch.where(fresh, 0, state.index_select(0, sequence)) for state in states]
-            hidden, cells = self.run_layer(hidden, sizes, padding, start, weights)
+        layers, before = self._weights, memory.flatten(1, -2).unbind(1)
+        after = list(before)
+        for layer, weights in enumerate(layers):
+            states = [
+                torch.where(fresh, 0, state.index_select(0, sequence))
+                for state in before[layer :: len(layers)]
+            ]
+            hidden, cells = self.run_layer(hidden, sizes, padding, states, weights)
             rest = [cell.index_select(0, last) for cell in cells]
-            final.append(torch.stack([hidden.index_select(0, final_step), *rest], 1))
+            after[layer :: len(layers)] = [hidden.index_select(0, final_step), *rest]
         y = hidden.index_select(0, place).view(batch, steps, -1)
-        return self._read_out(y), torch.stack(final, -2).view(memory.shape)
+        return self._read_out(y), torch.stack(after, 1).view(memory.shape)
 
     def run_layer(
         self, x: Tensor, sizes: Tensor, padding: Tensor, states: list[Tensor], weights: Any
@@ -199,11 +203,6 @@ class RecurrentCell(BaseCell):
         """The parameters of each layer: W_ih, W_hh, b_ih, b_hh."""
         layers: Any = self.rnn.all_weights
         return layers
-
-    def _unpack(self, memory: Tensor) -> tuple[Tensor, ...]:
-        """The states, `[layers, B, H]`."""
-        states = memory.reshape(len(memory), self._num_states, *self.memory_shape[-2:])
-        return states.permute(1, 2, 0, 3).unbind(0)
 
     def _read_out(self, hidden: Tensor) -> Tensor:
         return hidden if self.out is None else self.out(hidden)
