@@ -37,11 +37,8 @@ ENVS: dict[str, Callable[..., EnvBase]] = {
 }
 
 
-def make_gru_of_torchrl(
-    input_size: int, output_size: int, *, in_key: Any, out_key: Any, memory_key: Any, **options: Any
-) -> Any:
-    keys = {"in_keys": [in_key, memory_key, "is_init"], "out_keys": [out_key, ("next", memory_key)]}
-    return GRUModule(input_size, output_size, **keys, **options)
+def make_gru_of_torchrl(input_size: int, output_size: int, *, in_key: Any, **options: Any) -> Any:
+    return GRUModule(input_size, output_size, in_key=in_key, **options)
 
 
 MEMORIES: dict[str, Any] = {

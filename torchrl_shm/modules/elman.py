@@ -86,7 +86,7 @@ class Elman(RecurrentCell):
         return (new.tanh() if self.nonlinearity == "tanh" else new.relu(),)
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
-        """Run one layer over sequences without resets; see `RecurrentCell.run_kernel`."""
+        """Run layers over sequences without resets; see `RecurrentCell.run_kernel`."""
         kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
         return kernel(*inputs, states[0], *options)
 
