@@ -114,7 +114,9 @@ class PlainPPO(nn.Module):
         for _ in range(self.algo.rollout_length):
             x = self.state["observation"]
             embedding = self.encoder(x)
-            memory = torch.where(self.first.view(-1, *(1,) * (self.memory.ndim - 1)), 0, self.memory)
+            memory = torch.where(
+                self.first.view(-1, *(1,) * (self.memory.ndim - 1)), 0, self.memory
+            )
             features, self.memory, choice = self.cell.step(embedding, memory)
             inputs = torch.cat([features, embedding], -1)
             policy = Categorical(logits=self.actor.layers(inputs))
@@ -217,7 +219,9 @@ class Alternating(RolloutCollector):
             self.seconds.append((middle - start, time.process_time() - middle))
 
 
-def compare(memory: str, experiment: Experiment, algo: PPO) -> tuple[list[tuple[float, float]], float]:
+def compare(
+    memory: str, experiment: Experiment, algo: PPO
+) -> tuple[list[tuple[float, float]], float]:
     """Run both sides.
 
     Returns:
