@@ -48,8 +48,9 @@ NAMES = {
     "torchrl_shm.training.get_behaviour": "torchrl_shm.networks.get_behavior",
     "torchrl_shm.configs.run_on_run": "a tool of `torchrl-shm`",
     "torchrl_shm.configs.save_config": "torchrl_shm.training.TrainingRun.open",
-    "torchrl_shm.modules.make_gru": 'torchrl_shm.modules.make_rnn("gru", ...)',
-    "torchrl_shm.modules.make_lstm": 'torchrl_shm.modules.make_rnn("lstm", ...)',
+    "torchrl_shm.modules.make_rnn": "torchrl_shm.modules.make_memory(GRU, ...), or of LSTM",
+    "torchrl_shm.modules.make_gru": "torchrl_shm.modules.make_memory(GRU, ...)",
+    "torchrl_shm.modules.make_lstm": "torchrl_shm.modules.make_memory(LSTM, ...)",
     **{f"{old}.{name}": f"{new}.{name}" for new, (old, *names) in _MOVED.items() for name in names},
 }
 """Names of Python."""

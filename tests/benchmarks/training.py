@@ -34,6 +34,7 @@ from recipes import ppo_shm
 from tests.benchmarks._measure import number, table, wait_until_idle
 from torchrl_shm.configs import MEMORIES, PPO
 from torchrl_shm.envs.popgym import RepeatPreviousEnv
+from torchrl_shm.modules import GRU, LSTM
 from torchrl_shm.modules._resets import cut_at_resets
 from torchrl_shm.networks import Encoder, Head, make_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector
@@ -42,24 +43,37 @@ from torchrl_shm.training import Experiment, RolloutCollector
 TOLERANCE = 1e-3
 
 
-class PlainGRU(nn.Module):
-    """`torch.nn.GRU` with resets, by the interface of our cells."""
+class PlainRNN(nn.Module):
+    """`torch.nn.GRU` or `LSTM` of one layer with resets, by the interface of our cells.
 
-    def __init__(self, gru: nn.GRU) -> None:
+    Args:
+        network: parameters of either, under torch's names.
+    """
+
+    def __init__(self, network: nn.RNNBase) -> None:
         super().__init__()
-        self.gru = gru
-        self.memory_shape = (gru.num_layers, gru.hidden_size)
+        kind = getattr(nn, network.mode)
+        self.rnn = kind(network.input_size, network.hidden_size, batch_first=True)
+        self.rnn.load_state_dict(network.state_dict())
+        self.memory_shape = (1 + isinstance(self.rnn, nn.LSTM), network.hidden_size)
         self.num_choices = None
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, None]:
         """One step `[B, D]`."""
-        y, memory = self.gru(x.unsqueeze(1), memory.transpose(0, 1).contiguous())
-        return y.squeeze(1), memory.transpose(0, 1), None
+        (weights,) = self.rnn.all_weights
+        if isinstance(self.rnn, nn.LSTM):
+            h, c = torch.lstm_cell(x, memory.unbind(1), *weights)
+            return h, torch.stack([h, c], 1), None
+        h = torch.gru_cell(x, memory[:, 0], *weights)
+        return h, h.unsqueeze(1), None
 
     def forward(
         self, x: Tensor, memory: Tensor, is_init: Tensor, choice: None
     ) -> tuple[Tensor, None, None]:
-        """Sequences `[B, T, D]`, cut where episodes start and padded to the longest part."""
+        """Sequences `[B, T, D]`, cut where episodes start and padded to the longest part.
+
+        On a CPU that is faster than a `PackedSequence`, whose backward is quadratic in `T`.
+        """
         first, part, step = cut_at_resets(is_init)
         padded = x.new_zeros(len(first), int(step.max()) + 1, x.shape[-1])
         padded = padded.index_put((part, step), x.flatten(0, 1))
@@ -67,7 +81,8 @@ class PlainGRU(nn.Module):
         starts = (first % length == 0) & ~is_init[first // length, 0]
         state = memory.new_zeros(len(first), *self.memory_shape)
         state = torch.where(starts.view(-1, 1, 1), memory[first // length], state)
-        y, _ = self.gru(padded, state.transpose(0, 1).contiguous())
+        states = state.transpose(0, 1).split(1)
+        y, _ = self.rnn(padded, states if len(states) > 1 else states[0])
         return y[part, step].unflatten(0, x.shape[:2]), None, None
 
 
@@ -86,8 +101,9 @@ class PlainPPO(nn.Module):
         parts = list(copy.deepcopy(operator).modules())
         self.encoder = next(x for x in parts if isinstance(x, Encoder))
         self.actor, self.critic = (x for x in parts if isinstance(x, Head))
-        gru = next((x for x in parts if isinstance(x, nn.GRU)), None)
-        self.cell: Any = next((x.cell for x in parts if hasattr(x, "cell")), gru and PlainGRU(gru))
+        cell: Any = next(x.cell for x in parts if hasattr(x, "cell"))
+        rnn = isinstance(cell, (GRU, LSTM))
+        self.cell = PlainRNN(cell.rnn) if rnn else cell
         self.algo = algo
         self.rng = rng
         self.env = RepeatPreviousEnv(num_envs)
@@ -265,7 +281,7 @@ def compare(
 def main() -> None:
     """Parse the arguments, compare, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--memories", default="shm,gru,lru")
+    parser.add_argument("--memories", default="shm,gru,lru,lstm")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--rollout-length", type=int, default=128)
     parser.add_argument("--minibatches", type=int, default=8)

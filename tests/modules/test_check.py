@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torchrl.modules import GRUModule, LSTMModule
 
 from tests.modules._helpers import SIZE, Trace, join, make_memory
 from torchrl_shm.modules import (
@@ -18,7 +19,6 @@ from torchrl_shm.modules import (
     MemoryReport,
     check_memory,
     make_mlp,
-    make_rnn,
 )
 
 KEYS: dict[str, Any] = {"in_key": "observation", "out_key": "features"}
@@ -143,10 +143,10 @@ def test_options_pass(options: dict[str, Any]) -> None:
     assert check_memory(make_memory(**options)).promises == PROMISES
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_memories_of_torchrl_pass(kind: Any) -> None:
-    # one layer is checked with every memory
-    assert check_memory(make_rnn(kind, SIZE, 7, num_layers=2, **KEYS)).promises == PROMISES
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("make", [GRUModule, LSTMModule])
+def test_memories_of_torchrl_pass(make: Any, num_layers: int) -> None:
+    assert check_memory(make(SIZE, 7, num_layers, **KEYS)).promises == PROMISES
 
 
 def test_a_foreign_cell_passes() -> None:

@@ -20,10 +20,8 @@ from torchrl_shm import modules
 from torchrl_shm.configs import MEMORIES
 from torchrl_shm.modules import SHM, BaseCell, check_memory
 
-# nothing to remember; and TorchRL's own, which keep the state of every step under keys of theirs
-PLAIN, THEIRS = ("mlp",), ("gru", "lstm")
-NAMES = [name for name in MEMORIES if name not in PLAIN]
-OURS = [name for name in NAMES if name not in THEIRS]
+# all but the one without a memory
+NAMES = [name for name in MEMORIES if name != "mlp"]
 # those that begin with a LayerNorm
 NORMED = ("shm", "linear_attention", "fast_weights", "mlstm", "lru", "s6")
 
@@ -62,13 +60,11 @@ def gradients(cell: nn.Module, x: Tensor, memory: Tensor, y: Tensor, last: Tenso
 
 @pytest.mark.parametrize("name", NAMES)
 def test_check_memory(name: str) -> None:
-    module = build(name, torch.float32)
-    memory = next(m for m in module.modules() if hasattr(m, "make_tensordict_primer"))
-    report = check_memory(memory)
+    report = check_memory(build(name, torch.float32))
     assert "state_is_carried" in report.promises
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_sequence_is_its_steps(name: str) -> None:
     cell = build(name).cell
     x, memory, is_init = make_inputs(cell)
@@ -87,7 +83,7 @@ def test_a_sequence_is_its_steps(name: str) -> None:
     assert dmemory[-1].any()
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_single_precision(name: str) -> None:
     cell = build(name, torch.float32).cell
     x, is_init = torch.randn(2, 40, cell.input_size), torch.rand(2, 40) < 0.1
@@ -98,7 +94,7 @@ def test_single_precision(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_sequence_is_its_steps_on_cuda(name: str) -> None:
     cell = build(name).cell.to("cuda")
     x, memory, is_init = (z.to("cuda") for z in make_inputs(build(name).cell))
@@ -111,7 +107,7 @@ def test_a_sequence_is_its_steps_on_cuda(name: str) -> None:
     assert_close(last, expected_last, **EXACT)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_autocast_does_not_round_the_memory(name: str) -> None:
     cell = build(name, torch.float32).cell
     x = torch.randn(2, 6, cell.input_size)
@@ -130,7 +126,7 @@ def test_autocast_does_not_round_the_memory(name: str) -> None:
         assert_close(rounded, y)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_nothing_passes_a_reset(name: str, poison: float) -> None:
     cell = build(name).cell
@@ -155,7 +151,7 @@ def test_nothing_passes_a_reset(name: str, poison: float) -> None:
     assert all(gradient.isfinite().all() for gradient in (dx, *dparameters))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("batch", "steps"), [(0, 3), (1, 1), (2, 1), (1, 33)])
 def test_odd_sizes(name: str, batch: int, steps: int) -> None:
     cell = build(name, sizes=(3, 5)).cell
@@ -174,18 +170,15 @@ def test_odd_sizes(name: str, batch: int, steps: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ratio_of_ppo_is_one(name: str) -> None:
-    # TorchRL's modules hold their state in single precision
-    dtype = torch.float32 if name in THEIRS else torch.float64
-    bound = 1e-4 if name in THEIRS else 1e-8
-    agent = shared(build(name, dtype), dtype)
+    agent = shared(build(name), torch.float64)
 
     def check(collected: Any, batch: Any) -> None:
-        assert ratio_error(agent, batch) <= bound
+        assert ratio_error(agent, batch) <= 1e-8
 
-    train(agent, WalkEnv(dtype=dtype), check, learning_rate=0.05)
+    train(agent, WalkEnv(dtype=torch.float64), check, learning_rate=0.05)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_step_mode_compiles_without_graph_breaks(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +220,7 @@ def test_state_dict_and_pickle(name: str) -> None:
     assert_close(outputs[2], outputs[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_wrong_shapes_are_named(name: str) -> None:
     cell = build(name).cell
     x, memory, is_init = make_inputs(cell)
@@ -246,7 +239,7 @@ def test_wrong_shapes_are_named(name: str) -> None:
         cell(x, memory, is_init.double())
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if not name.startswith("shm_")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("shm_")])
 def test_options_are_checked(name: str) -> None:
     cell: Any = type(build(name).cell)
     sizes = {"input_size": 3, "output_size": 5}
@@ -274,7 +267,7 @@ def test_few_features_are_remembered_or_refused(name: str, size: int) -> None:
     is_init = torch.zeros(64, 3, 1, dtype=torch.bool)
     is_init[:, 0] = True
     data = TensorDict({"observation": x, "is_init": is_init}, [64, 3])
-    if hasattr(module, "cell") and module.cell.num_choices is not None:
+    if module.cell.num_choices is not None:
         data["theta_index"] = torch.zeros(64, 3, dtype=torch.int64)
     with torch.no_grad(), set_recurrent_mode(True):
         y = module(data)["features"][:, -1]
@@ -288,10 +281,10 @@ def test_every_cell_is_in_the_group() -> None:
         for cell in vars(modules).values()
         if isinstance(cell, type) and issubclass(cell, BaseCell) and cell is not BaseCell
     }
-    assert {type(build(name).cell) for name in OURS} == cells | {SHM}
+    assert {type(build(name).cell) for name in NAMES} == cells | {SHM}
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if not name.startswith("shm")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("shm")])
 def test_parameters_of_few_bits_are_refused(name: str) -> None:
     cell = build(name, torch.bfloat16).cell
     for run in (cell, cell.step):

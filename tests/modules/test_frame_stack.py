@@ -9,8 +9,8 @@ import torch
 from tensordict import TensorDict
 
 from tests.modules._helpers import assert_same, make_inputs
-from torchrl_shm.modules.baselines import make_mlp
 from torchrl_shm.modules.frame_stack import FrameStack
+from torchrl_shm.modules.mlp import make_mlp
 
 
 def make(num_frames: int = 4) -> Any:

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
-from torchrl.modules import set_recurrent_mode
+from torchrl.modules import GRUModule, set_recurrent_mode
 
 from tests.modules._helpers import (
     DTYPE,
@@ -24,7 +24,7 @@ from tests.modules._helpers import (
     make_shared,
 )
 from torchrl_shm import SHM, MemoryModule, unroll
-from torchrl_shm.modules import FFM, LRU, MLSTM, make_rnn
+from torchrl_shm.modules import FFM, LRU, MLSTM
 
 KEYS: Any = {"in_key": "observation", "out_key": "features"}
 STATES = ("lean", "stored", "zero")
@@ -82,7 +82,7 @@ def test_what_came_next_is_that_of_a_sequence_that_ends_with_it(
 
 
 def make_gru() -> Any:
-    return make_rnn("gru", SIZE, 6, **KEYS)
+    return GRUModule(SIZE, 6, **KEYS)
 
 
 def make_lru() -> Any:

@@ -79,8 +79,8 @@ def test_it_acts_as_in_an_environment(task: str, memory: str) -> None:
     ("memory", "keys"),
     [
         ("shm", {"memory"}),
-        ("gru", {"recurrent_state"}),
-        ("lstm", {"recurrent_state_h", "recurrent_state_c"}),
+        ("gru", {"memory"}),
+        ("lstm", {"memory"}),
         ("mlp", set()),
     ],
 )
@@ -142,8 +142,8 @@ SHM = torch.zeros(4, 24, 24)
         (X, {}, TypeError, r"reads \['observation', 'previous_action'\]: pass"),
         (LOOK, {"memory": {"memory": SHM[:3]}}, ValueError,
          r"memory\['memory'\] is \[3, 24, 24\], expected \[4, 24, 24\]"),
-        (LOOK, {"memory": {"recurrent_state": X}}, KeyError,
-         r"no 'memory', only \['recurrent_state'\]; start with"),
+        (LOOK, {"memory": {"hidden": X}}, KeyError,
+         r"no 'memory', only \['hidden'\]; start with"),
         (LOOK, {"is_init": torch.zeros(4)}, TypeError, "is torch.float32, expected torch.bool"),
         (LOOK, {"is_init": torch.zeros(4, 1).bool()}, ValueError, r"is \[4, 1\], expected \[4\]"),
         (LOOK, {"is_init": torch.zeros(3).bool()}, ValueError, r"is_init is \[3\], expected \[4\]"),

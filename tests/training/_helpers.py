@@ -15,13 +15,13 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ActorValueOperator
 
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.modules import make_mlp, make_rnn
+from torchrl_shm.modules import GRU, LSTM, make_memory, make_mlp
 from torchrl_shm.networks import make_actor_critic
 
 MEMORIES: dict[str, Any] = {
     "shm": SHMModule,
-    "gru": partial(make_rnn, "gru"),
-    "lstm": partial(make_rnn, "lstm"),
+    "gru": partial(make_memory, cell=GRU),
+    "lstm": partial(make_memory, cell=LSTM),
     "mlp": make_mlp,
 }
 KEYS = ["observation", "previous_action"]

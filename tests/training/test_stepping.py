@@ -20,10 +20,10 @@ from torchrl.envs import (
     Transform,
     TransformedEnv,
 )
+from torchrl.modules import GRUModule
 
 from torchrl_shm import SHMModule, TMazeEnv, WindEnv
 from torchrl_shm.envs.popgym import NoisyPositionOnlyCartPoleEnv, RepeatPreviousEnv
-from torchrl_shm.modules import make_rnn
 from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.training.finite import FiniteSteps
 from torchrl_shm.training.stepping import FiniteRewardSum, SteppingEnv
@@ -35,9 +35,18 @@ ENVS: dict[str, Callable[..., EnvBase]] = {
     "layouts are drawn for all": partial(TMazeEnv, 3, length=4),
     "actions are numbers": partial(WindEnv, 3, max_steps=9),
 }
+
+
+def make_gru_of_torchrl(
+    input_size: int, output_size: int, *, in_key: Any, out_key: Any, memory_key: Any, **options: Any
+) -> Any:
+    keys = {"in_keys": [in_key, memory_key, "is_init"], "out_keys": [out_key, ("next", memory_key)]}
+    return GRUModule(input_size, output_size, **keys, **options)
+
+
 MEMORIES: dict[str, Any] = {
     **{state: partial(SHMModule, state=state) for state in ("lean", "stored", "zero")},
-    "gru": partial(make_rnn, "gru"),
+    "of TorchRL": make_gru_of_torchrl,
 }
 
 

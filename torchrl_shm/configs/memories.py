@@ -16,7 +16,9 @@ from torchrl_shm.modules import (
     DNC,
     FFM,
     GPT2,
+    GRU,
     LRU,
+    LSTM,
     MLSTM,
     NTM,
     S6,
@@ -28,7 +30,6 @@ from torchrl_shm.modules import (
     MemoryCell,
     make_memory,
     make_mlp,
-    make_rnn,
 )
 
 # arguments that the recipe passes itself; they stay out of the config
@@ -68,8 +69,8 @@ MEMORIES = Presets(
         "mlp": partial(factory_config, make_mlp, zen_exclude=_RUNTIME),
         "frame_stack": partial(memory_config, FrameStack),
         "elman": partial(memory_config, Elman),
-        "gru": partial(factory_config, make_rnn, "gru", zen_exclude=_RUNTIME),
-        "lstm": partial(factory_config, make_rnn, "lstm", zen_exclude=_RUNTIME),
+        "gru": partial(memory_config, GRU),
+        "lstm": partial(memory_config, LSTM),
         "linear_attention": partial(memory_config, LinearAttention),
         "fast_weights": partial(memory_config, FastWeights),
         "fast_weights_additive": partial(memory_config, FastWeights, rule="additive"),

@@ -1,7 +1,6 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
 from torchrl_shm.modules.base_cell import BaseCell
-from torchrl_shm.modules.baselines import RNNKind, make_mlp, make_rnn
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
 from torchrl_shm.modules.dnc import DNC
 from torchrl_shm.modules.elman import Elman
@@ -15,8 +14,10 @@ from torchrl_shm.modules.linear_attention import LinearAttention
 from torchrl_shm.modules.lru import LRU
 from torchrl_shm.modules.measure import MemorySize, measure_memory
 from torchrl_shm.modules.memory_module import MemoryCell, MemoryModule
+from torchrl_shm.modules.mlp import make_mlp
 from torchrl_shm.modules.mlstm import MLSTM
 from torchrl_shm.modules.ntm import NTM
+from torchrl_shm.modules.rnn import GRU, LSTM
 from torchrl_shm.modules.s6 import S6
 from torchrl_shm.modules.shm import SHM, Calibration
 from torchrl_shm.modules.shm_module import SHMModule
@@ -27,7 +28,9 @@ __all__ = [
     "DNC",
     "FFM",
     "GPT2",
+    "GRU",
     "LRU",
+    "LSTM",
     "MLSTM",
     "NTM",
     "S6",
@@ -44,13 +47,11 @@ __all__ = [
     "MemoryPrimer",
     "MemoryReport",
     "MemorySize",
-    "RNNKind",
     "SHMModule",
     "State",
     "check_memory",
     "make_memory",
     "make_mlp",
-    "make_rnn",
     "measure_memory",
     "unroll",
 ]

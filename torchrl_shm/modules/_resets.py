@@ -75,3 +75,67 @@ def cut_at_resets(is_init: Tensor) -> Parts:
     part = starts.cumsum(0) - 1
     step = torch.arange(len(starts), device=starts.device) - first[part]
     return Parts(first, part, step)
+
+
+class Packing(NamedTuple):
+    """The parts between resets side by side, as in torch's `PackedSequence`; on the CPU.
+
+    Packed steps come in the order of their step within the part, and at each step the longest part
+    first. Parts are counted in that order, too.
+
+    Attributes:
+        sizes: number of packed steps at each step, of shape `[longest]`.
+        order: flat index `b * T + t` of each packed step, `B * T` for padding, of shape
+            `[sizes.sum()]`.
+        place: where each step is in the packed ones, of shape `[B * T]`.
+        sequence: the sequence `b` of each part, of shape `[num_parts]`.
+        fresh: bool of shape `[num_parts, 1]`, whether a reset stands at the start of the part.
+        last: the last part of each sequence, of shape `[B]`.
+    """
+
+    sizes: Tensor
+    order: Tensor
+    place: Tensor
+    sequence: Tensor
+    fresh: Tensor
+    last: Tensor
+
+
+def pack_parts(is_init: Tensor, share: float = 1.0) -> Packing:
+    """Cut sequences into parts at each reset and pack these.
+
+    Args:
+        is_init: bool of shape `[B, T]`, `B >= 1` and `T >= 1`.
+        share: fill up with padding where at least this share of parts goes on, so that fewer
+            numbers of parts follow each other; 1 is without padding.
+
+    Returns:
+        The parts.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm.modules._resets import pack_parts
+        >>> packing = pack_parts(torch.tensor([[False, False, True], [True, False, False]]))
+        >>> packing.sizes.tolist(), packing.order.tolist(), packing.sequence.tolist()
+        ([3, 2, 1], [3, 0, 2, 4, 1, 5], [1, 0, 0])
+        >>> packing.last.tolist(), packing.fresh.flatten().tolist()
+        ([0, 2], [True, False, True])
+    """
+    # small tensors of numbers, which decide what runs
+    is_init = is_init.cpu()
+    steps = is_init.shape[1]
+    first, part, step = cut_at_resets(is_init)
+    by_length = part.bincount().argsort(descending=True, stable=True)
+    rank = torch.empty_like(part[: len(first)])
+    rank[by_length] = torch.arange(len(first))
+    rounded: list[int] = []
+    for size in step.bincount().tolist():
+        goes_on = rounded and size >= share * rounded[-1]
+        rounded.append(rounded[-1] if goes_on else size)
+    sizes = torch.tensor(rounded)
+    place = (sizes.cumsum(0) - sizes)[step] + rank[part]
+    order = torch.full((sum(rounded),), is_init.numel())
+    order[place] = torch.arange(is_init.numel())
+    first = first[by_length]
+    fresh = is_init.flatten()[first].unsqueeze(1)
+    return Packing(sizes, order, place, first // steps, fresh, rank[part[steps - 1 :: steps]])

@@ -352,9 +352,6 @@ class TrainingRun:
 
 def _name(factory: Any) -> str:
     while isinstance(factory, functools.partial):
-        if factory.args and isinstance(factory.args[0], str):
-            # make_rnn("gru", ...)
-            return factory.args[0]
         factory = factory.keywords.get("cell", factory.func)
     return getattr(factory, "__name__", type(factory).__name__)
 
