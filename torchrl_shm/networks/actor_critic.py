@@ -17,7 +17,7 @@ from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 from torchrl_shm.checks import check_count
 from torchrl_shm.networks.encoder import Encoder
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
-from torchrl_shm.networks.policy import COMPUTED_KEYS, Behavior, Layer, Operator, Policy
+from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.specs import EnvSpecs
 
 MemoryFactory = Callable[..., TensorDictModuleBase]
@@ -113,7 +113,7 @@ def make_actor_critic(
         return Sequential(embed, module)
 
     def value_head(prefix: str) -> Layer:
-        in_keys = [f"{prefix}{key}" for key in HEAD_KEYS]
+        in_keys: list[Any] = [f"{prefix}{key}" for key in HEAD_KEYS]
         head = Head((*sizes, 1), 1.0, device, trains_inputs=True)
         return Layer(head, in_keys, ["state_value"])
 

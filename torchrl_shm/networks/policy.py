@@ -37,7 +37,9 @@ class Layer(TensorDictModule):
     """
 
     @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, tensordict: TensorDictBase
+    ) -> TensorDictBase:
         """Run the network and write what it returns.
 
         Args:
@@ -63,7 +65,7 @@ class Policy(SafeProbabilisticTensorDictSequential):
         *parts: the networks, and a `ProbabilisticTensorDictModule` of one action.
     """
 
-    def __init__(self, *parts: TensorDictModuleBase) -> None:
+    def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         # beside the registered modules, which hold them once already
         vars(self)["_networks"] = [leaf for part in parts[:-1] for leaf in _leaves(part)]
@@ -90,7 +92,9 @@ class Policy(SafeProbabilisticTensorDictSequential):
         return self._head.get_dist(tensordict)
 
     @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, tensordict: TensorDictBase
+    ) -> TensorDictBase:
         """Choose actions: random ones, or the most likely, as the exploration type says.
 
         Args:
@@ -123,7 +127,7 @@ class Behavior(Policy):
         *parts: as in `Policy`.
     """
 
-    def __init__(self, *parts: TensorDictModuleBase) -> None:
+    def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self._computed = [key for key in self.out_keys if key in COMPUTED_KEYS]
         self.out_keys = [key for key in self.out_keys if key not in COMPUTED_KEYS]
@@ -149,7 +153,8 @@ class Operator(ActorValueOperator):
 
     def get_policy_operator(self) -> Policy:
         """The actor with what stands before it."""
-        return Policy(self.module[0], *self.module[1].module)
+        backbone, actor, _ = self.module
+        return Policy(backbone, *actor.module)  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _leaves(part: Any) -> list[TensorDictModuleBase]:

@@ -74,22 +74,28 @@ class LeanClipPPOLoss(ClipPPOLoss):
         Returns:
             `loss_objective`, `loss_critic` and `loss_entropy`, whose sum is to be minimized, and
             `entropy`, `kl_approx`, `clip_fraction`, `max_ratio` and `mean_ratio` to look at.
+
+        Raises:
+            KeyError: an entry is missing; advantages and targets come from a value estimator.
         """
         keys: Any = self.tensor_keys
+        # buffers, which may change while training
+        critic_coeff: Any = self.critic_coeff
+        entropy_coeff: Any = self.entropy_coeff
         data = tensordict.copy()
         dist = self.actor_network.get_dist(data)
-        log_ratio = dist.log_prob(data.get(keys.action)) - data.get(keys.sample_log_prob)
+        log_ratio = dist.log_prob(data[keys.action]) - data[keys.sample_log_prob]
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self._epsilon, 1 + self._epsilon)
-        advantage = data.get(keys.advantage).squeeze(-1)
+        advantage = data[keys.advantage].squeeze(-1)
         gain = torch.minimum(ratio * advantage, clipped * advantage)
         entropy = dist.entropy().mean()
         value = self.critic_network(data).get(keys.value)
-        error = F.mse_loss(value, data.get(keys.value_target))
+        error = F.mse_loss(value, data[keys.value_target])
         entries = {
             "loss_objective": -gain.mean(),
-            "loss_critic": self.critic_coeff * error,
-            "loss_entropy": -self.entropy_coeff * entropy,
+            "loss_critic": critic_coeff * error,
+            "loss_entropy": -entropy_coeff * entropy,
             "entropy": entropy.detach(),
         }
         with torch.no_grad():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchrl_shm.ops.shm.backend import Vectors
 from torchrl_shm.ops.shm.checks import check
-from torchrl_shm.ops.shm.dispatch import StepBackend, fuses_step
+from torchrl_shm.ops.shm.dispatch import StepBackend, fuses_step, is_transformed
 from torchrl_shm.ops.shm.operator import needs_gradient, step_op, step_op_
 
 
@@ -80,9 +80,10 @@ def shm_step(
         # 1 + tanh(z) = 2 * sigmoid(2 z): several times faster on CPU and more accurate near 0.
         # Batched products instead of broadcasting would save two operations, but are slower
         gate = ((2 * theta).unsqueeze(-1) * vc.unsqueeze(-2)).sigmoid_()
-        new = (v.unsqueeze(-1) * k.unsqueeze(-2)).addcmul_(memory, gate, value=2)
+        new = torch.addcmul(v.unsqueeze(-1) * k.unsqueeze(-2), memory, gate, value=2)
         if clamp is not None:
             new = new.clamp(-clamp, clamp)
-        # a matrix that no gradient needs any more is written over: memory from the system is slow
-        y = torch.mul(new, q.unsqueeze(-2), out=None if records else gate).sum(-1)
+        # to write over a matrix that nobody needs any more is faster than to make another one
+        reused = None if records or is_transformed(*vectors, memory) else gate
+        y = torch.mul(new, q.unsqueeze(-2), out=reused).sum(-1)
     return y.to(dtype), memory.copy_(new) if inplace else new

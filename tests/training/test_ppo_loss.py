@@ -1,0 +1,79 @@
+"""The lean loss is TorchRL's loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torchrl.modules import set_recurrent_mode
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
+
+from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm.envs.popgym import BattleshipEnv, RepeatPreviousEnv
+from torchrl_shm.networks import get_behavior, make_actor_critic
+from torchrl_shm.training import LeanClipPPOLoss, RolloutCollector
+
+OPTIONS: dict[str, float] = {"clip_epsilon": 0.1, "entropy_coeff": 0.03, "critic_coeff": 0.4}
+
+
+def collected(env: Any, **options: Any) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    operator = make_actor_critic(env(4), SHMModule, embedding_size=8, **options)
+    collector = RolloutCollector(
+        env, get_behavior(operator), num_envs=4, rollout_length=12, total_frames=1
+    )
+    batch = next(iter(collector))
+    collector.close()
+    gae = GAE(gamma=0.9, lmbda=0.9, value_network=operator.get_value_operator(), shifted=True)
+    gae.shifted_budget = 2
+    with torch.no_grad(), set_recurrent_mode(True):
+        batch = gae(batch)
+    # away from the policy that acted, so that ratios are clipped on both sides
+    for parameter in operator.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return operator, batch
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("env", [WindEnv, RepeatPreviousEnv, BattleshipEnv])
+def test_losses_and_gradients(env: Any, shared: bool) -> None:
+    operator, batch = collected(env, shared_memory=shared)
+    networks = operator.get_policy_operator(), operator.get_value_head()
+    options: dict[str, Any] = {**OPTIONS, "loss_critic_type": "l2", "functional": False}
+    found: list[Any] = []
+    for loss, data in (
+        (ClipPPOLoss(*networks, **options), batch),
+        # the entries that it names are enough
+        (lean := LeanClipPPOLoss(*networks, **OPTIONS), batch.select(*lean_keys(networks))),
+    ):
+        operator.zero_grad()
+        terms = loss(data)
+        sum(terms[key] for key in terms.keys() if key.startswith("loss_")).backward()
+        found.append((terms, [x.grad.clone() for x in operator.parameters()]))
+    (theirs, expected), (ours, gradients) = found
+    assert 0.05 < float(theirs["clip_fraction"]) < 0.95
+    assert set(ours.keys()) < set(theirs.keys())
+    for key, value in ours.items():
+        torch.testing.assert_close(value, theirs[key].squeeze(), rtol=1e-5, atol=1e-6)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
+    assert lean.functional is False
+
+
+def lean_keys(networks: tuple[Any, Any]) -> list[Any]:
+    keys = LeanClipPPOLoss(*networks).in_keys
+    assert not {"reward", "done", ("next", "reward")} & set(keys)
+    # a memory per step is not there, and not needed
+    return [key for key in keys if not str(key).endswith("memory")]
+
+
+def test_the_data_stay_as_they_are() -> None:
+    operator, batch = collected(WindEnv)
+    loss = LeanClipPPOLoss(operator.get_policy_operator(), operator.get_value_head())
+    before = set(batch.keys(True, True))
+    loss(batch)
+    assert set(batch.keys(True, True)) == before
+    with pytest.raises(KeyError, match="action_log_prob"):
+        loss(batch.exclude("action_log_prob"))
