@@ -87,7 +87,7 @@ class Elman(RecurrentCell):
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run layers over sequences without resets; see `RecurrentCell.run_kernel`."""
-        kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
+        kernel: Any = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
         return kernel(*inputs, states[0], *options)
 
     def extra_repr(self) -> str:

@@ -86,7 +86,8 @@ class GRU(RecurrentCell):
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run all layers over sequences without resets; see `RecurrentCell.run_kernel`."""
-        return torch.gru(*inputs, states[0], *options)
+        kernel: Any = torch.gru
+        return kernel(*inputs, states[0], *options)
 
 
 class LSTM(RecurrentCell):
@@ -166,7 +167,8 @@ class LSTM(RecurrentCell):
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run all layers over sequences without resets; see `RecurrentCell.run_kernel`."""
-        return torch.lstm(*inputs, states, *options)
+        kernel: Any = torch.lstm
+        return kernel(*inputs, states, *options)
 
     def run_layer(
         self,
