@@ -95,7 +95,7 @@ class TestResume:
         config = resumed_config(fresh)
         assert (config.experiment.run_dir, config.experiment.resume) == (str(old), str(old))
         assert config.experiment.seed == 7
-        assert config.memory.cell._target_ == "torchrl_shm.modules.rnn.GRU"
+        assert config.memory.cell.path == "torchrl_shm.modules.rnn.GRU"
         # the folder that Hydra had made for a new run is gone, and nothing else
         assert {path.name for path in tmp_path.iterdir()} == {"old"}
         # the run writes the same configuration again

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 
 from tests.modules._helpers import EXACT, assert_same, make_inputs
-from torchrl_shm.modules import GRU, LSTM, Elman
+from torchrl_shm.modules import GRU, LSTM, Elman, _recurrent
 from torchrl_shm.modules._resets import pack_parts
 
 # class, name of torch's function, and TorchRL's module with the name of its network
@@ -100,6 +100,16 @@ def test_few_calls_of_the_kernel(kind: Any, function: str, monkeypatch: pytest.M
     # each has less than three quarters of the parts of the one before
     assert all(4 * b < 3 * a for (_, a), (_, b) in pairwise(calls))
     assert 64 * 40 < sum(shape.numel() for shape in calls) < 64 * 40 * 4 / 3
+
+
+@every_cell
+@every_depth
+def test_packed_as_on_cuda(kind: Any, num_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = make(kind, num_layers=num_layers)
+    x, memory, is_init = make_inputs(cell, 6, 17)
+    expected = cell(x, memory, is_init)[:2]
+    monkeypatch.setattr(_recurrent, "_runs_packed", lambda _: True)
+    assert_same(cell(x, memory, is_init)[:2], expected, [x, memory, *cell.parameters()])
 
 
 @every_cell

@@ -17,7 +17,8 @@ from torchrl.modules.utils import get_env_transforms_from_module
 from torchrl.objectives import ClipPPOLoss
 
 from tests.training._helpers import KEYS, MEMORIES, Countdown, make_operator
-from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm import SHM, SHMModule, WindEnv
+from torchrl_shm.modules import LSTM
 from torchrl_shm.networks import Encoder, make_actor_critic
 from torchrl_shm.training import RolloutCollector
 
@@ -33,9 +34,9 @@ def collect(operator: Any) -> Any:
 
 
 def count_calls(operator: Any, memory: str) -> list[int]:
-    """Calls of the memory from now on, by the number of its inputs."""
+    """Calls of the memory from now on."""
     calls: list[int] = []
-    kinds: dict[str, Any] = {"shm": SHMModule, "gru": nn.GRU, "lstm": nn.LSTM}
+    kinds: dict[str, Any] = {"shm": SHM, "lstm": LSTM}
     (module,) = (m for m in operator.modules() if isinstance(m, kinds[memory]))
     module.register_forward_hook(lambda *_: calls.append(1))
     return calls

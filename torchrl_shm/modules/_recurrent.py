@@ -21,7 +21,7 @@ _SHARE = 0.75
 class RecurrentCell(BaseCell):
     """A recurrent network of torch as a memory cell, whose output is its hidden state.
 
-    The parts of sequences between resets run side by side in torch's kernel, without padding. A
+    The parts of sequences between resets run side by side in torch's kernel, with little padding. A
     subclass names torch's two functions that run the network, and writes its equations.
 
     Args:
@@ -97,11 +97,11 @@ class RecurrentCell(BaseCell):
         raise NotImplementedError
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
-        """Run one layer over sequences without resets.
+        """Run layers over sequences without resets.
 
         Args:
             inputs: sequences `[T, B, D]`; or packed ones and how many of them have each step.
-            states: the states `[1, B, H]`, the hidden state first.
+            states: the states `[layers, B, H]`, the hidden state first.
             options: what torch's function takes besides.
 
         Returns:
@@ -133,39 +133,52 @@ class RecurrentCell(BaseCell):
         On CUDA the host waits for the reset flags.
         """
         batch, steps = x.shape[:2]
+        layers = self._weights
         flags = torch.zeros(batch, steps, dtype=torch.bool) if is_init is None else is_init
         # torch's kernels have no rule for vmap
-        if not batch or is_transformed(x, memory, flags, *chain(*self._weights)):
+        if not batch or is_transformed(x, memory, flags, *chain(*layers)):
             return super().run_sequence(x, memory, is_init)
-        sizes, *indices = pack_parts(flags, 1 if x.is_cuda else _SHARE)
+        packs = _runs_packed(x)
+        sizes, *indices = pack_parts(flags, 1 if packs else _SHARE)
         order, place, sequence, fresh, last = (
             index.to(x.device, non_blocking=True) for index in indices
         )
-        final_step = place[steps - 1 :: steps]
-        padding = (order == batch * steps).unsqueeze(1)
         # one more step, of zeros, is the padding
         hidden = F.pad(x.reshape(batch * steps, -1), (0, 0, 0, 1)).index_select(0, order)
-        layers, before = self._weights, memory.flatten(1, -2).unbind(1)
-        after = list(before)
-        for layer, weights in enumerate(layers):
-            states = [
-                torch.where(fresh, 0, state.index_select(0, sequence))
-                for state in before[layer :: len(layers)]
-            ]
-            hidden, cells = self.run_layer(hidden, sizes, padding, states, weights)
-            rest = [cell.index_select(0, last) for cell in cells]
-            after[layer :: len(layers)] = [hidden.index_select(0, final_step), *rest]
+        states = memory.flatten(1, -2).transpose(0, 1).index_select(1, sequence)
+        states = torch.where(fresh, 0, states)
+        if packs:
+            starts = states.unflatten(0, (-1, len(layers))).unbind(0)
+            weights = list(chain(*layers))
+            hidden, *ends = self.run_kernel(
+                (hidden, sizes), starts, (weights, *_options(len(layers)))
+            )
+            final = torch.cat(ends).index_select(1, last).transpose(0, 1)
+        else:
+            after = list(states.unbind(0))
+            padding = (order == batch * steps).unsqueeze(1)
+            for layer, weights in enumerate(layers):
+                own = slice(layer, None, len(layers))
+                hidden, cells = self.run_layer(hidden, sizes.tolist(), padding, after[own], weights)
+                end = hidden.index_select(0, place[steps - 1 :: steps])
+                after[own] = [end, *(cell.index_select(0, last) for cell in cells)]
+            final = torch.stack(after, 1)
         y = hidden.index_select(0, place).view(batch, steps, -1)
-        return self._read_out(y), torch.stack(after, 1).view(memory.shape)
+        return self._read_out(y), final.reshape(memory.shape)
 
     def run_layer(
-        self, x: Tensor, sizes: Tensor, padding: Tensor, states: list[Tensor], weights: Any
+        self,
+        x: Tensor,
+        sizes: list[int],
+        padding: Tensor,
+        states: list[Tensor],
+        weights: Any,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run one layer over packed parts.
+        """Run one layer over packed parts, in one call for all steps that equally many have.
 
         Args:
             x: inputs of shape `[n, D]`, see `torchrl_shm.modules._resets.Packing`.
-            sizes: int64 of shape `[longest]`, on the CPU.
+            sizes: number of packed steps at each step.
             padding: bool of shape `[n, 1]`.
             states: the states `[num_parts, H]`, the hidden state first.
             weights: parameters of the layer.
@@ -173,28 +186,22 @@ class RecurrentCell(BaseCell):
         Returns:
             Outputs `[n, H]`, and all states but the hidden one after the parts, padding included.
         """
-        states = [state.unsqueeze(0) for state in states]
-        # with biases and without dropout; cuDNN has a backward in training mode only
-        options = (weights, True, 1, 0.0, True, False)
-        if x.is_cuda:
-            y, _, *cells = self.run_kernel((x, sizes), states, options)
-            return y, [cell.squeeze(0) for cell in cells]
-        # On the CPU, the backward of that call allocates as much as x at each step, so take one
-        # call for each number of parts. The shortest stand last
-        blocks = [(size, len(list(steps))) for size, steps in groupby(sizes.tolist())]
-        outputs: list[Tensor] = []
+        blocks = [(size, len(list(steps))) for size, steps in groupby(sizes)]
+        inputs = x.split([size * steps for size, steps in blocks])
+        going = [state.unsqueeze(0) for state in states]
         ended: list[list[Tensor]] = [[] for _ in states]
-        parts = x.split([size * steps for size, steps in blocks])
-        for part, (size, steps) in zip(parts, blocks, strict=True):
-            for number, state in enumerate(states):
-                states[number], done = state.split((size, state.shape[1] - size), 1)
+        outputs: list[Tensor] = []
+        for block, (size, steps) in zip(inputs, blocks, strict=True):
+            for number, state in enumerate(going):
+                # the shortest stand last
+                going[number], done = state.split((size, state.shape[1] - size), 1)
                 ended[number].append(done)
-            part = part.view(steps, size, part.shape[1])
-            y, *states = self.run_kernel((part,), states, (*options, False))
+            block = block.view(steps, size, -1)
+            y, *going = self.run_kernel((block,), going, (weights, *_options(1), False))
             outputs.append(y.flatten(0, 1))
         cells = [
             torch.cat([state, *done[::-1]], 1).squeeze(0)
-            for state, done in zip(states[1:], ended[1:], strict=True)
+            for state, done in zip(going[1:], ended[1:], strict=True)
         ]
         return torch.cat(outputs), cells
 
@@ -206,3 +213,16 @@ class RecurrentCell(BaseCell):
 
     def _read_out(self, hidden: Tensor) -> Tensor:
         return hidden if self.out is None else self.out(hidden)
+
+
+def _runs_packed(x: Tensor) -> bool:
+    """Whether to take torch's kernel for packed sequences.
+
+    On a CPU it is the slower one: its backward allocates as much as all inputs at each step.
+    """
+    return x.is_cuda
+
+
+def _options(num_layers: int) -> tuple[Any, ...]:
+    # with biases and without dropout; cuDNN has a backward in training mode only
+    return (True, num_layers, 0.0, True, False)

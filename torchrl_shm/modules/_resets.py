@@ -119,7 +119,7 @@ def pack_parts(is_init: Tensor, share: float = 1.0) -> Packing:
         >>> packing.sizes.tolist(), packing.order.tolist(), packing.sequence.tolist()
         ([3, 2, 1], [3, 0, 2, 4, 1, 5], [1, 0, 0])
         >>> packing.last.tolist(), packing.fresh.flatten().tolist()
-        ([0, 2], [True, False, True])
+        ([2, 0], [True, False, True])
     """
     # small tensors of numbers, which decide what runs
     is_init = is_init.cpu()

@@ -86,8 +86,8 @@ class Elman(RecurrentCell):
         return (new.tanh() if self.nonlinearity == "tanh" else new.relu(),)
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
-        """Run one layer over sequences without resets; see `RecurrentCell.run_kernel`."""
-        kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
+        """Run layers over sequences without resets; see `RecurrentCell.run_kernel`."""
+        kernel: Any = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
         return kernel(*inputs, states[0], *options)
 
     def extra_repr(self) -> str:

@@ -86,7 +86,8 @@ class GRU(RecurrentCell):
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run all layers over sequences without resets; see `RecurrentCell.run_kernel`."""
-        return torch.gru(*inputs, states[0], *options)
+        kernel: Any = torch.gru
+        return kernel(*inputs, states[0], *options)
 
 
 class LSTM(RecurrentCell):
@@ -166,17 +167,21 @@ class LSTM(RecurrentCell):
 
     def run_kernel(self, inputs: Any, states: Any, options: Any) -> tuple[Tensor, ...]:
         """Run all layers over sequences without resets; see `RecurrentCell.run_kernel`."""
-        return torch.lstm(*inputs, states, *options)
+        kernel: Any = torch.lstm
+        return kernel(*inputs, states, *options)
 
     def run_layer(
-        self, x: Tensor, sizes: Tensor, padding: Tensor, states: list[Tensor], weights: Any
+        self,
+        x: Tensor,
+        sizes: list[int],
+        padding: Tensor,
+        states: list[Tensor],
+        weights: Any,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run one layer over packed parts; see `RecurrentCell.run_layer`."""
-        if x.is_cpu:
-            # an input that keeps the cells as they are in padding: input gate 0, forget gate 1
-            x = torch.cat([x, padding], 1)
-            w_ih, *others = weights
-            column = torch.tensor([-_SHUT, _SHUT, 0, 0], dtype=x.dtype)
-            column = column.repeat_interleave(len(w_ih) // 4).unsqueeze(1)
-            weights = [torch.cat([w_ih, column], 1), *others]
+        # an input that keeps the cells as they are in padding: input gate 0, forget gate 1
+        x = torch.cat([x, padding], 1)
+        w_ih, *others = weights
+        column = x.new_tensor([-_SHUT, _SHUT, 0, 0]).repeat_interleave(len(w_ih) // 4)
+        weights = [torch.cat([w_ih, column.unsqueeze(1)], 1), *others]
         return super().run_layer(x, sizes, padding, states, weights)
