@@ -25,7 +25,13 @@ from torchrl.record.loggers import Logger
 
 from torchrl_shm.configs import PPO, run_recipe
 from torchrl_shm.networks import COMPUTED_KEYS, MemoryFactory, get_behavior
-from torchrl_shm.training import Experiment, RolloutCollector, TrainingRun, make_test_env
+from torchrl_shm.training import (
+    Compiler,
+    Experiment,
+    RolloutCollector,
+    TrainingRun,
+    make_test_env,
+)
 
 # how far from 1 the probability ratio of a batch's first minibatch may be: nothing was learned
 # from the batch yet, so more than rounding means that recurrent mode lost the memory or the gates
@@ -55,9 +61,10 @@ def main(
         test_env = make_test_env(env, num_episodes=experiment.num_test_episodes, device=device)
         operator = network(test_env, memory, device=device)
         policy = operator.get_policy_operator()
+        compiler = Compiler(experiment.compile, device)
         rollouts = collector(
             env,
-            get_behavior(operator),
+            compiler.policy(get_behavior(operator)),
             num_envs=experiment.num_envs,
             rollout_length=algo.rollout_length,
             total_frames=experiment.total_frames,
@@ -81,6 +88,7 @@ def main(
             critic_coeff=algo.critic_coeff,
             loss_critic_type="l2",
         )
+        update = compiler.update(loss)
         optimizer = torch.optim.Adam(loss.parameters(), lr=algo.learning_rate, eps=1e-5)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: 1 - update / rollouts.num_batches if algo.anneal_lr else 1.0
@@ -108,7 +116,7 @@ def main(
             for _ in range(algo.epochs):
                 order = torch.randperm(len(batch), device=batch.device)
                 for index in order.split(algo.sequences_per_minibatch):
-                    term = loss(batch[index])
+                    term = update(batch[index])
                     optimizer.zero_grad()
                     sum(term[key] for key in term.keys() if key.startswith("loss_")).backward()
                     norm = clip_grad_norm_(loss.parameters(), algo.max_grad_norm)
