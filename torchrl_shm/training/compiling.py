@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -118,11 +120,9 @@ class CompiledModule(TensorDictModuleBase):
         """Run the compiled module, or the module itself if it cannot be compiled."""
         if self._gave_up:
             return self.module(tensordict)
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
         try:
             return self._run(tensordict)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        except _compiler_errors() as error:
             self._gave_up = True
             _say(f"{self._what} is not compiled: {_first_line(error)}")
         return self.module(tensordict)
@@ -130,12 +130,7 @@ class CompiledModule(TensorDictModuleBase):
     def _run(self, tensordict: TensorDictBase) -> TensorDictBase:
         compiled: Any = vars(self)["_compiled"]
         if compiled is None:
-            _say(f"compiling {self._what}, which takes up to a minute if it is not cached")
-            # a graph for each shape, so that it does not matter which ones were seen before
-            compiled = torch.compile(
-                self.module, fullgraph=True, dynamic=False, options=self._options, **_own_limit()
-            )
-            vars(self)["_compiled"] = compiled
+            return self._compile(tensordict)
         if "triton.cudagraphs" not in self._options:
             return compiled(tensordict)
         # the next call writes over the outputs of a CUDA graph
@@ -147,12 +142,33 @@ class CompiledModule(TensorDictModuleBase):
                 out.set(key, x.clone())
         return out
 
+    def _compile(self, tensordict: TensorDictBase) -> TensorDictBase:
+        _say(f"compiling {self._what}, which takes up to a minute if it is not cached")
+        # a graph for each shape, so that it does not matter which ones were seen before
+        vars(self)["_compiled"] = torch.compile(
+            self.module, fullgraph=True, dynamic=False, options=self._options, **_own_limit()
+        )
+        with warnings.catch_warnings():
+            # tensordict asks for an option that torch 2.13 no longer has
+            warnings.filterwarnings("ignore", ".*inline_inbuilt_nn_modules", FutureWarning)
+            return self._run(tensordict)
+
 
 def _own_limit() -> dict[str, Any]:
     """Count recompilations per module, and allow one for every size of a minibatch."""
     # from torch 2.13 on; before that modules of one class share a limit of 8
     new = {"recompile_limit": 64, "isolate_recompiles": True}
     return new if new.keys() <= inspect.signature(torch.compile).parameters.keys() else {}
+
+
+@cache
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    """What the compiler raises; what a module raises while it is traced is among it."""
+    # imports the compiler, which takes a second
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return (TorchDynamoException, FailOnRecompileLimitHit, GuardOnDataDependentSymNode)
 
 
 def _finds_cpp_compiler() -> bool:
