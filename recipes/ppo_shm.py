@@ -109,10 +109,9 @@ def main(
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
 
-            batch = batch.select(*loss.in_keys, strict=False)
-
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, from the memory with which the sequence started
+            batch = batch.select(*loss.in_keys, strict=False)
             terms: list[TensorDictBase] = []
             for _ in range(algo.epochs):
                 order = torch.randperm(len(batch), device=batch.device)

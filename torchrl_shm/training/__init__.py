@@ -1,4 +1,4 @@
-"""The life of a run: collection, checkpoints, evaluation. Not the loss, not the update loop."""
+"""The life of a run: collection, checkpoints, evaluation. Not the update loop."""
 
 from torchrl_shm.renamed import refuse_old_name
 from torchrl_shm.training.checkpoints import Checkpoints, Which
