@@ -25,6 +25,7 @@ from torchrl.record.loggers import Logger
 from torchrl_shm.configs import PPO, run_recipe
 from torchrl_shm.networks import MemoryFactory, get_behavior
 from torchrl_shm.training import (
+    Compiler,
     Experiment,
     LeanClipPPOLoss,
     RolloutCollector,
@@ -60,9 +61,10 @@ def main(
         test_env = make_test_env(env, num_episodes=experiment.num_test_episodes, device=device)
         operator = network(test_env, memory, device=device)
         policy = operator.get_policy_operator()
+        compiler = Compiler(experiment.compile, device)
         rollouts = collector(
             env,
-            get_behavior(operator),
+            compiler.policy(get_behavior(operator)),
             num_envs=experiment.num_envs,
             rollout_length=algo.rollout_length,
             total_frames=experiment.total_frames,
@@ -85,6 +87,7 @@ def main(
             entropy_coeff=algo.entropy_coeff,
             critic_coeff=algo.critic_coeff,
         )
+        update = compiler.update(loss)
         parameters = list(loss.parameters())
         optimizer = torch.optim.Adam(parameters, lr=algo.learning_rate, eps=1e-5, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -106,15 +109,14 @@ def main(
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
 
-            batch = batch.select(*loss.in_keys, strict=False)
-
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, from the memory with which the sequence started
+            batch = batch.select(*loss.in_keys, strict=False)
             terms: list[TensorDictBase] = []
             for _ in range(algo.epochs):
                 order = torch.randperm(len(batch), device=batch.device)
                 for index in order.split(algo.sequences_per_minibatch):
-                    term = loss(batch[index])
+                    term = update(batch[index])
                     optimizer.zero_grad()
                     (term["loss_objective"] + term["loss_critic"] + term["loss_entropy"]).backward()
                     norm = clip_grad_norm_(parameters, algo.max_grad_norm)

@@ -2,6 +2,8 @@
 
 python -m tests.benchmarks.training
 python -m tests.benchmarks.training --memories shm,gru --num-envs 256 --rollout-length 100
+python -m tests.benchmarks.training --compile all
+python -m tests.benchmarks.training --memories lstm --peers
 
 `recipes/ppo_shm.py` runs as it is. After each of its updates the plain loop makes one: the same
 environment, networks and minibatches on tensors, without TensorDicts, collectors, loss modules or
@@ -32,6 +34,7 @@ from torch.distributions import Categorical
 
 from recipes import ppo_shm
 from tests.benchmarks._measure import number, table, wait_until_idle
+from tests.benchmarks._peers import sb3_frames_per_second
 from torchrl_shm.configs import MEMORIES, PPO
 from torchrl_shm.envs.popgym import RepeatPreviousEnv
 from torchrl_shm.modules import GRU, LSTM
@@ -286,7 +289,11 @@ def main() -> None:
     parser.add_argument("--rollout-length", type=int, default=128)
     parser.add_argument("--minibatches", type=int, default=8)
     parser.add_argument("--updates", type=int, default=12)
+    parser.add_argument("--compile", default="none", help="experiment.compile of the recipe")
     parser.add_argument("--wait", type=float, default=120, help="seconds to wait for idle CPUs")
+    parser.add_argument(
+        "--peers", action="store_true", help="time sb3-contrib's recurrent PPO beside each memory"
+    )
     arguments = parser.parse_args()
     frames = arguments.num_envs * arguments.rollout_length
     algo = PPO(
@@ -296,10 +303,13 @@ def main() -> None:
     )  # fmt: skip
     experiment = Experiment(
         num_envs=arguments.num_envs, total_frames=frames * arguments.updates, num_test_episodes=1,
-        checkpoint_interval=1000,
+        checkpoint_interval=1000, compile=arguments.compile,
     )  # fmt: skip
     used = wait_until_idle(arguments.wait)
     print(f"torch {torch.__version__}, one thread, others used {used:.0%}")
+    header = ["memory", "recipe, frames/s", "plain loop", "ratio", "losses differ by"]
+    header += ["sb3-contrib (LSTM)", "ratio"] if arguments.peers else []
+    sizes = (arguments.num_envs, arguments.rollout_length)
     rows: list[list[str]] = []
     for memory in arguments.memories.split(","):
         seconds, difference = compare(memory, experiment, algo)
@@ -307,8 +317,14 @@ def main() -> None:
             raise SystemExit(f"{memory}: the losses differ by {difference:.1e}")
         ours, plain = (frames / median(side) for side in zip(*seconds, strict=True))
         ratio = median(theirs / mine for mine, theirs in seconds)
-        rows.append([memory, number(ours), number(plain), f"{ratio:.2f}", f"{difference:.0e}"])
-    print(table(["memory", "recipe, frames/s", "plain loop", "ratio", "losses differ by"], rows))
+        row = [memory, number(ours), number(plain), f"{ratio:.2f}", f"{difference:.0e}"]
+        if arguments.peers:
+            peer = sb3_frames_per_second(
+                *sizes, epochs=algo.epochs, minibatches=arguments.minibatches, shared=True
+            )
+            row += [number(peer), f"{ours / peer:.2f}"]
+        rows.append(row)
+    print(table(header, rows))
 
 
 if __name__ == "__main__":

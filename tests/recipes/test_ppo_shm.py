@@ -307,8 +307,9 @@ class Calm(WindEnv):
         self.observation_spec = observations
         self.reward_spec = Unbounded(self.reward_spec.shape, device=self.device)
 
-    def _emit(self, *args: Any) -> TensorDictBase:
-        return super()._emit(*args).exclude("success", "shaping")
+    def _observe(self, *args: Any) -> dict[str, Any]:
+        seen = super()._observe(*args)
+        return {key: x for key, x in seen.items() if key not in ("success", "shaping")}
 
 
 def test_task_without_success_and_shaping(tmp_path: Path) -> None:

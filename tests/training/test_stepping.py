@@ -37,8 +37,12 @@ ENVS: dict[str, Callable[..., EnvBase]] = {
 }
 
 
-def make_gru_of_torchrl(input_size: int, output_size: int, *, in_key: Any, **options: Any) -> Any:
-    return GRUModule(input_size, output_size, in_key=in_key, **options)
+def make_gru_of_torchrl(
+    input_size: int, output_size: int, *, in_key: Any, out_key: Any, device: Any, **options: Any
+) -> Any:
+    memory_key = options.pop("memory_key", "recurrent_state")
+    keys = {"in_keys": [in_key, memory_key, "is_init"], "out_keys": [out_key, ("next", memory_key)]}
+    return GRUModule(input_size, output_size, **keys, device=device)
 
 
 MEMORIES: dict[str, Any] = {

@@ -183,9 +183,9 @@ def _shift_choices(cell: MemoryCell, choice: Tensor | None, is_next: Tensor) -> 
     flags = concrete(is_next)
     if flags is not None and not bool(flags.any()):
         return choice
-    # nothing has acted on the last one yet
-    last = torch.randint(cell.num_choices, is_next.shape, device=choice.device)
-    return torch.where(is_next, torch.cat([choice[:, 1:], last], 1), choice)
+    # nothing has acted on the last one yet; it gets the first choice, which acts on none of them.
+    # A draw would take part in every compiled pass
+    return torch.where(is_next, choice.roll(-1, 1), choice)
 
 
 def run_sequence(

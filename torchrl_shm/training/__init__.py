@@ -1,8 +1,9 @@
-"""The life of a run: collection, checkpoints, evaluation. Not the loss, not the update loop."""
+"""The life of a run: collection, checkpoints, evaluation. Not the update loop."""
 
 from torchrl_shm.renamed import refuse_old_name
 from torchrl_shm.training.checkpoints import Checkpoints, Which
 from torchrl_shm.training.collection import CollectorBackend, RolloutCollector
+from torchrl_shm.training.compiling import Compile, Compiler
 from torchrl_shm.training.evaluation import Evaluation, evaluate, make_test_env
 from torchrl_shm.training.experiment import Experiment
 from torchrl_shm.training.finite import FiniteCheck, OnNonfinite
@@ -14,6 +15,8 @@ from torchrl_shm.training.run_folder import RunFolder
 __all__ = [
     "Checkpoints",
     "CollectorBackend",
+    "Compile",
+    "Compiler",
     "Evaluation",
     "Experiment",
     "FiniteCheck",

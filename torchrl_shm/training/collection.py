@@ -153,8 +153,6 @@ class RolloutCollector:
             "total_frames": self.num_batches * self.frames_per_batch,
             "device": device,
             "auto_register_policy_transforms": True,
-            # sequences are whole, so no sampler has to know of which episode a step is
-            "track_traj_ids": False,
         }
         env_options: dict[str, Any] = {} if device is None else {"device": device}
         if backend == "multi_sync":
@@ -178,7 +176,8 @@ class RolloutCollector:
             self._collector: Any = Collector(factory, policy, **options)
         else:
             factory = _EnvFactory(make_env, worker=False, num_envs=num_envs, **env_options)
-            self._collector = Collector(factory(), policy, **options)
+            # sequences are whole, so no sampler has to know of which episode a step is
+            self._collector = Collector(factory(), policy, track_traj_ids=False, **options)
         self._policy = policy
         self._seed = seed
         self._start(seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.training.compiling import Compile
 from torchrl_shm.training.finite import OnNonfinite
 
 
@@ -20,6 +21,8 @@ class Experiment:
         num_envs: environments that step together, over all workers.
         device: `"cpu"`, `"cuda"` or `"cuda:1"`; that of environments and networks.
         threads: threads of torch; more than one slow small networks down.
+        compile: what goes through `torch.compile`: `"none"`, the `"update"`, or `"all"`, which
+            adds the policy's step in collection.
         num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
         keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
@@ -46,6 +49,7 @@ class Experiment:
     num_envs: int = 256
     device: str = "cpu"
     threads: int = 1
+    compile: Compile = "none"
     num_test_episodes: int = 256
     checkpoint_interval: int = 20
     keep_checkpoints: int = 3
@@ -62,6 +66,7 @@ class Experiment:
         for name in counts:
             check_count(f"experiment.{name}", getattr(self, name))
         check_count("experiment.seed", self.seed, 0)
+        check_option("experiment.compile", self.compile, Compile)
         check_option("experiment.on_nonfinite", self.on_nonfinite, OnNonfinite)
 
     def check_device(self) -> None:
