@@ -330,7 +330,7 @@ class BatchedEnv(EnvBase):
         """Make a step, without the TensorDicts around it.
 
         Args:
-            action: as in `action_spec`.
+            action: as in `action_spec`, `[B]` or `[B, A]`.
             mask: bool `[B]` or `[B, 1]`, false in environments that wait; `None` if none does.
 
         Returns:

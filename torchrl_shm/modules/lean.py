@@ -217,6 +217,9 @@ class MemoryPrimer(BranchPrimer):
             step: its entries, without those of `"next"`: itself, or a dictionary for look-ups.
             came_next: the entries of `"next"`, a TensorDict or a dictionary, which is changed.
             following: what the policy reads next, a TensorDict or a dictionary, which is changed.
+
+        Raises:
+            RuntimeError: the collector cannot keep one memory for each sequence.
         """
         collector = self.collector
         # the collector stacks its carrier, which is another object than `tensordict` where it

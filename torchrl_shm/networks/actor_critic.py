@@ -127,21 +127,22 @@ def make_actor_critic(
     return ActorCriticWrapper(Policy(*policy), Sequential(*critic))
 
 
-def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> TensorDictModuleBase:
+def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> Behavior:
     """Take the part of an operator that collects data.
 
     Args:
         operator: what `make_actor_critic` returned.
 
     Returns:
-        The policy. Where the critic has a memory of its own, that memory runs as well, so that
-        every sequence records the memory with which it starts.
+        The policy, which writes nothing that every loss computes again (see `Behavior`). Where the
+        critic has a memory of its own, that memory runs as well, so that every sequence records the
+        memory with which it starts.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
         >>> from torchrl_shm.networks import get_behavior, make_actor_critic
         >>> operator = make_actor_critic(WindEnv(4), SHMModule, shared_memory=False)
-        >>> "critic_features" in get_behavior(operator).out_keys
+        >>> "critic_memory_role" in get_behavior(operator).out_keys
         True
     """
     policy: Any = operator.get_policy_operator()
