@@ -164,6 +164,7 @@ class MemoryModule(TensorDictModuleBase):
 
         # what the data say of the start of a sequence, see `_passes.py`
         self.role_key = suffixed(self.memory_key, ROLE)
+        self._next_role_key = unravel_key(("next", self.role_key))
         self._lean_keys: list[NestedKey] = []
         if state == "lean":
             self._lean_keys = [suffixed(self.memory_key, suffix) for suffix in (LEAN, LEAN_INDEX)]
@@ -229,9 +230,21 @@ class MemoryModule(TensorDictModuleBase):
         """
         if self.recurrent_mode:
             return self._forward_sequence(tensordict)
-        return self._forward_step(tensordict)
+        self.run_step(tensordict)
+        return tensordict
 
-    def _forward_step(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def run_step(self, tensordict: Any) -> None:
+        """Run one step, with anything that has `get`, `set`, `keys` and `shape`; see `forward`.
+
+        Args:
+            tensordict: entries of shape `[...]` by key.
+
+        Raises:
+            KeyError: input, reset flags or memory are missing.
+            ValueError: the data do not fit the memory or the device.
+            TypeError: the input has another dtype than the parameters, outside of autocast, or the
+                reset flags are not bool.
+        """
         x, is_init = self._read(tensordict)
         memory = tensordict.get(self.memory_key, None)
         if memory is None:
@@ -255,8 +268,7 @@ class MemoryModule(TensorDictModuleBase):
             tensordict.set(self.choice_key, choice)
         role = roles_of(tensordict.get(self.role_key, None), is_init)
         tensordict.set(self.role_key, role)
-        tensordict.set(("next", self.role_key), -role)
-        return tensordict
+        tensordict.set(self._next_role_key, -role)
 
     def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
         shape = tensordict.shape

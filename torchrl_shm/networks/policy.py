@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensordict import NestedKey, TensorDictBase
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import (
     TensorDictModule,
     TensorDictModuleBase,
@@ -20,6 +21,8 @@ from torch.distributions import Distribution
 from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 from torchrl.modules import ActorValueOperator, SafeProbabilisticTensorDictSequential
+
+from torchrl_shm.torchrl_private import pack, put
 
 COMPUTED_KEYS: tuple[NestedKey, ...] = (
     "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
@@ -51,11 +54,22 @@ class Layer(TensorDictModule):
         Raises:
             KeyError: an entry is missing.
         """
-        y = self.module(*[tensordict[key] for key in self.in_keys])
+        self.run_step(tensordict)
+        return tensordict
+
+    def run_step(self, entries: Any) -> None:
+        """Do the same with anything that has `get` and `set`, such as the entries of one step.
+
+        Args:
+            entries: tensors by key.
+
+        Raises:
+            KeyError: an entry is missing.
+        """
+        y = self.module(*[entries[key] for key in self.in_keys])
         keys = self.out_keys
         for key, x in zip(keys, (y,) if len(keys) == 1 else y, strict=True):
-            tensordict.set(key, x)
-        return tensordict
+            entries.set(key, x)
 
 
 class Policy(SafeProbabilisticTensorDictSequential):
@@ -123,6 +137,9 @@ class Policy(SafeProbabilisticTensorDictSequential):
 class Behavior(Policy):
     """A policy that collects data, and leaves out what every loss computes again.
 
+    One step of networks that have `run_step` (layers and memories of this package) passes through a
+    dictionary; only what is collected is written to the TensorDict.
+
     Args:
         *parts: as in `Policy`.
     """
@@ -131,9 +148,14 @@ class Behavior(Policy):
         super().__init__(*parts)
         self._computed = [key for key in self.out_keys if key in COMPUTED_KEYS]
         self.out_keys = [key for key in self.out_keys if key not in COMPUTED_KEYS]
+        flat = all(isinstance(key, str) or len(key) == 2 for key in self.out_keys)
+        networks = vars(self)["_networks"]
+        self._runs_steps = flat and all(hasattr(network, "run_step") for network in networks)
 
     @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, tensordict: TensorDictBase
+    ) -> TensorDictBase:
         """Choose actions, and write nothing that is not to be collected.
 
         Args:
@@ -142,10 +164,68 @@ class Behavior(Policy):
         Returns:
             The same TensorDict.
         """
+        if self._can_run_step(tensordict):
+            return self._run_step(tensordict)
         tensordict = self._act(tensordict)
         for key in self._computed:
             tensordict.del_(key)
         return tensordict
+
+    def _can_run_step(self, tensordict: TensorDictBase) -> bool:
+        return (
+            self._runs_steps
+            and type(tensordict) is TensorDict
+            and exploration_type() is ExplorationType.RANDOM
+            and not torch.compiler.is_compiling()
+            and not any(
+                # what watches a network must see it called
+                x._forward_hooks or x._forward_pre_hooks or getattr(x, "recurrent_mode", False)
+                for x in vars(self)["_networks"]
+            )
+        )
+
+    def _run_step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        step, head = _Step(tensordict), self._head
+        for network in vars(self)["_networks"]:
+            network.run_step(step)
+        dist = head.get_dist(step)
+        action = dist.sample()
+        written = step.written
+        written[head.dist_sample_keys[0]] = action
+        written[head.log_prob_keys[0]] = dist.log_prob(action)
+        for key in self._computed:
+            del written[key]
+        following = {key[1]: written.pop(key) for key in list(written) if isinstance(key, tuple)}
+        put(tensordict, written)
+        if (there := tensordict.get("next", None)) is not None:
+            put(there, following)
+        elif following:
+            packed = pack(following, tensordict.batch_size, tensordict.device)
+            put(tensordict, {"next": packed})
+        return tensordict
+
+
+class _Step:
+    """Entries of one step: those of a TensorDict, and what is written over them."""
+
+    def __init__(self, tensordict: TensorDictBase) -> None:
+        self.shape = tensordict.shape
+        self.written: dict[Any, Any] = {}
+        self._read = tensordict
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        x = self.written.get(key)
+        return self._read.get(key, default) if x is None else x
+
+    def __getitem__(self, key: Any) -> Any:
+        x = self.written.get(key)
+        return self._read[key] if x is None else x
+
+    def set(self, key: Any, x: Any) -> None:
+        self.written[key] = x
+
+    def keys(self) -> list[Any]:
+        return [*self._read.keys(), *self.written]
 
 
 class Operator(ActorValueOperator):
