@@ -16,13 +16,12 @@ from torch.testing import assert_close
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value import GAE
 
-from recipes import ppo_shm
 from tests.recipes._helpers import read_metrics, train
 from tests.training._helpers import make_operator
 from torchrl_shm import WindEnv
-from torchrl_shm.modules import make_rnn
+from torchrl_shm.modules import GRU, make_memory
 from torchrl_shm.networks import get_behavior
-from torchrl_shm.training import Compile, Compiler, RolloutCollector
+from torchrl_shm.training import Compile, Compiler, LeanClipPPOLoss, RolloutCollector
 
 AGENTS, STEPS = 6, 10
 
@@ -66,9 +65,7 @@ class Updates:
         advantage.shifted_budget = 1 + STEPS
         with torch.no_grad(), set_recurrent_mode(True):
             self.batch = advantage(batch)
-        self.loss: Any = ppo_shm.ClipPPOLoss(
-            operator.get_policy_operator(), operator.get_value_head(), loss_critic_type="l2"
-        )
+        self.loss: Any = LeanClipPPOLoss(operator.get_policy_operator(), operator.get_value_head())
         self.update: Any = Compiler(mode).update(self.loss)
 
     def __call__(self, *index: int) -> list[torch.Tensor]:
@@ -195,7 +192,7 @@ class TestCompiled:
     def test_memories_that_loop_are_not_compiled(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        train(tmp_path, memory=partial(make_rnn, "gru"), compile="update", total_frames=160)
+        train(tmp_path, memory=partial(make_memory, GRU), compile="update", total_frames=160)
         assert "the update is not compiled" in capsys.readouterr().err
 
 

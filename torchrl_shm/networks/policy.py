@@ -39,6 +39,9 @@ class Layer(TensorDictModule):
         out_keys: entries that it writes.
     """
 
+    def __init__(self, module: Any, in_keys: list[NestedKey], out_keys: list[NestedKey]) -> None:
+        super().__init__(module, in_keys, out_keys)
+
     @dispatch(auto_batch_size=False)
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, tensordict: TensorDictBase
