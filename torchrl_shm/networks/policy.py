@@ -25,9 +25,14 @@ from torchrl.modules import ActorValueOperator, SafeProbabilisticTensorDictSeque
 from torchrl_shm.torchrl_private import pack, put
 
 COMPUTED_KEYS: tuple[NestedKey, ...] = (
-    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
+    "embedding", "features", "critic_embedding", "critic_features",
 )  # fmt: skip
-"""Entries that a loss computes again, so that nobody collects them."""
+"""Entries that every loss computes again, so that nobody collects them."""
+
+WRITTEN_KEYS: tuple[NestedKey, ...] = (
+    *COMPUTED_KEYS, "loc", "scale", "logits", "action", "action_log_prob", "state_value",
+)  # fmt: skip
+"""Entries that networks write; an observation of such a name would be overwritten."""
 
 
 class Layer(TensorDictModule):
@@ -87,7 +92,8 @@ class Policy(SafeProbabilisticTensorDictSequential):
         # beside the registered modules, which hold them once already
         vars(self)["_networks"] = [leaf for part in parts[:-1] for leaf in _leaves(part)]
         # whether the head wants one action and its log-probability, as those of `make_actor` do
-        self._draws = self._head.return_log_prob and self._head.num_samples is None
+        head = self._head
+        self._draws = getattr(head, "return_log_prob", False) and head.num_samples is None
 
     def get_dist_params(
         self, tensordict: TensorDictBase, tensordict_out: None = None, **kwargs: Any
@@ -129,7 +135,8 @@ class Policy(SafeProbabilisticTensorDictSequential):
         if not self._draws or exploration_type() is not ExplorationType.RANDOM:
             return head(tensordict)
         dist = head.get_dist(tensordict)
-        action = dist.sample()
+        # as the head does: a gradient may flow through the action
+        action = dist.rsample() if dist.has_rsample else dist.sample()
         tensordict.set(head.dist_sample_keys[0], action)
         tensordict.set(head.log_prob_keys[0], dist.log_prob(action))
         return tensordict
@@ -197,7 +204,7 @@ class Behavior(Policy):
         for network in vars(self)["_networks"]:
             network.run_step(step)
         dist = head.get_dist(step)
-        action = dist.sample()
+        action = dist.rsample() if dist.has_rsample else dist.sample()
         written = step.written
         written[head.dist_sample_keys[0]] = action
         written[head.log_prob_keys[0]] = dist.log_prob(action)
