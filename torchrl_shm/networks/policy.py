@@ -135,8 +135,7 @@ class Policy(SafeProbabilisticTensorDictSequential):
         if not self._draws or exploration_type() is not ExplorationType.RANDOM:
             return head(tensordict)
         dist = head.get_dist(tensordict)
-        # as the head does: a gradient may flow through the action
-        action = dist.rsample() if dist.has_rsample else dist.sample()
+        action = _draw(dist)
         tensordict.set(head.dist_sample_keys[0], action)
         tensordict.set(head.log_prob_keys[0], dist.log_prob(action))
         return tensordict
@@ -204,7 +203,7 @@ class Behavior(Policy):
         for network in vars(self)["_networks"]:
             network.run_step(step)
         dist = head.get_dist(step)
-        action = dist.rsample() if dist.has_rsample else dist.sample()
+        action = _draw(dist)
         written = step.written
         written[head.dist_sample_keys[0]] = action
         written[head.log_prob_keys[0]] = dist.log_prob(action)
@@ -250,6 +249,11 @@ class Operator(ActorValueOperator):
         """The actor with what stands before it."""
         backbone, actor, _ = self.module
         return Policy(backbone, *actor.module)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _draw(dist: Distribution) -> torch.Tensor:
+    """An action; a gradient may flow through it where one is recorded."""
+    return dist.rsample() if dist.has_rsample and torch.is_grad_enabled() else dist.sample()
 
 
 def _leaves(part: Any) -> list[TensorDictModuleBase]:
