@@ -90,19 +90,21 @@ class Draws(Trace):
 class StepLeaks(MemoryModule):
     """Relies on the primer to empty the memory that enters a step."""
 
-    def _forward_step(self, tensordict: Any) -> Any:
+    def run_step(self, tensordict: Any) -> None:
         is_init = tensordict["is_init"]
         data = tensordict.copy().set("is_init", torch.zeros_like(is_init))
-        return tensordict.update(super()._forward_step(data).set("is_init", is_init))
+        super().run_step(data)
+        tensordict.update(data.set("is_init", is_init))
 
 
 class StepForgets(MemoryModule):
     """Empty memories at each step, but whole sequences remember."""
 
-    def _forward_step(self, tensordict: Any) -> Any:
+    def run_step(self, tensordict: Any) -> None:
         is_init = tensordict["is_init"]
         data = tensordict.copy().set("is_init", torch.ones_like(is_init))
-        return tensordict.update(super()._forward_step(data).set("is_init", is_init))
+        super().run_step(data)
+        tensordict.update(data.set("is_init", is_init))
 
 
 class DrawsAgain(SHM):

@@ -163,7 +163,7 @@ class Behavior(Policy):
             isinstance(key, str) or (len(key) == 2 and key[0] == "next") for key in self.out_keys
         )
         networks = vars(self)["_networks"]
-        self._runs_steps = flat and all(hasattr(network, "run_step") for network in networks)
+        self._runs_steps = flat and all(_has_run_step(type(network)) for network in networks)
 
     @dispatch(auto_batch_size=False)
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -249,6 +249,14 @@ class Operator(ActorValueOperator):
         """The actor with what stands before it."""
         backbone, actor, _ = self.module
         return Policy(backbone, *actor.module)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _has_run_step(kind: type) -> bool:
+    """Whether a network has `run_step`, and no class derived from it another `forward`."""
+    names = [
+        name for base in kind.__mro__ for name in ("run_step", "forward") if name in vars(base)
+    ]
+    return names[0] == "run_step"
 
 
 def _draw(dist: Distribution) -> torch.Tensor:
