@@ -183,6 +183,8 @@ def _finds_cpp_compiler() -> bool:
 
 
 def _first_line(error: Exception) -> str:
+    # a backend's failure is that of something else
+    error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
