@@ -60,6 +60,10 @@ def test_every_member_survives_a_file() -> None:
         (b"\xff\xfe\x00", "cannot be read: "),
         (b"- 1\n- 2\n", "is not the configuration of a run"),
         (b"env: {}\nalgo: {}\n", "was written by an older version, .*train again"),
+        (
+            b"env: {}\nexperiment: {}\nmemory: {_zen_target: x.modules.baselines.make_rnn}\n",
+            "was written by an older version, .*train again",
+        ),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+)
 from torch import nn
 from torchrl.envs import ExplorationType, set_exploration_type
 
@@ -111,3 +115,40 @@ def test_hooks_and_state_dicts_are_kept() -> None:
     assert seen == ["embedding", "loc", "loc"]
     theirs = ProbabilisticTensorDictSequential(*policy.module)
     assert policy.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_heads_with_other_options() -> None:
+    """Several samples, or none of the probability: as the head itself does."""
+    policy, data = make_policy(WindEnv), first_step(WindEnv)
+    head: Any = policy.module[-1]
+    kinds = {"in_keys": head.in_keys, "out_keys": ["action"]}
+    plain = ProbabilisticTensorDictModule(
+        **kinds, distribution_class=head.distribution_class, return_log_prob=False
+    )
+    for kind in (Policy, Behavior):
+        module = kind(*policy.module[:-1], plain)
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            found = module(data.clone())
+        assert "action" in found.keys()
+        assert "action_log_prob" not in found.keys()
+
+
+def test_entries_of_branches_stay_there() -> None:
+    """A key of two parts that does not begin with "next"."""
+    policy, data = make_policy(WindEnv), first_step(WindEnv)
+    extra = Layer(nn.Linear(2, 3), ["observation"], [("agents", "x")])
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        found = Behavior(extra, *policy.module)(data.clone())
+    assert found["agents", "x"].shape == (3, 3)
+    assert "x" not in found["next"].keys()
+
+
+@pytest.mark.parametrize("name", ["features", "loc", "logits", "action", "state_value"])
+def test_observations_named_as_what_is_written(name: str) -> None:
+    """The critic would read what the actor has written over them."""
+    env = WindEnv(3)
+    specs = env.observation_spec.clone()
+    specs[name] = specs["observation"].clone()
+    env.observation_spec = specs
+    with pytest.raises(ValueError, match=f"{name}.*RenameTransform"):
+        make_actor_critic(env, SHMModule, policy_keys=["observation", name])

@@ -60,6 +60,7 @@ def test_losses_and_gradients(env: Any, shared: bool) -> None:
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
     assert lean.functional is False
+    assert list(ours.keys()) == lean.out_keys
 
 
 def lean_keys(networks: tuple[Any, Any]) -> list[Any]:
@@ -67,6 +68,18 @@ def lean_keys(networks: tuple[Any, Any]) -> list[Any]:
     assert not {"reward", "done", ("next", "reward")} & set(keys)
     # a memory per step is not there, and not needed
     return [key for key in keys if not str(key).endswith("memory")]
+
+
+def test_coefficients_may_change_while_training() -> None:
+    operator, batch = collected(WindEnv)
+    loss = LeanClipPPOLoss(operator.get_policy_operator(), operator.get_value_head(), **OPTIONS)
+    before = loss(batch)
+    for coefficient in (loss.clip_epsilon, loss.entropy_coeff, loss.critic_coeff):
+        coefficient.mul_(2)
+    after = loss(batch)
+    assert float(after["clip_fraction"]) < float(before["clip_fraction"])
+    for key in ("loss_entropy", "loss_critic"):
+        torch.testing.assert_close(after[key], 2 * before[key])
 
 
 def test_the_data_stay_as_they_are() -> None:

@@ -44,7 +44,8 @@ def load_config(run_dir: str | Path) -> DictConfig:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, DictConfig) or "env" not in config:
         raise ValueError(f"{path} is not the configuration of a run")
-    if "experiment" not in config:
+    # GRU and LSTM were modules of TorchRL, whose parameters have other names
+    if "experiment" not in config or ".baselines.make_rnn" in OmegaConf.to_yaml(config):
         raise ValueError(f"{path} was written by an older version, whose names differ; train again")
     return config
 

@@ -83,6 +83,8 @@ class Policy(SafeProbabilisticTensorDictSequential):
         super().__init__(*parts)
         # beside the registered modules, which hold them once already
         vars(self)["_networks"] = [leaf for part in parts[:-1] for leaf in _leaves(part)]
+        # whether the head wants one action and its log-probability, as those of `make_actor` do
+        self._draws = self._head.return_log_prob and self._head.num_samples is None
 
     def get_dist_params(
         self, tensordict: TensorDictBase, tensordict_out: None = None, **kwargs: Any
@@ -121,7 +123,7 @@ class Policy(SafeProbabilisticTensorDictSequential):
 
     def _act(self, tensordict: TensorDictBase) -> TensorDictBase:
         tensordict, head = self.get_dist_params(tensordict), self._head
-        if exploration_type() is not ExplorationType.RANDOM:
+        if not self._draws or exploration_type() is not ExplorationType.RANDOM:
             return head(tensordict)
         dist = head.get_dist(tensordict)
         action = dist.sample()
@@ -148,7 +150,9 @@ class Behavior(Policy):
         super().__init__(*parts)
         self._computed = [key for key in self.out_keys if key in COMPUTED_KEYS]
         self.out_keys = [key for key in self.out_keys if key not in COMPUTED_KEYS]
-        flat = all(isinstance(key, str) or len(key) == 2 for key in self.out_keys)
+        flat = all(
+            isinstance(key, str) or (len(key) == 2 and key[0] == "next") for key in self.out_keys
+        )
         networks = vars(self)["_networks"]
         self._runs_steps = flat and all(hasattr(network, "run_step") for network in networks)
 
@@ -174,6 +178,7 @@ class Behavior(Policy):
     def _can_run_step(self, tensordict: TensorDictBase) -> bool:
         return (
             self._runs_steps
+            and self._draws
             and type(tensordict) is TensorDict
             and exploration_type() is ExplorationType.RANDOM
             and not torch.compiler.is_compiling()

@@ -54,7 +54,6 @@ class LeanClipPPOLoss(ClipPPOLoss):
             loss_critic_type="l2",
             functional=False,
         )
-        self._epsilon = clip_epsilon
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -64,6 +63,14 @@ class LeanClipPPOLoss(ClipPPOLoss):
         actor, critic = self.actor_network, self.critic_network
         rest = [key for key in critic.in_keys if key not in actor.out_keys]
         return [*dict.fromkeys([*actor.in_keys, *rest, *data])]
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Entries that `forward` returns."""
+        return [
+            "loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx",
+            "clip_fraction", "max_ratio", "mean_ratio",
+        ]  # fmt: skip
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the losses.
@@ -80,13 +87,14 @@ class LeanClipPPOLoss(ClipPPOLoss):
         """
         keys: Any = self.tensor_keys
         # buffers, which may change while training
+        epsilon: Any = self.clip_epsilon
         critic_coeff: Any = self.critic_coeff
         entropy_coeff: Any = self.entropy_coeff
         data = tensordict.copy()
         dist = self.actor_network.get_dist(data)
         log_ratio = dist.log_prob(data[keys.action]) - data[keys.sample_log_prob]
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - self._epsilon, 1 + self._epsilon)
+        clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
         advantage = data[keys.advantage].squeeze(-1)
         gain = torch.minimum(ratio * advantage, clipped * advantage)
         entropy = dist.entropy().mean()

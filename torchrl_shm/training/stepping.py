@@ -161,6 +161,9 @@ class SteppingEnv(TransformedEnv):
         for transform in transforms:
             kind = type(transform)
             if kind is FiniteSteps:
+                if plan.sums or plan.flags:
+                    # it would look at what is only made by a transform before it
+                    return None
                 # on other devices it would wait for the device, and does nothing
                 plan.finite.extend([transform] if env.device.type == "cpu" else [])
             elif kind is FiniteRewardSum:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchrl_shm.ops.shm.backend import Vectors
 from torchrl_shm.ops.shm.checks import check
-from torchrl_shm.ops.shm.dispatch import StepBackend, fuses_step, is_transformed
+from torchrl_shm.ops.shm.dispatch import StepBackend, fuses_step
 from torchrl_shm.ops.shm.operator import needs_gradient, step_op, step_op_
 
 
@@ -83,7 +83,5 @@ def shm_step(
         new = torch.addcmul(v.unsqueeze(-1) * k.unsqueeze(-2), memory, gate, value=2)
         if clamp is not None:
             new = new.clamp(-clamp, clamp)
-        # to write over a matrix that nobody needs any more is faster than to make another one
-        reused = None if records or is_transformed(*vectors, memory) else gate
-        y = torch.mul(new, q.unsqueeze(-2), out=reused).sum(-1)
+        y = (new * q.unsqueeze(-2)).sum(-1)
     return y.to(dtype), memory.copy_(new) if inplace else new
