@@ -123,7 +123,9 @@ class PlainPPO(nn.Module):
     def heads(self, features: Tensor, embedding: Tensor) -> tuple[Categorical, Tensor]:
         """Distribution of the action and value."""
         x = torch.cat([features, embedding], -1)
-        return Categorical(logits=self.actor.layers(x)), self.critic.layers(x).squeeze(-1)
+        return Categorical(logits=self.actor.layers(x), validate_args=False), self.critic.layers(
+            x
+        ).squeeze(-1)
 
     @torch.no_grad()
     def collect(self) -> dict[str, Tensor]:
@@ -138,7 +140,7 @@ class PlainPPO(nn.Module):
             )
             features, self.memory, choice = self.cell.step(embedding, memory)
             inputs = torch.cat([features, embedding], -1)
-            policy = Categorical(logits=self.actor.layers(inputs))
+            policy = Categorical(logits=self.actor.layers(inputs), validate_args=False)
             action = policy.sample()
             step = {"x": x, "first": self.first, "action": action}
             step["log_prob"] = policy.log_prob(action)

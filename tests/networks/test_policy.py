@@ -98,9 +98,18 @@ def test_behavior_writes_what_is_collected(shared: bool) -> None:
     collector = RolloutCollector(WindEnv, behavior, num_envs=3, rollout_length=5, total_frames=30)
     *_, batch = collector
     collector.close()
-    written = {"action", "action_log_prob", "theta_index", "memory_lean", "memory_lean_index"}
+    # some losses compare distributions
+    written = {
+        "loc",
+        "scale",
+        "action",
+        "action_log_prob",
+        "theta_index",
+        "memory_lean",
+        "memory_lean_index",
+    }
     assert written <= set(batch.keys())
-    computed = ("embedding", "features", "loc", "scale", "critic_embedding", "critic_features")
+    computed = ("embedding", "features", "critic_embedding", "critic_features")
     assert not set(computed) & {*batch.keys(), *behavior.out_keys}
     assert ("critic_memory_lean" in batch.keys()) is not shared
 
@@ -150,5 +159,19 @@ def test_observations_named_as_what_is_written(name: str) -> None:
     specs = env.observation_spec.clone()
     specs[name] = specs["observation"].clone()
     env.observation_spec = specs
-    with pytest.raises(ValueError, match=f"{name}.*RenameTransform"):
-        make_actor_critic(env, SHMModule, policy_keys=["observation", name])
+    for policy_keys in (["observation", name], ["observation"]):
+        with pytest.raises(ValueError, match=f"{name}.*RenameTransform"):
+            make_actor_critic(env, SHMModule, policy_keys=policy_keys)
+
+
+def test_gradients_through_actions() -> None:
+    policy, data = make_policy(WindEnv), first_step(WindEnv)
+    with set_exploration_type(ExplorationType.RANDOM):
+        action = policy(data)["action"]
+    action.sum().backward()
+    assert any(x.grad is not None and x.grad.abs().sum() > 0 for x in policy.parameters())
+
+
+def test_parts_of_a_policy() -> None:
+    part = make_policy(WindEnv).select_subsequence(out_keys=["features"])
+    assert part(first_step(WindEnv))["features"].shape == (3, 8)

@@ -17,7 +17,7 @@ from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 from torchrl_shm.checks import check_count
 from torchrl_shm.networks.encoder import Encoder
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
-from torchrl_shm.networks.policy import COMPUTED_KEYS, Behavior, Layer, Operator, Policy
+from torchrl_shm.networks.policy import WRITTEN_KEYS, Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.specs import EnvSpecs
 
 MemoryFactory = Callable[..., TensorDictModuleBase]
@@ -69,8 +69,8 @@ def make_actor_critic(
     Raises:
         KeyError: a policy key is not an observation of the environment.
         TypeError: actions of this kind are not supported.
-        ValueError: a size or `init_scale` is not positive, a policy key is one that the networks
-            write, or the memory refuses so few features.
+        ValueError: a size or `init_scale` is not positive, an observation has a name that the
+            networks write, or the memory refuses so few features.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -89,10 +89,11 @@ def make_actor_critic(
         raise ValueError(f"network.init_scale={init_scale} must be positive")
     specs = EnvSpecs.of(env, policy_keys)
     keys = specs.policy_keys
-    clash = [key for key in keys if key in (*COMPUTED_KEYS, "action", "state_value")]
+    observed = [*keys, *([] if isinstance(env, EnvSpecs) else env.observation_spec.keys())]
+    clash = sorted({str(key) for key in observed if key in WRITTEN_KEYS})
     if clash:
         raise ValueError(
-            f"policy_keys names {clash}, which the networks write themselves: rename these "
+            f"the environment emits {clash}, which the networks write themselves: rename these "
             "observations, e.g. with torchrl.envs.RenameTransform"
         )
     shapes = [specs.observation_spec_unbatched[key].shape for key in keys]

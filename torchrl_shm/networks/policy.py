@@ -25,9 +25,14 @@ from torchrl.modules import ActorValueOperator, SafeProbabilisticTensorDictSeque
 from torchrl_shm.torchrl_private import pack, put
 
 COMPUTED_KEYS: tuple[NestedKey, ...] = (
-    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
+    "embedding", "features", "critic_embedding", "critic_features",
 )  # fmt: skip
-"""Entries that a loss computes again, so that nobody collects them."""
+"""Entries that every loss computes again, so that nobody collects them."""
+
+WRITTEN_KEYS: tuple[NestedKey, ...] = (
+    *COMPUTED_KEYS, "loc", "scale", "logits", "action", "action_log_prob", "state_value",
+)  # fmt: skip
+"""Entries that networks write; an observation of such a name would be overwritten."""
 
 
 class Layer(TensorDictModule):
@@ -38,6 +43,9 @@ class Layer(TensorDictModule):
         in_keys: entries that it reads.
         out_keys: entries that it writes.
     """
+
+    def __init__(self, module: Any, in_keys: list[NestedKey], out_keys: list[NestedKey]) -> None:
+        super().__init__(module, in_keys, out_keys)
 
     @dispatch(auto_batch_size=False)
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -84,7 +92,8 @@ class Policy(SafeProbabilisticTensorDictSequential):
         # beside the registered modules, which hold them once already
         vars(self)["_networks"] = [leaf for part in parts[:-1] for leaf in _leaves(part)]
         # whether the head wants one action and its log-probability, as those of `make_actor` do
-        self._draws = self._head.return_log_prob and self._head.num_samples is None
+        head = self._head
+        self._draws = getattr(head, "return_log_prob", False) and head.num_samples is None
 
     def get_dist_params(
         self, tensordict: TensorDictBase, tensordict_out: None = None, **kwargs: Any
@@ -126,7 +135,7 @@ class Policy(SafeProbabilisticTensorDictSequential):
         if not self._draws or exploration_type() is not ExplorationType.RANDOM:
             return head(tensordict)
         dist = head.get_dist(tensordict)
-        action = dist.sample()
+        action = _draw(dist)
         tensordict.set(head.dist_sample_keys[0], action)
         tensordict.set(head.log_prob_keys[0], dist.log_prob(action))
         return tensordict
@@ -194,7 +203,7 @@ class Behavior(Policy):
         for network in vars(self)["_networks"]:
             network.run_step(step)
         dist = head.get_dist(step)
-        action = dist.sample()
+        action = _draw(dist)
         written = step.written
         written[head.dist_sample_keys[0]] = action
         written[head.log_prob_keys[0]] = dist.log_prob(action)
@@ -240,6 +249,11 @@ class Operator(ActorValueOperator):
         """The actor with what stands before it."""
         backbone, actor, _ = self.module
         return Policy(backbone, *actor.module)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _draw(dist: Distribution) -> torch.Tensor:
+    """An action; a gradient may flow through it where one is recorded."""
+    return dist.rsample() if dist.has_rsample and torch.is_grad_enabled() else dist.sample()
 
 
 def _leaves(part: Any) -> list[TensorDictModuleBase]:

@@ -151,6 +151,8 @@ class CompiledModule(TensorDictModuleBase):
         with warnings.catch_warnings():
             # tensordict asks for an option that torch 2.13 no longer has
             warnings.filterwarnings("ignore", ".*inline_inbuilt_nn_modules", FutureWarning)
+            # and torch's compiler for what torch has deprecated
+            warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
             return self._run(tensordict)
 
 
@@ -183,7 +185,7 @@ def _finds_cpp_compiler() -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    # a backend's failure is that of something else
+    # a backend wraps what went wrong in it
     error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
