@@ -220,6 +220,7 @@ class MemoryPrimer(BranchPrimer):
 
         Raises:
             RuntimeError: the collector cannot keep one memory for each sequence.
+            ValueError: the reset flags do not fit the agents.
         """
         collector = self.collector
         # the collector stacks its carrier, which is another object than `tensordict` where it
