@@ -106,6 +106,13 @@ class TestKilled:
         check_killed_and_resumed(tmp_path, straight(*CASES[case]), *CASES[case])
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+    def test_compiled(self, straight: Any, tmp_path: Path) -> None:
+        # minibatches of two sizes
+        arguments = (*CASES["wind"], "experiment.compile=all", "algo.sequences_per_minibatch=4")
+        check_killed_and_resumed(tmp_path, straight(*arguments), *arguments)
+
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*has grown to")
     @pytest.mark.parametrize(
         ("group", "name"),

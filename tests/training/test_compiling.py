@@ -116,9 +116,7 @@ class TestTraced:
     def test_losses_draw_nothing(self) -> None:
         compiled, plain = Updates("update"), Updates("none")
         state = torch.get_rng_state()
-        # another size of a minibatch as well
-        for index in ((0, 2, 4), (1, 3), (0, 2, 4)):
-            assert_close(compiled(*index), plain(*index), rtol=0, atol=0)
+        assert_close(compiled(0, 2, 4), plain(0, 2, 4), rtol=0, atol=0)
         assert torch.equal(torch.get_rng_state(), state)
         assert "_compiled" in vars(compiled.update)
 
@@ -155,10 +153,13 @@ class TestTraced:
 
 
 @pytest.mark.slow
+# what inductor imports for products of matrices warns of torch itself
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 class TestCompiled:
     def test_losses_agree_up_to_rounding(self, capsys: pytest.CaptureFixture[str]) -> None:
         compiled, plain = Updates("update"), Updates("none")
-        for index in ((0, 2, 4), (1, 3)):
+        # two sizes of minibatches
+        for index in ((0, 2, 4), (1, 3), (0, 2, 4)):
             assert_close(compiled(*index), plain(*index), rtol=1e-4, atol=1e-6)
         assert "is not compiled" not in capsys.readouterr().err
 
@@ -190,7 +191,7 @@ class TestCompiled:
             for key, value in plain.items():
                 assert_close(float(one[key]), float(value), rtol=1e-2, atol=1e-4, equal_nan=True)
 
-    def test_memories_that_loop_are_not_compiled(
+    def test_parts_that_cannot_be_compiled_run_as_they_are(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         train(tmp_path, memory=partial(make_memory, GRU), compile="update", total_frames=160)

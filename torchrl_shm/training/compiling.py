@@ -143,7 +143,7 @@ class CompiledModule(TensorDictModuleBase):
         return out
 
     def _compile(self, tensordict: TensorDictBase) -> TensorDictBase:
-        _say(f"compiling {self._what}, which takes up to a minute if it is not cached")
+        _say(f"compiling {self._what}, which takes a minute or more where it is not cached")
         # a graph for each shape, so that it does not matter which ones were seen before
         vars(self)["_compiled"] = torch.compile(
             self.module, fullgraph=True, dynamic=False, options=self._options, **_own_limit()
