@@ -134,11 +134,17 @@ class Policy(SafeProbabilisticTensorDictSequential):
         tensordict, head = self.get_dist_params(tensordict), self._head
         if not self._draws or exploration_type() is not ExplorationType.RANDOM:
             return head(tensordict)
-        dist = head.get_dist(tensordict)
-        action = _draw(dist)
-        tensordict.set(head.dist_sample_keys[0], action)
-        tensordict.set(head.log_prob_keys[0], dist.log_prob(action))
+        self._draw_action(tensordict)
         return tensordict
+
+    def _draw_action(self, entries: Any) -> None:
+        head = self._head
+        dist = head.get_dist(entries)
+        # a gradient may flow through the action where one is recorded
+        reparameterize = dist.has_rsample and torch.is_grad_enabled()
+        action = dist.rsample() if reparameterize else dist.sample()
+        entries.set(head.dist_sample_keys[0], action)
+        entries.set(head.log_prob_keys[0], dist.log_prob(action))
 
     @property
     def _head(self) -> Any:
@@ -199,14 +205,11 @@ class Behavior(Policy):
         )
 
     def _run_step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        step, head = _Step(tensordict), self._head
+        step = _Step(tensordict)
         for network in vars(self)["_networks"]:
             network.run_step(step)
-        dist = head.get_dist(step)
-        action = _draw(dist)
+        self._draw_action(step)
         written = step.written
-        written[head.dist_sample_keys[0]] = action
-        written[head.log_prob_keys[0]] = dist.log_prob(action)
         for key in self._computed:
             del written[key]
         following = {key[1]: written.pop(key) for key in list(written) if isinstance(key, tuple)}
@@ -257,11 +260,6 @@ def _has_run_step(kind: type) -> bool:
         name for base in kind.__mro__ for name in ("run_step", "forward") if name in vars(base)
     ]
     return names[0] == "run_step"
-
-
-def _draw(dist: Distribution) -> torch.Tensor:
-    """An action; a gradient may flow through it where one is recorded."""
-    return dist.rsample() if dist.has_rsample and torch.is_grad_enabled() else dist.sample()
 
 
 def _leaves(part: Any) -> list[TensorDictModuleBase]:
