@@ -25,12 +25,12 @@ from torchrl.modules import ActorValueOperator, SafeProbabilisticTensorDictSeque
 from torchrl_shm.torchrl_private import pack, put
 
 COMPUTED_KEYS: tuple[NestedKey, ...] = (
-    "embedding", "features", "critic_embedding", "critic_features",
+    "time", "embedding", "features", "critic_embedding", "critic_features",
 )  # fmt: skip
 """Entries that every loss computes again, so that nobody collects them."""
 
 WRITTEN_KEYS: tuple[NestedKey, ...] = (
-    *COMPUTED_KEYS, "loc", "scale", "logits", "action", "action_log_prob", "state_value",
+    *COMPUTED_KEYS, "episode_step", "loc", "scale", "logits", "action", "action_log_prob", "state_value",
 )  # fmt: skip
 """Entries that networks write; an observation of such a name would be overwritten."""
 
