@@ -15,8 +15,8 @@ from torchrl.modules import recurrent_mode
 
 from torchrl_shm.modules._resets import reset
 
-# radians per step. The fastest tells neighboring steps apart, and more than pi would alias; of slower
-# ones than the slowest there is nothing to learn from within a hundred steps
+# radians per step. The fastest tells neighboring steps apart, and more than pi would alias; slower
+# ones than the slowest hardly change within a hundred steps
 _FASTEST, _SLOWEST = 2.5, 0.05
 
 
