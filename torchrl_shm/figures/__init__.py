@@ -9,16 +9,38 @@ from torchrl_shm.figures.comparison import (
     plot_comparison,
 )
 from torchrl_shm.figures.plots import plot_learning_curve, plot_trajectories
+from torchrl_shm.figures.statistics import (
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+    stratified_interval,
+)
+from torchrl_shm.figures.suite import (
+    SuiteScores,
+    load_suite,
+    plot_gaps,
+    plot_suite,
+    suite_table,
+)
 
 __all__ = [
     "Episode",
     "Run",
+    "SuiteScores",
     "comparison_table",
     "confidence_band",
+    "interquartile_mean",
     "load_runs",
+    "load_suite",
+    "performance_profile",
     "plot_comparison",
+    "plot_gaps",
     "plot_learning_curve",
+    "plot_suite",
     "plot_trajectories",
+    "probability_of_improvement",
     "record_episode",
     "save_animation",
+    "stratified_interval",
+    "suite_table",
 ]

@@ -109,10 +109,10 @@ def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
     # from the best to the worst, as the eye meets the curves
     order = sorted(groups, key=lambda name: -_mean(_scores(groups[name])))
     for place, name in enumerate(order):
-        group, color = groups[name], _color(place)
+        group, color = groups[name], curve_color(place)
         for axes, column in zip(curves, columns, strict=True):
             frames = group[0].metrics["frames"] / 1e6
-            values = np.stack([_smooth(run.metrics[column]) for run in group])
+            values = np.stack([smooth(run.metrics[column]) for run in group])
             axes.plot(frames, _mean(values), color=color, linewidth=1.2)
             axes.fill_between(frames, *confidence_band(values), color=color, alpha=0.15)
         scores = _scores(group)
@@ -125,7 +125,7 @@ def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
     labels = [f"{name} ({len(groups[name])})" for name in order]
     final.set_yticks(range(len(order)), labels, fontsize=8)
     for tick, place in zip(final.get_yticklabels(), range(len(order)), strict=True):
-        tick.set_color(_color(place))
+        tick.set_color(curve_color(place))
     final.invert_yaxis()
     final.set(title="return of the final evaluation")
     for axes in (*curves, final):
@@ -158,11 +158,11 @@ def comparison_table(runs: Sequence[Run]) -> str:
     for name in sorted(groups, key=lambda name: -_mean(_scores(groups[name]))):
         group = groups[name]
         success = [run.summary["eval_success"] for run in group]
-        rate = _with_interval(100 * np.array(success), " %") if None not in success else ""
+        rate = with_interval(100 * np.array(success), " %") if None not in success else ""
         minutes = np.mean([run.summary["seconds"] for run in group]) / 60
         lines.append(
             f"| `{name}` | {len(group)} | {group[0].summary['frames']:,} | "
-            f"{_with_interval(_scores(group))} | {rate} | {minutes:.1f} |"
+            f"{with_interval(_scores(group))} | {rate} | {minutes:.1f} |"
         )
     return "\n".join(lines)
 
@@ -207,7 +207,7 @@ def _by_memory(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def _with_interval(values: np.ndarray, unit: str = "") -> str:
+def with_interval(values: np.ndarray, unit: str = "") -> str:
     """Mean and interval, to three digits."""
     mean = f"{_three_digits(float(values.mean()))}{unit}"
     if len(values) == 1:
@@ -221,7 +221,7 @@ def _three_digits(value: float) -> str:
     return f"{value:.{min(max(digits, 0), 4)}f}"
 
 
-def _color(place: int) -> Any:
+def curve_color(place: int) -> Any:
     """Neighbors in the ranking differ: dark and light in turns, and others beyond twenty."""
     from matplotlib import colormaps
 
@@ -238,7 +238,7 @@ def _mean(values: np.ndarray, axis: int = 0) -> Any:
     return np.where(count, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Mean over the last few updates of every update, without NaN."""
     width = max(1, round(_SMOOTH * len(values)))
     padded = np.concatenate([np.full(width - 1, np.nan), values])

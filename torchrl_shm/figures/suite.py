@@ -1,0 +1,223 @@
+"""The runs of a suite: a table of all tasks and memories, learning curves, scores over the gap."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from torchrl_shm.figures.comparison import confidence_band, curve_color, smooth, with_interval
+from torchrl_shm.figures.statistics import (
+    interquartile_mean,
+    probability_of_improvement,
+    stratified_interval,
+)
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """Results of a suite, as `torchrl-shm suite collect` writes them.
+
+    Attributes:
+        rows: the rows of `summary.csv`, one for each run.
+        curves: the metrics of each run by its name, column by column, each of shape `[rows]`.
+    """
+
+    rows: list[dict[str, str]]
+    curves: dict[str, dict[str, np.ndarray]]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks, with the variant in brackets where there is one."""
+        return list(dict.fromkeys(map(_task, self.rows)))
+
+    @property
+    def memories(self) -> list[str]:
+        """Memories, SHM first."""
+        names = dict.fromkeys(row["memory"] for row in self.rows)
+        return sorted(names, key=lambda name: not name.startswith("shm"))
+
+    def runs(self, task: str, memory: str) -> list[dict[str, str]]:
+        """Rows of a task and a memory."""
+        return [row for row in self.rows if (_task(row), row["memory"]) == (task, memory)]
+
+    def scores(self, task: str, memory: str) -> np.ndarray:
+        """Final scores `[runs]`: the share of successes where there are some, else the return."""
+        column = "eval_success" if _has_success(self.rows, task) else "eval_return"
+        return np.array([float(row[column]) for row in self.runs(task, memory)])
+
+
+def load_suite(folder: str | Path) -> SuiteScores:
+    """Read what was collected of a suite.
+
+    Args:
+        folder: such as `docs/results/paper_credit`.
+
+    Returns:
+        The results; runs that are not finished are missing.
+
+    Raises:
+        FileNotFoundError: nothing was collected there.
+    """
+    path = Path(folder) / "summary.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: no run of the suite was collected there")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows.sort(key=lambda row: (_natural(row["env"]), row["variant"], row["memory"], row["seed"]))
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for row in rows:
+        with open(path.with_name(f"{row['run']}.csv"), newline="") as file:
+            steps = list(csv.DictReader(file))
+        curves[row["run"]] = {key: np.array([float(x[key]) for x in steps]) for key in steps[0]}
+    return SuiteScores(rows, curves)
+
+
+def suite_table(suite: SuiteScores) -> str:
+    """Scores of every memory on every task as Markdown, and over all tasks.
+
+    Args:
+        suite: the results.
+
+    Returns:
+        A table of means, with 95 % confidence intervals over seeds and their number. Where all
+        tasks have the same measure, a second one: the interquartile mean over tasks and runs with
+        its stratified interval, and how likely a run of the first memory beats one of each.
+    """
+    memories = suite.memories
+    lines = [
+        f"| task | score | {' | '.join(f'`{name}`' for name in memories)} |",
+        "|---|---|" + "---|" * len(memories),
+    ]
+    for task in suite.tasks:
+        cells: list[str] = []
+        for memory in memories:
+            scores = suite.scores(task, memory)
+            cells.append(f"{with_interval(scores)}, {len(scores)}" if len(scores) else "")
+        measure = "success" if _has_success(suite.rows, task) else "return"
+        lines.append(f"| `{task}` | {measure} | {' | '.join(cells)} |")
+    over_all = _over_all(suite)
+    return "\n".join([*lines, *(["", *over_all] if over_all else [])])
+
+
+def _over_all(suite: SuiteScores) -> list[str]:
+    success = {_has_success(suite.rows, task) for task in suite.tasks}
+    bounded = all(row["env"].startswith("popgym_") for row in suite.rows)
+    matrices = {name: _matrix(suite, name) for name in suite.memories}
+    whole = {name: matrix for name, matrix in matrices.items() if matrix is not None}
+    if len(suite.tasks) < 2 or len(whole) < 2 or not (success == {True} or bounded):
+        return []
+    first = next(iter(whole))
+    count = len(suite.tasks)
+    lines = [
+        f"| memory | interquartile mean over {count} tasks (95 %) | `{first}` is better |",
+        "|---|---|---|",
+    ]
+    for name, matrix in whole.items():
+        low, high = stratified_interval(matrix, interquartile_mean)
+        better = "" if name == first else f"{probability_of_improvement(whole[first], matrix):.0%}"
+        lines.append(
+            f"| `{name}` | {interquartile_mean(matrix):.2f} ({low:.2f} to {high:.2f}) | {better} |"
+        )
+    return lines
+
+
+def _matrix(suite: SuiteScores, memory: str) -> np.ndarray | None:
+    """Scores `[runs, tasks]`, or `None` where a task is missing."""
+    columns = [suite.scores(task, memory) for task in suite.tasks]
+    count = min(map(len, columns))
+    return np.stack([column[:count] for column in columns], 1) if count else None
+
+
+def plot_suite(suite: SuiteScores, path: str | Path) -> None:
+    """Draw learning curves of every task, with 95 % confidence bands over seeds.
+
+    Args:
+        suite: the results.
+        path: file to write; its ending chooses the format.
+    """
+    from matplotlib.figure import Figure
+
+    tasks, memories = suite.tasks, suite.memories
+    columns = min(len(tasks), 3)
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(3.6 * columns + 1.2, 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, task in zip(grid, tasks, strict=False):
+        column = "success" if _has_success(suite.rows, task) else "return"
+        for place, memory in enumerate(memories):
+            curves = [suite.curves[row["run"]] for row in suite.runs(task, memory)]
+            if not curves:
+                continue
+            # runs of one setting have the same updates
+            length = min(len(curve["frames"]) for curve in curves)
+            values = np.stack([smooth(curve[column])[:length] for curve in curves])
+            frames, color = curves[0]["frames"][:length] / 1e6, curve_color(place)
+            axes.plot(frames, np.nanmean(values, 0), color=color, linewidth=1.2, label=memory)
+            axes.fill_between(frames, *confidence_band(values), color=color, alpha=0.15)
+        axes.set_title(f"{task}: {column}", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+    for axes in grid[len(tasks) :]:
+        axes.set_axis_off()
+    handles = {x.get_label(): x for axes in grid for x in axes.get_lines()}
+    order = [name for name in memories if name in handles]
+    figure.legend([handles[name] for name in order], order, loc="outside right upper", fontsize=9)
+    figure.supxlabel("million environment steps", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
+    """Draw the final scores over the number of steps that have to be bridged.
+
+    Args:
+        suite: the results; tasks that end in a number, such as `visual_match_250`.
+        path: file to write; its ending chooses the format.
+
+    Returns:
+        Whether there was something to draw: a kind of task with several lengths.
+    """
+    from matplotlib.figure import Figure
+
+    kinds: dict[str, list[int]] = {}
+    for task in suite.tasks:
+        if found := re.fullmatch(r"(.+)_(\d+)", task):
+            kinds.setdefault(found[1], []).append(int(found[2]))
+    kinds = {kind: sorted(lengths) for kind, lengths in kinds.items() if len(lengths) > 1}
+    if not kinds:
+        return False
+    figure = Figure(figsize=(4.2 * len(kinds) + 1.2, 3.4), layout="constrained")
+    grid = figure.subplots(1, len(kinds), squeeze=False).ravel()
+    for axes, (kind, lengths) in zip(grid, kinds.items(), strict=True):
+        for place, memory in enumerate(suite.memories):
+            found = [(n, suite.scores(f"{kind}_{n}", memory)) for n in lengths]
+            found = [(n, scores) for n, scores in found if len(scores)]
+            color = curve_color(place)
+            means = [scores.mean() for _, scores in found]
+            axes.plot([n for n, _ in found], means, "-", color=color, label=memory)
+            for n, scores in found:
+                axes.plot(np.full(len(scores), n), scores, ".", color=color, alpha=0.6)
+        axes.set(title=kind, xlabel="steps to bridge", ylabel="success", ylim=(-0.02, 1.02))
+        axes.set_xticks(lengths)
+        axes.grid(alpha=0.3)
+    grid[-1].legend(fontsize=9)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _task(row: dict[str, str]) -> str:
+    return f"{row['env']} ({row['variant']})" if row["variant"] else row["env"]
+
+
+def _has_success(rows: Sequence[dict[str, str]], task: str) -> bool:
+    return all(row["eval_success"] for row in rows if _task(row) == task)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """So that 50 comes before 100, and easy before medium before hard."""
+    levels = {"easy": 0, "medium": 1, "hard": 2}
+    return [(int(x), "") if x.isdigit() else (levels.get(x, 10**9), x) for x in name.split("_")]
