@@ -63,6 +63,31 @@ def set_carrier(collector: Any, carrier: TensorDictBase) -> None:
     collector._carrier = carrier
 
 
+def only_steps(collector: Any) -> bool:
+    """Whether a collector does nothing but to step one environment and to stack the steps.
+
+    Would be replaced by a public hook in place of the loop over steps.
+
+    Args:
+        collector: a `torchrl.collectors.Collector`, in the process in which it steps.
+    """
+    c, env = collector, collector.env
+    return not (
+        c._should_use_random_frames()
+        or c._cast_to_policy_device
+        or c._compact_next_keys
+        or c._truncated_keys
+        or c.compiled_policy
+        or c.cudagraphed_policy
+        or c.track_traj_ids
+        or c.reset_at_each_iter
+        or c.pre_collect_hook is not None
+        or c.replay_buffer is not None
+        or c.interruptor is not None
+        or c.storing_device not in (None, env.device)
+    )
+
+
 def preallocates(collector: Any) -> bool:
     """Whether a collector writes into buffers that it made in advance.
 

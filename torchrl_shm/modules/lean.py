@@ -197,36 +197,32 @@ class MemoryPrimer(BranchPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
-        root = tensordict.batch_size
-        self.finish_step(root, tensordict, tensordict, tensordict.get("next"), tensordict_)
+        # the collector stacks its carrier, which is another object than `tensordict` where it
+        # copies between the devices of policy and environment
+        carrier = None if self.collector is None else get_carrier(self.collector)
+        came_next = tensordict.get("next")
+        self.finish_step(tensordict.batch_size, tensordict, came_next, tensordict_, carrier)
         return tensordict, tensordict_
 
     def finish_step(
-        self,
-        root: torch.Size,
-        tensordict: TensorDictBase,
-        step: Any,
-        came_next: Any,
-        following: Any,
+        self, root: torch.Size, step: Any, came_next: Any, following: Any, stacked: Any = None
     ) -> None:
         """Keep the memory out of what is stacked, and write the lean entries.
 
         Args:
             root: batch shape of the environment.
-            tensordict: what the environment stepped from.
-            step: its entries, without those of `"next"`: itself, or a dictionary for look-ups.
-            came_next: the entries of `"next"`, a TensorDict or a dictionary, which is changed.
-            following: what the policy reads next, a TensorDict or a dictionary, which is changed.
+            step: the entries with which the environment stepped. Each of these arguments is a
+                TensorDict or a dictionary, which is changed.
+            came_next: the entries of `"next"`.
+            following: what the policy reads next.
+            stacked: what is stacked of the step; `None`: `step` itself.
 
         Raises:
             RuntimeError: the collector cannot keep one memory for each sequence.
             ValueError: the reset flags are those of other agents.
         """
         collector = self.collector
-        # the collector stacks its carrier, which is another object than `tensordict` where it
-        # copies between the devices of policy and environment
-        carrier = None if collector is None else get_carrier(collector)
-        stacked = tensordict if carrier is None else carrier
+        stacked = step if stacked is None else stacked
         is_init, role = step.get(self.is_init_key), step.get(self._role_key, None)
         # TensorDictPrimer hands on what nobody has written, as in random first frames
         if role is not None and came_next.get(self._role_key, None) is role:
@@ -236,7 +232,7 @@ class MemoryPrimer(BranchPrimer):
             put(following, {self._role_key: -role})
         if self.state == "stored":
             return
-        memory = tensordict.pop(self.memory_key, None)
+        memory = step.pop(self.memory_key, None)
         came_next.pop(self.memory_key, None)
         if memory is None or collector is None:
             # outside of collectors sequences start with a reset and need no memory
@@ -245,7 +241,7 @@ class MemoryPrimer(BranchPrimer):
             self._check_collector(collector)
             self._forget_collector()
             self._seen = weakref.ref(collector)
-        if stacked is not tensordict:
+        if stacked is not step:
             stacked.pop(self.memory_key, None)
         if self.state == "zero":
             return

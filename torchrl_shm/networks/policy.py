@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import (
     TensorDictModule,
     TensorDictModuleBase,
@@ -21,8 +21,6 @@ from torch.distributions import Distribution
 from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 from torchrl.modules import ActorValueOperator, SafeProbabilisticTensorDictSequential
-
-from torchrl_shm.torchrl_private import pack, put
 
 COMPUTED_KEYS: tuple[NestedKey, ...] = (
     "embedding", "features", "critic_embedding", "critic_features",
@@ -154,9 +152,6 @@ class Policy(SafeProbabilisticTensorDictSequential):
 class Behavior(Policy):
     """A policy that collects data, and leaves out what every loss computes again.
 
-    One step of networks that have `run_step` (layers and memories of this package) passes through a
-    dictionary; only what is collected is written to the TensorDict.
-
     Args:
         *parts: as in `Policy`.
     """
@@ -165,11 +160,8 @@ class Behavior(Policy):
         super().__init__(*parts)
         self._computed = [key for key in self.out_keys if key in COMPUTED_KEYS]
         self.out_keys = [key for key in self.out_keys if key not in COMPUTED_KEYS]
-        flat = all(
-            isinstance(key, str) or (len(key) == 2 and key[0] == "next") for key in self.out_keys
-        )
-        networks = vars(self)["_networks"]
-        self._runs_steps = flat and all(_has_run_step(type(network)) for network in networks)
+        keys = [key for key in self.out_keys if not isinstance(key, str)]
+        self._flat = all(len(key) == 2 and key[0] == "next" for key in keys)
 
     @dispatch(auto_batch_size=False)
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -183,66 +175,62 @@ class Behavior(Policy):
         Returns:
             The same TensorDict.
         """
-        if self._can_run_step(tensordict):
-            return self._run_step(tensordict)
         tensordict = self._act(tensordict)
         for key in self._computed:
             tensordict.del_(key)
         return tensordict
 
-    def _can_run_step(self, tensordict: TensorDictBase) -> bool:
+    @property
+    def runs_steps(self) -> bool:
+        """Whether `run_step` does what `forward` does.
+
+        It does where actions are random, all networks have a `run_step` (as the layers and memories
+        of this package), and nobody watches them being called.
+        """
+        networks = vars(self)["_networks"]
         return (
-            self._runs_steps
-            and self._draws
-            and type(tensordict) is TensorDict
+            self._draws
             and exploration_type() is ExplorationType.RANDOM
-            and not torch.compiler.is_compiling()
-            and not any(
-                # what watches a network must see it called
-                x._forward_hooks or x._forward_pre_hooks or getattr(x, "recurrent_mode", False)
-                for x in vars(self)["_networks"]
-            )
+            and _has_only(self)
+            and self._flat
+            and all(_has_only(network) for network in networks)
+            and not any(getattr(network, "recurrent_mode", False) for network in networks)
         )
 
-    def _run_step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        step = _Step(tensordict)
+    def run_step(self, entries: dict[Any, Any]) -> dict[Any, Any]:
+        """Do the same with one step of a collector, without TensorDicts.
+
+        Args:
+            entries: tensors `[B, ...]` by key, to which is added what is to be collected.
+
+        Returns:
+            What the networks write for the next step, by key without `"next"`.
+        """
+        step = _Step(entries)
         for network in vars(self)["_networks"]:
             network.run_step(step)
         self._draw_action(step)
-        written = step.written
         for key in self._computed:
-            del written[key]
-        following = {key[1]: written.pop(key) for key in list(written) if isinstance(key, tuple)}
-        put(tensordict, written)
-        if (there := tensordict.get("next", None)) is not None:
-            put(there, following)
-        elif following:
-            packed = pack(following, tensordict.batch_size, tensordict.device)
-            put(tensordict, {"next": packed})
-        return tensordict
+            del step[key]
+        # also what is not declared, as the role of a memory
+        handed_on = [key for key in step if not isinstance(key, str)]
+        carried = {key[1]: step.pop(key) for key in handed_on}
+        entries.update(step)
+        return carried
 
 
-class _Step:
-    """Entries of one step: those of a TensorDict, and what is written over them."""
+class _Step(dict[Any, Any]):
+    """Entries of one step, with the methods of a TensorDict that networks call.
 
-    def __init__(self, tensordict: TensorDictBase) -> None:
-        self.shape = tensordict.shape
-        self.written: dict[Any, Any] = {}
-        self._read = tensordict
+    Args:
+        entries: tensors `[B, ...]` by key.
+    """
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        x = self.written.get(key)
-        return self._read.get(key, default) if x is None else x
+    set = dict[Any, Any].__setitem__
 
-    def __getitem__(self, key: Any) -> Any:
-        x = self.written.get(key)
-        return self._read[key] if x is None else x
-
-    def set(self, key: Any, x: Any) -> None:
-        self.written[key] = x
-
-    def keys(self) -> list[Any]:
-        return [*self._read.keys(), *self.written]
+    def __init__(self, entries: dict[Any, Any]) -> None:
+        super().__init__(entries)
+        self.shape = next(iter(entries.values())).shape[:1]
 
 
 class Operator(ActorValueOperator):
@@ -254,12 +242,18 @@ class Operator(ActorValueOperator):
         return Policy(backbone, *actor.module)  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def _has_run_step(kind: type) -> bool:
-    """Whether a network has `run_step`, and no class derived from it another `forward`."""
+def _has_only(network: Any) -> bool:
+    """Whether nothing is passed by where `run_step` is called, and not the network itself."""
     names = [
-        name for base in kind.__mro__ for name in ("run_step", "forward") if name in vars(base)
+        name
+        for base in (network, *type(network).__mro__)
+        for name in ("run_step", "forward")
+        if name in vars(base)
     ]
-    return names[0] == "run_step"
+    return names[:1] == ["run_step"] and not (
+        # what watches a network must see it called
+        network._forward_hooks or network._forward_pre_hooks
+    )
 
 
 def _leaves(part: Any) -> list[TensorDictModuleBase]:
