@@ -164,18 +164,15 @@ def pack(
     )
 
 
-def put(target: TensorDictBase | dict[Any, Any], entries: Mapping[Any, Any]) -> None:
+def put(target: TensorDictBase, entries: Mapping[Any, Any]) -> None:
     """Write entries of a TensorDict without checks, as TorchRL's own environments do.
 
     Replaced by `target.update(entries)`, which costs as much as three operations per entry.
 
     Args:
-        target: a TensorDict, or the dictionary of which one is made later.
+        target: a TensorDict.
         entries: tensors or TensorDicts by key, of its batch size and device.
     """
-    if isinstance(target, dict):
-        target.update(entries)
-        return
     for key, entry in entries.items():
         if isinstance(key, str):
             target._set_str(  # pyright: ignore[reportPrivateUsage]

@@ -72,7 +72,8 @@ class Layer(TensorDictModule):
         Raises:
             KeyError: an entry is missing.
         """
-        y = self.module(*[entries[key] for key in self.in_keys])
+        # not by `self.module`, whose look-up takes as long as a small operation
+        y = self._modules["module"](*[entries[key] for key in self.in_keys])
         keys = self.out_keys
         for key, x in zip(keys, (y,) if len(keys) == 1 else y, strict=True):
             entries.set(key, x)
@@ -89,8 +90,8 @@ class Policy(SafeProbabilisticTensorDictSequential):
         super().__init__(*parts)
         # beside the registered modules, which hold them once already
         vars(self)["_networks"] = [leaf for part in parts[:-1] for leaf in _leaves(part)]
+        vars(self)["_head"] = head = self.module[-1]
         # whether the head wants one action and its log-probability, as those of `make_actor` do
-        head = self._head
         self._draws = getattr(head, "return_log_prob", False) and head.num_samples is None
 
     def get_dist_params(
@@ -112,7 +113,7 @@ class Policy(SafeProbabilisticTensorDictSequential):
 
     def build_dist_from_params(self, tensordict: TensorDictBase) -> Distribution:
         """Make the distribution from what the networks have written."""
-        return self._head.get_dist(tensordict)
+        return vars(self)["_head"].get_dist(tensordict)
 
     @dispatch(auto_batch_size=False)
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -129,24 +130,20 @@ class Policy(SafeProbabilisticTensorDictSequential):
         return self._act(tensordict)
 
     def _act(self, tensordict: TensorDictBase) -> TensorDictBase:
-        tensordict, head = self.get_dist_params(tensordict), self._head
+        tensordict, head = self.get_dist_params(tensordict), vars(self)["_head"]
         if not self._draws or exploration_type() is not ExplorationType.RANDOM:
             return head(tensordict)
         self._draw_action(tensordict)
         return tensordict
 
     def _draw_action(self, entries: Any) -> None:
-        head = self._head
+        head = vars(self)["_head"]
         dist = head.get_dist(entries)
         # a gradient may flow through the action where one is recorded
         reparameterize = dist.has_rsample and torch.is_grad_enabled()
         action = dist.rsample() if reparameterize else dist.sample()
         entries.set(head.dist_sample_keys[0], action)
         entries.set(head.log_prob_keys[0], dist.log_prob(action))
-
-    @property
-    def _head(self) -> Any:
-        return self.module[-1]
 
 
 class Behavior(Policy):

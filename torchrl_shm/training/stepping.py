@@ -74,6 +74,7 @@ class SteppingCollector(Collector):
             shape, device = carrier.batch_size, carrier.device
             act = _find_step(self.policy, shape, device)
             entries: Entries = dict(carrier.items())
+            starts = [(primer, entries[primer.memory_key]) for primer in plan.lean]
             steps: list[tuple[Entries, Entries]] = []
             try:
                 for _ in range(self.frames_per_batch):
@@ -87,6 +88,8 @@ class SteppingCollector(Collector):
             roots, nexts = zip(*steps, strict=True)
             batch = _stack(roots, shape, device)
             batch.set("next", _stack(nexts, shape, device))
+            for primer, memory in starts:
+                primer.write_sequences(self, memory, batch)
             return batch.refine_names(..., "time")
 
 
@@ -127,7 +130,9 @@ class _Plan(NamedTuple):
     sums: list[str]
     flags: list[str]
     primed: list[str]
-    memories: list[MemoryPrimer]
+    # keys of memories that are not collected, and the primers that spread their starts
+    hidden: list[str]
+    lean: list[MemoryPrimer]
     # what a step cannot do without
     needed: tuple[str, ...]
     # what the next step takes from this one's "next", and what it does not keep
@@ -156,8 +161,8 @@ class _Plan(NamedTuple):
         following = {key: x for key, x in entries.items() if key not in self.dropped}
         for key in self.handed_on:
             following[key] = after[key]
-        for primer in self.memories:
-            primer.finish_step(self.env.batch_size, entries, after, following)
+        for key in self.hidden:
+            del entries[key], after[key]
         return after, following
 
     def start_episodes(self, entries: Entries) -> Entries:
@@ -195,7 +200,7 @@ def _make_plan(collector: Collector) -> _Plan | None:
     env: Any = transformed.base_env
     stack: Any = transformed.transform
     transforms: list[Any] = list(stack) if type(stack) is Compose else [stack]
-    plan = _Plan(transformed, env, [], [], [], [], [], (), frozenset(), frozenset())
+    plan = _Plan(transformed, env, [], [], [], [], [], [], (), frozenset(), frozenset())
     for transform in transforms:
         kind = type(transform)
         if kind is FiniteSteps:
@@ -210,7 +215,12 @@ def _make_plan(collector: Collector) -> _Plan | None:
             plan.flags.extend(transform.init_keys)
         elif kind in (TensorDictPrimer, MemoryPrimer) and _starts_at_zero(transform):
             plan.primed.extend(transform.primers.keys(True, True))
-            plan.memories.extend([transform] if kind is MemoryPrimer else [])
+            if kind is MemoryPrimer:
+                if transform.role_key not in policy.out_keys:
+                    # the primer writes what the policy does not
+                    return None
+                plan.hidden.extend([] if transform.state == "stored" else [transform.memory_key])
+                plan.lean.extend([transform] if transform.state == "lean" else [])
         elif not _does_nothing(transform):
             return None
     observed, done = transformed.observation_spec, transformed.full_done_spec
