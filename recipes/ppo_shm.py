@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
 from torch.nn.utils import clip_grad_norm_
 from torchrl.envs import EnvBase
-from torchrl.modules import set_recurrent_mode
+from torchrl.modules import PopArtValueNorm, set_recurrent_mode
 from torchrl.objectives.value import GAE
 from torchrl.record.loggers import Logger
 
@@ -87,13 +87,20 @@ def main(
             entropy_coeff=algo.entropy_coeff,
             critic_coeff=algo.critic_coeff,
         )
+        value_norm = PopArtValueNorm(beta=0.9, device=device)
         update = compiler.update(loss)
         parameters = list(loss.parameters())
         optimizer = torch.optim.Adam(parameters, lr=algo.learning_rate, eps=1e-5, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: 1 - update / rollouts.num_batches if algo.anneal_lr else 1.0
         )
-        run.track(operator=operator, optimizer=optimizer, schedule=schedule, collector=rollouts)
+        run.track(
+            operator=operator,
+            optimizer=optimizer,
+            schedule=schedule,
+            value_norm=value_norm,
+            collector=rollouts,
+        )
 
         for batch in run.batches(rollouts):
             # reward: the task's own, and while training the environment's help to explore (presets
@@ -101,6 +108,10 @@ def main(
             if ("next", "shaping") in batch.keys(True):
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
                 batch["next", "reward"] = reward
+            # in units of how much returns have differed so far, so that one critic_coeff, and one
+            # bound on the gradient, serve all tasks
+            scale = value_norm.scale() if run.updates else 1.0
+            batch["next", "reward"] = batch["next", "reward"] / scale
 
             # advantage: one pass of the memory over each sequence, which also gives the value of
             # the observation after each truncation; those are inserted, hence the budget
@@ -108,6 +119,7 @@ def main(
             advantage.shifted_budget = 1 + int(truncated.sum(-2).max())
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
+            value_norm.update(batch["value_target"] * scale)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, from the memory with which the sequence started

@@ -115,6 +115,9 @@ class PlainPPO(nn.Module):
         self.state = self.env._start(self.env._draw(num_envs))
         self.memory = torch.zeros(num_envs, *self.cell.memory_shape)
         self.first = torch.ones(num_envs, dtype=torch.bool)
+        # of the returns, in whose spread rewards are measured
+        self.moments, self.updates = torch.zeros(2), 0
+        self.variance: Tensor | None = None
         # the recipe's
         self.optimizer = torch.optim.Adam(
             self.parameters(), lr=algo.learning_rate, eps=1e-5, fused=True
@@ -122,10 +125,8 @@ class PlainPPO(nn.Module):
 
     def heads(self, features: Tensor, embedding: Tensor) -> tuple[Categorical, Tensor]:
         """Distribution of the action and value."""
-        x = torch.cat([features, embedding], -1)
-        return Categorical(logits=self.actor.layers(x), validate_args=False), self.critic.layers(
-            x
-        ).squeeze(-1)
+        policy = Categorical(logits=self.actor(features, embedding), validate_args=False)
+        return policy, self.critic(features, embedding).squeeze(-1)
 
     @torch.no_grad()
     def collect(self) -> dict[str, Tensor]:
@@ -139,8 +140,7 @@ class PlainPPO(nn.Module):
                 self.first.view(-1, *(1,) * (self.memory.ndim - 1)), 0, self.memory
             )
             features, self.memory, choice = self.cell.step(embedding, memory)
-            inputs = torch.cat([features, embedding], -1)
-            policy = Categorical(logits=self.actor.layers(inputs), validate_args=False)
+            policy = Categorical(logits=self.actor(features, embedding), validate_args=False)
             action = policy.sample()
             step = {"x": x, "first": self.first, "action": action}
             step["log_prob"] = policy.log_prob(action)
@@ -168,10 +168,11 @@ class PlainPPO(nn.Module):
             choice = torch.cat([choice, choice[:, -1:]], 1)
         embedding = self.encoder(x)
         features, _, _ = self.cell(embedding, batch["start"], first, choice)
-        value = self.critic.layers(torch.cat([features, embedding], -1)).squeeze(-1)
+        value = self.critic(features, embedding).squeeze(-1)
         goes_on = (~batch["done"]).float()
         gamma, lmbda = self.algo.gamma, self.algo.lmbda
-        delta = batch["reward"] + gamma * goes_on * value[:, 1:] - value[:, :-1]
+        scale = 1.0 if self.variance is None else self.variance.sqrt()
+        delta = batch["reward"] / scale + gamma * goes_on * value[:, 1:] - value[:, :-1]
         advantage, decay = torch.zeros(len(x)), gamma * lmbda * goes_on
         steps: list[Tensor] = []
         for t in reversed(range(delta.shape[1])):
@@ -179,8 +180,17 @@ class PlainPPO(nn.Module):
             steps.append(advantage)
         batch["advantage"] = torch.stack(steps[::-1], 1)
         batch["target"] = batch["advantage"] + value[:, :-1]
+        self.observe_targets(batch["target"] * scale)
         batch["advantage"] -= batch["advantage"].mean()
         batch["advantage"] /= batch["advantage"].std().clamp_min(1e-4)
+
+    def observe_targets(self, target: Tensor) -> None:
+        """Follow the variance of the returns, with moving averages of two moments."""
+        moments = torch.stack([target.mean(), target.square().mean()])
+        self.moments = 0.9 * self.moments + 0.1 * moments
+        self.updates += 1
+        mean, square = self.moments / (1 - 0.9**self.updates)
+        self.variance = square - mean.square()
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Policy loss, value loss and entropy of a minibatch."""

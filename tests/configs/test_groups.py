@@ -105,7 +105,7 @@ def as_tuple(value: Any) -> Any:
 
 def test_members() -> None:
     assert set(FACTORIES) == CHOICES.keys() | {f"memory/{name}" for name in MEMORIES}
-    others = {"algo", "experiment", "size", "sized", "tuned"}
+    others = {"algo", "experiment", "size", "sized", "spanned", "tuned"}
     assert {path.partition("/")[0] for path in MEMBERS} == RUNTIME.keys() | others
 
 
@@ -164,7 +164,8 @@ def test_tuned_values_are_fields() -> None:
     assert TUNED.keys() == {"ppo"}
     for name, values in TUNED["ppo"].items():
         assert name in ENVS
-        assert values.keys() <= {"algo", "experiment"}
+        assert values.keys() <= {"algo", "experiment", "network"}
+        assert values["network"].keys() <= signature(make_actor_critic).parameters.keys()
         PPO(**values["algo"]).check_batch(Experiment(**values["experiment"]).num_envs)
 
 

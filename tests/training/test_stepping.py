@@ -56,7 +56,9 @@ def make(
 ) -> Collector:
     env = ENVS[name](seed=1)
     torch.manual_seed(2)
-    operator = make_actor_critic(env, memory, shared_memory=options.pop("shared_memory", True))
+    network = {"shared_memory": True, "time_size": 0}
+    network = {key: options.pop(key, default) for key, default in network.items()}
+    operator = make_actor_critic(env, memory, **network)
     transformed = kind(env, FiniteSteps())
     for transform in (FiniteRewardSum(), *others):
         transformed.append_transform(transform)
@@ -92,6 +94,10 @@ def test_same_data(name: str, memory: str) -> None:
 
 def test_two_memories() -> None:
     assert check_same("end one by one", SHMModule, shared_memory=False)._look_up() is not None
+
+
+def test_the_step_of_the_episode() -> None:
+    check_same("end one by one", MEMORIES["lean"], time_size=4)
 
 
 def test_random_first_steps() -> None:

@@ -106,6 +106,8 @@ def register(name: str, *, algo: str) -> None:
             {"size": "own"},
             # options that make the memory that large, where there are some
             {"optional sized": "${size}_${memory}"},
+            # a start that suits the length of the sequences, where the memory has one
+            {"optional spanned": "${memory}"},
             {"network": "actor_critic"},
             {"experiment": "default"},
             {"algo": algo},
@@ -129,7 +131,7 @@ def register(name: str, *, algo: str) -> None:
         # the run folder has its own config.yaml
         output_subdir=None,
         # members of these follow from the choices in other groups
-        help=HelpConf(app_name=name, template=help_template(MEMBERS, hidden=["tuned", "sized"])),
+        help=HelpConf(app_name=name, template=help_template(MEMBERS, hidden=["tuned", "sized", "spanned"])),
     )
     store = ConfigStore.instance()
     store.store(name, recipe)

@@ -106,6 +106,10 @@ for _algo, _envs in TUNED.items():
 
 for _name in MEMORIES:
     MEMBERS[f"memory/{_name}"] = Member(partial(MEMORIES.__getitem__, _name))
+    if _name.startswith("shm"):
+        # what it is told is to last as long as the sequences through which it learns
+        _span = {"span": "${oc.select:algo.rollout_length,null}"}
+        MEMBERS[f"spanned/{_name}"] = Member(partial(dict, _span), "memory")
 # how large: as its signature says, or comparable to the others by one measure
 for _size in ("own", *SIZES):
     MEMBERS[f"size/{_size}"] = Member(dict, "_global_")

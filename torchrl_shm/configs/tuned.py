@@ -1,4 +1,4 @@
-"""Values of experiment and algorithm that suit a task: `tuned/<algo>/<env>`.
+"""Values of experiment, algorithm and network that suit a task: `tuned/<algo>/<env>`.
 
 Choosing a task and an algorithm chooses them; the command line overrides them. An algorithm
 without values for a task runs with its defaults.
@@ -14,14 +14,23 @@ Values = dict[str, dict[str, Any]]
 
 # rewards far away are worth as much as those at hand, and random actions have to go on
 _DISCRETE: dict[str, Any] = {"gamma": 0.99, "entropy_coeff": 0.1, "learning_rate": 1e-3}
+# what is remembered over long spans is learned in many small steps
+_LONG: dict[str, Any] = {
+    "entropy_coeff": 0.05, "learning_rate": 5e-4, "sequences_per_minibatch": 16,
+}  # fmt: skip
+# the step of the episode: a memory that is addressed by content then finds what was k steps ago
+_TIME: dict[str, Any] = {"time_size": 16}
 # environments in python are stepped one after the other, so there are fewer of them
 _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
+# tasks whose rewards come at once and whose actions change nothing but the reward
+_ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
 
 def _ppo(env: str) -> Values | None:
     family = env.partition("/")[0]
     length = int(env.rpartition("_")[2]) if env[-1].isdigit() else 0
     experiment: dict[str, Any] = {"total_frames": 2_000_000}
+    network: dict[str, Any] = {}
     if env.startswith("t_maze"):
         algo = {**_DISCRETE, "rollout_length": 51 if env == "t_maze_passive" else 53}
     elif env == "memory_length":
@@ -29,15 +38,21 @@ def _ppo(env: str) -> Values | None:
     elif env.startswith("visual_match"):
         # the field is chosen within a few steps: what is far away is noise of the apples, and the
         # color of the first room is learned through the memory, not through the discount
-        algo = {**_DISCRETE, "gamma": 0.9, "entropy_coeff": 0.02, "rollout_length": length + 25}
+        algo = {**_LONG, "gamma": 0.9, "rollout_length": length + 25}
+        network = _TIME
+        experiment["total_frames"] = {100: 3_000_000, 250: 6_000_000}.get(length, 10_000_000)
     elif env.startswith("key_to_door"):
-        # the key is paid for a hundred steps or more after it was taken
+        # the key is paid for a hundred steps or more after it was taken: neither the discount nor
+        # the estimator of advantages may forget it
         steps = length + 13 if length else 85
-        algo = {**_DISCRETE, "gamma": 0.998, "entropy_coeff": 0.02, "lmbda": 0.97,
-                "rollout_length": steps}  # fmt: skip
-        experiment["total_frames"] = 3_000_000
+        algo = {**_LONG, "gamma": 0.9999, "lmbda": 0.999, "rollout_length": steps}
+        network = _TIME
+        experiment["total_frames"] = 10_000_000 if length > 100 else 4_000_000
     elif env.startswith("popgym_"):
         algo = {**_DISCRETE, "entropy_coeff": 0.01}
+        if env.startswith(_ANSWERS):
+            algo["gamma"] = 0.0
+        network = _TIME
         experiment["total_frames"] = 4_000_000
     elif family == "popgym":
         algo = {**_DISCRETE, "entropy_coeff": 0.01, "sequences_per_minibatch": 8}
@@ -46,7 +61,7 @@ def _ppo(env: str) -> Values | None:
         algo, experiment = {"gamma": 0.99, "sequences_per_minibatch": 8}, _PYTHON
     else:
         return None
-    return {"experiment": experiment, "algo": algo}
+    return {"experiment": experiment, "algo": algo, "network": network}
 
 
 TUNED: dict[str, dict[str, Values]] = {

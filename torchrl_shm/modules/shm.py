@@ -16,6 +16,9 @@ from torchrl_shm.ops import Backend, shm_scan, shm_step
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
 """How the calibration C of the memory is computed; see `SHM`."""
 
+# standard deviation of the logarithm of the product of C over `span` steps, as theta starts
+_LOG_SPREAD = 0.3
+
 # parameter names of the authors' three released copies -> ours
 _REFERENCE_NAMES = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
 
@@ -49,6 +52,10 @@ class SHM(nn.Module):
         shortcut: add a linear map of the input to what is read.
         norm: begin with the LayerNorm. Of one raw feature it leaves nothing and of two a sign, so
             embed few features first, or leave it out with `False`: then `x̂ = x`.
+        span: number of steps over which the memory shall keep what it was told from the start.
+            Theta then starts so small that the product of all C over that many steps stays near 1:
+            its logarithm has a standard deviation of 0.3. `None` is the released start, where that
+            is 0.66 after 100 steps and 1.5 after 500. Only of tables that are learned.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -80,6 +87,7 @@ class SHM(nn.Module):
         calibration: Calibration = "random",
         shortcut: bool = True,
         norm: bool = True,
+        span: int | None = None,
         clamp: float | None = None,
         backend: Backend = "auto",
         fast_gate: bool = False,
@@ -95,6 +103,8 @@ class SHM(nn.Module):
         }
         for name, size in sizes.items():
             check_count(name, size)
+        if span is not None:
+            check_count("span", span)
         check_option("calibration", calibration, Calibration)
         check_option("backend", backend, Backend)
         if clamp is not None and not clamp > 0:
@@ -102,6 +112,7 @@ class SHM(nn.Module):
         self.input_size = input_size
         self.output_size = output_size
         self.memory_size = memory_size
+        self.span = span
         self.calibration: Calibration = calibration
         self.clamp = clamp
         self.backend: Backend = backend
@@ -149,12 +160,20 @@ class SHM(nn.Module):
         return self.theta.shape[0]
 
     def reset_parameters(self) -> None:
-        """Initialize as the released code does: torch's defaults, Xavier-uniform for theta."""
+        """Initialize as the released code does, and theta as `span` asks for.
+
+        The released code has torch's defaults, and theta is Xavier-uniform.
+        """
         for module in self.children():
             if isinstance(module, (nn.Linear, nn.LayerNorm)):
                 module.reset_parameters()
         if isinstance(self.theta, Tensor):
             nn.init.xavier_uniform_(self.theta)
+            if self.span is not None:
+                # log C is about theta * vc, independent over the steps because theta is drawn;
+                # vc, a linear map of a normalized input, starts with a variance of 1/3
+                spread = _LOG_SPREAD * (3 / self.span) ** 0.5
+                nn.init.uniform_(self.theta, -(3**0.5) * spread, 3**0.5 * spread)
         if isinstance(self.vc, Tensor):
             # spread like the vc_t of a normalized input at initialization
             nn.init.uniform_(self.vc, -1.0, 1.0)
@@ -294,7 +313,8 @@ class SHM(nn.Module):
         """Options that no submodule shows."""
         return (
             f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
-            f"calibration={self.calibration!r}, clamp={self.clamp}, backend={self.backend!r}"
+            f"calibration={self.calibration!r}, span={self.span}, clamp={self.clamp}, "
+            f"backend={self.backend!r}"
         )
 
     def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:

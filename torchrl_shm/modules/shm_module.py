@@ -32,6 +32,7 @@ class SHMModule(MemoryModule):
         calibration: see `SHM`.
         shortcut: see `SHM`.
         norm: see `SHM`; `False` for one or two raw features.
+        span: see `SHM`.
         clamp: see `SHM`.
         backend: see `torchrl_shm.ops.shm_scan`.
         fast_gate: see `SHM`.
@@ -81,6 +82,7 @@ class SHMModule(MemoryModule):
         calibration: Calibration = "random",
         shortcut: bool = True,
         norm: bool = True,
+        span: int | None = None,
         clamp: float | None = None,
         backend: Backend = "auto",
         fast_gate: bool = False,
@@ -104,6 +106,7 @@ class SHMModule(MemoryModule):
             "calibration": calibration,
             "shortcut": shortcut,
             "norm": norm,
+            "span": span,
             "clamp": clamp,
             "backend": backend,
             "fast_gate": fast_gate,

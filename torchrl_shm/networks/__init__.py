@@ -5,6 +5,7 @@ from torchrl_shm.networks.actor_critic import (
     get_behavior,
     make_actor_critic,
 )
+from torchrl_shm.networks.clock import Clock
 from torchrl_shm.networks.encoder import Encoder
 from torchrl_shm.networks.heads import Head, make_actor
 from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
@@ -12,6 +13,7 @@ from torchrl_shm.networks.specs import EnvSpecs
 
 __all__ = [
     "Behavior",
+    "Clock",
     "Encoder",
     "EnvSpecs",
     "Head",

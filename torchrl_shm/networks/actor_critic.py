@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 
 from torchrl_shm.checks import check_count
+from torchrl_shm.networks.clock import Clock
 from torchrl_shm.networks.encoder import Encoder
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
 from torchrl_shm.networks.policy import WRITTEN_KEYS, Behavior, Layer, Operator, Policy
@@ -33,6 +34,7 @@ def make_actor_critic(
     memory: MemoryFactory,
     *,
     policy_keys: Sequence[NestedKey] | None = None,
+    time_size: int = 0,
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
     init_scale: float = 0.3,
@@ -53,6 +55,8 @@ def make_actor_critic(
         memory: factory of the memory module, with as many outputs as inputs.
         policy_keys: observation entries that the policy reads, flattened and concatenated; bytes
             are scaled to [0, 1]. `None` is the environment's own choice, see `EnvSpecs.of`.
+        time_size: number of sines and cosines of the step of the episode, which the embedding
+            reads as well, see `Clock`; 0 for none.
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of continuous actions, in units of the action.
@@ -69,7 +73,7 @@ def make_actor_critic(
     Raises:
         KeyError: a policy key is not an observation of the environment.
         TypeError: actions of this kind are not supported.
-        ValueError: a size or `init_scale` is not positive, an observation has a name that the
+        ValueError: a size or `init_scale` is not positive, `time_size` is odd or negative, an observation has a name that the
             networks write, or the memory refuses so few features.
 
     Examples:
@@ -85,6 +89,10 @@ def make_actor_critic(
         "hidden_sizes": min(hidden_sizes, default=1),
     }.items():
         check_count(f"network.{name}", size)
+    if time_size < 0 or time_size % 2:
+        raise ValueError(
+            f"network.time_size={time_size} must be an even number, sines and cosines, or 0"
+        )
     if not init_scale > 0:
         raise ValueError(f"network.init_scale={init_scale} must be positive")
     specs = EnvSpecs.of(env, policy_keys)
@@ -97,10 +105,14 @@ def make_actor_critic(
             "observations, e.g. with torchrl.envs.RenameTransform"
         )
     shapes = [specs.observation_spec_unbatched[key].shape for key in keys]
+    # one clock is enough, also where the critic has an embedding of its own
+    clock = [Clock(time_size, device=device)] if time_size else []
+    read: list[NestedKey] = [*keys, *(x.out_key for x in clock)]
+    shapes += [torch.Size((time_size,)) for _ in clock]
 
     def backbone(prefix: str, **options: Any) -> Sequential:
         embed: Any = Layer(
-            Encoder(shapes, embedding_size, device), list(keys), [f"{prefix}embedding"]
+            Encoder(shapes, embedding_size, device), list(read), [f"{prefix}embedding"]
         )
         try:
             module: Any = memory(
@@ -118,14 +130,14 @@ def make_actor_critic(
             raise ValueError(
                 f"network.embedding_size={embedding_size} is too small for this memory: {error}"
             ) from error
-        return Sequential(embed, module)
+        return Sequential(*clock, embed, module)
 
     def value_head(prefix: str) -> Layer:
         in_keys: list[Any] = [f"{prefix}{key}" for key in HEAD_KEYS]
         head = Head((*sizes, 1), 1.0, device, trains_inputs=True)
         return Layer(head, in_keys, ["state_value"])
 
-    sizes = (2 * embedding_size, *hidden_sizes)
+    sizes = (embedding_size, 2 * embedding_size, *hidden_sizes)
     common = backbone("")
     actor = make_actor(specs.action_spec_unbatched, sizes, init_scale, device)
     if shared_memory:

@@ -25,10 +25,14 @@ HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 
 
 class Head(nn.Module):
-    """A tanh network over concatenated inputs, with the orthogonal initialization usual for PPO.
+    """A tanh network over features and more, with the orthogonal initialization usual for PPO.
+
+    The features of a memory are normalized first (`LayerNorm`): their size differs between
+    memories, and for one that adds up what it is told, as SHM does, it grows with the episode.
 
     Args:
-        sizes: number of inputs, widths of the hidden layers, number of outputs.
+        sizes: number of features, number of all inputs, widths of the hidden layers, number of
+            outputs.
         gain: gain of the last layer at initialization.
         device: device of the parameters.
         trains_inputs: whether the head has to train what made its inputs: `A2CLoss` would give it
@@ -45,7 +49,8 @@ class Head(nn.Module):
         super().__init__()
         self.trains_inputs = trains_inputs
         layers: list[nn.Module] = []
-        for size, next_size in pairwise(sizes):
+        self.norm = nn.LayerNorm(sizes[0], device=device)
+        for size, next_size in pairwise(sizes[1:]):
             linear = nn.Linear(size, next_size, device=device)
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
@@ -56,11 +61,11 @@ class Head(nn.Module):
         nn.init.orthogonal_(last.weight, gain)
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Map features `[..., D_i]`, concatenated, to `[..., sizes[-1]]`."""
+    def forward(self, features: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """Map features `[..., sizes[0]]`, and further inputs, to `[..., sizes[-1]]`."""
         if self.trains_inputs and torch.is_grad_enabled() and recurrent_mode():
-            _refuse_collected(inputs)
-        return self.layers(torch.cat(inputs, -1))
+            _refuse_collected((features, *inputs))
+        return self.layers(torch.cat([self.norm(features), *inputs], -1))
 
 
 def _refuse_collected(inputs: tuple[torch.Tensor, ...]) -> None:
@@ -79,7 +84,7 @@ def make_actor(
 
     Args:
         spec: of one environment's action: continuous, an index, or several indices.
-        sizes: number of inputs and widths of the hidden layers.
+        sizes: number of features, number of all inputs, and widths of the hidden layers.
         init_scale: initial standard deviation of continuous actions, in units of the action.
         device: device of the parameters.
 

@@ -23,12 +23,12 @@ from torchrl.envs.utils import exploration_type
 from torchrl.modules import ActorValueOperator, SafeProbabilisticTensorDictSequential
 
 COMPUTED_KEYS: tuple[NestedKey, ...] = (
-    "embedding", "features", "critic_embedding", "critic_features",
+    "time", "embedding", "features", "critic_embedding", "critic_features",
 )  # fmt: skip
 """Entries that every loss computes again, so that nobody collects them."""
 
 WRITTEN_KEYS: tuple[NestedKey, ...] = (
-    *COMPUTED_KEYS, "loc", "scale", "logits", "action", "action_log_prob", "state_value",
+    *COMPUTED_KEYS, "episode_step", "loc", "scale", "logits", "action", "action_log_prob", "state_value",
 )  # fmt: skip
 """Entries that networks write; an observation of such a name would be overwritten."""
 
