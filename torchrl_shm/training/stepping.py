@@ -1,14 +1,13 @@
-"""The loop of a collector on dictionaries of tensors, of which TensorDicts are made once per batch."""
+"""The loop of a collector on dictionaries of tensors, which are stacked once per batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import (
     Compose,
@@ -22,10 +21,9 @@ from torchrl.envs import (
 
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.modules.lean import MemoryPrimer
+from torchrl_shm.networks import Behavior, Entries
 from torchrl_shm.torchrl_private import get_carrier, only_steps, pack, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
-
-Entries = dict[Any, Any]
 
 
 class FiniteRewardSum(RewardSum):
@@ -72,10 +70,10 @@ class SteppingCollector(Collector):
             if carrier is None or plan is None or not all(key in carrier for key in plan.needed):
                 return super().rollout()
             shape, device = carrier.batch_size, carrier.device
-            act = _find_step(self.policy, shape, device)
-            entries: Entries = dict(carrier.items())
+            act = _find_step(self.policy, device)
+            entries = Entries(carrier.items(), shape)
             starts = [(primer, entries[primer.memory_key]) for primer in plan.lean]
-            steps: list[tuple[Entries, Entries]] = []
+            steps: list[tuple[Entries, dict[str, Any]]] = []
             try:
                 for _ in range(self.frames_per_batch):
                     carried = act(entries)
@@ -93,15 +91,13 @@ class SteppingCollector(Collector):
             return batch.refine_names(..., "time")
 
 
-def _find_step(
-    policy: Any, shape: torch.Size, device: torch.device | None
-) -> Callable[[Entries], Entries]:
+def _find_step(policy: Any, device: torch.device | None) -> Callable[[Entries], dict[str, Any]]:
     """A function that adds to a step what the policy writes, and returns what it hands on."""
-    if getattr(type(policy), "run_step", None) is not None and policy.runs_steps:
-        return policy.run_step
+    if isinstance(policy, Behavior) and policy.draws_from_entries:
+        return policy.draw
 
-    def act(entries: Entries) -> Entries:
-        tensordict = pack(entries, shape, device)
+    def act(entries: Entries) -> dict[str, Any]:
+        tensordict = pack(entries, entries.shape, device)
         written = policy(tensordict)
         if written is not tensordict:
             tensordict.update(written, keys_to_update=policy.out_keys)
@@ -111,7 +107,7 @@ def _find_step(
     return act
 
 
-def _stack(steps: tuple[Entries, ...], shape: torch.Size, device: torch.device | None) -> Any:
+def _stack(steps: Sequence[dict[Any, Any]], shape: torch.Size, device: torch.device | None) -> Any:
     keys = steps[0].keys()
     if any(step.keys() != keys for step in steps):
         # a policy that does not always write the same
@@ -139,7 +135,9 @@ class _Plan(NamedTuple):
     handed_on: frozenset[str]
     dropped: frozenset[str]
 
-    def step(self, entries: Entries, carried: Entries) -> tuple[Entries, Entries]:
+    def step(
+        self, entries: Entries, carried: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Step the environment and its transforms.
 
         Args:
@@ -150,7 +148,7 @@ class _Plan(NamedTuple):
         Returns:
             What came next, and what the policy reads next.
         """
-        after: Entries = self.env.advance(entries["action"])
+        after = self.env.advance(entries["action"])
         for finite in self.finite:
             finite.look(carried.items(), after)
         for key in self.sums:
@@ -165,7 +163,7 @@ class _Plan(NamedTuple):
             del entries[key], after[key]
         return after, following
 
-    def start_episodes(self, entries: Entries) -> Entries:
+    def start_episodes(self, entries: dict[str, Any]) -> Entries:
         """Start new episodes where `done` is true.
 
         What nobody but the policy knows is left as it is; the policy writes it anew.
@@ -178,13 +176,12 @@ class _Plan(NamedTuple):
         """
         env, done = self.env, entries["done"]
         if not env.starts_rows:
-            return dict(
-                self.transformed.maybe_reset(pack(entries, env.batch_size, env.device)).items()
-            )
-        if not bool(done.any()):
-            return entries
-        started = env.start_rows({key: entries[key] for key in self.handed_on})
-        return entries | started | {key: done.clone() for key in self.flags}
+            following = pack(entries, env.batch_size, env.device)
+            entries = dict(self.transformed.maybe_reset(following).items())
+        elif bool(done.any()):
+            started = env.start_rows({key: entries[key] for key in self.handed_on})
+            entries = entries | started | {key: done.clone() for key in self.flags}
+        return Entries(entries, env.batch_size)
 
 
 def _make_plan(collector: Collector) -> _Plan | None:
