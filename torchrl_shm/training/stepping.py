@@ -66,7 +66,7 @@ class SteppingCollector(Collector):
             Sequences `[B, T]`.
         """
         with torch.no_grad(), set_exploration_type(self.exploration_type):
-            carrier, plan = get_carrier(self), _make_plan(self)
+            carrier, plan = get_carrier(self), make_plan(self)
             if carrier is None or plan is None or not all(key in carrier for key in plan.needed):
                 return super().rollout()
             shape, device = carrier.batch_size, carrier.device
@@ -184,7 +184,7 @@ class _Plan(NamedTuple):
         return Entries(entries, env.batch_size)
 
 
-def _make_plan(collector: Collector) -> _Plan | None:
+def make_plan(collector: Collector) -> _Plan | None:
     """`None` where something is unknown."""
     transformed, policy = collector.env, collector.policy
     if not (
@@ -222,11 +222,11 @@ def _make_plan(collector: Collector) -> _Plan | None:
             return None
     observed, done = transformed.observation_spec, transformed.full_done_spec
     handed_on = frozenset((*observed.keys(True, True), *done.keys(True, True)))
-    dropped = frozenset(
-        (*done.keys(True, True), *transformed.action_keys, *transformed.reward_keys, "_reset")
-    )
+    dropped = frozenset((*done.keys(True, True), *transformed.reward_keys, "_reset"))
     flat = all(isinstance(key, str) for key in handed_on | dropped)
-    if not (isinstance(env, BatchedEnv) and flat and _is_stepped(env)):
+    # what it reads of its own last step would be zero where an episode starts
+    own = {*policy.in_keys} & {*policy.out_keys} - handed_on
+    if own or not (isinstance(env, BatchedEnv) and flat and _is_stepped(env)):
         return None
     needed = (*plan.sums, *plan.primed)
     return plan._replace(needed=needed, handed_on=handed_on, dropped=dropped)
