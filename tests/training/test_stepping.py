@@ -223,7 +223,7 @@ def test_other_options_go_the_way_of_torchrl(options: Any) -> None:
 
 def test_what_changes_between_batches() -> None:
     """Transforms and hooks are seen when the next batch begins."""
-    collector = make(SteppingCollector, "end one by one", SHMModule, total_frames=600)
+    collector: Any = make(SteppingCollector, "end one by one", SHMModule, total_frames=600)
     batches = iter(collector)
     next(batches)
     assert make_plan(collector) is not None
@@ -240,7 +240,7 @@ def test_goes_on_as_the_loop_of_torchrl(memory: str) -> None:
     """A collector that goes on from the state of one of TorchRL's collects the same."""
     torch.manual_seed(3)
     policy = get_behavior(make_actor_critic(ENVS["alone"](), MEMORIES[memory]))
-    collectors = [
+    collectors: list[Any] = [
         RolloutCollector(
             partial(NoisyPositionOnlyCartPoleEnv, max_steps=20), policy, num_envs=3,
             rollout_length=12, total_frames=144, device="cpu",
@@ -250,7 +250,8 @@ def test_goes_on_as_the_loop_of_torchrl(memory: str) -> None:
     first, second = (iter(collector) for collector in collectors)
     # with a hook, TorchRL's
     collectors[0]._collector.pre_collect_hook = lambda: None
-    next(first), next(first)
+    for _ in range(2):
+        next(first)
     state, generator = copy.deepcopy(collectors[0].state_dict()), torch.get_rng_state()
     expected = list(first)
     collectors[1].load_state_dict(state)
@@ -264,7 +265,8 @@ def test_goes_on_as_the_loop_of_torchrl(memory: str) -> None:
 
 def test_an_interrupted_batch_goes_on() -> None:
     collector = make(SteppingCollector, "alone", SHMModule)
-    env, calls = collector.env.base_env, []
+    env: Any = collector.env.base_env
+    calls: list[Any] = []
     advance = env.advance
 
     def interrupted(action: Any) -> Any:
@@ -273,7 +275,7 @@ def test_an_interrupted_batch_goes_on() -> None:
             raise KeyboardInterrupt
         return advance(action)
 
-    env.__dict__["advance"] = interrupted
+    vars(env)["advance"] = interrupted
     with pytest.raises(KeyboardInterrupt):
         collector.rollout()
     carrier: Any = get_carrier(collector)
@@ -305,6 +307,6 @@ class Overriding(WindEnv):
 
 def test_an_environment_with_a_step_of_its_own() -> None:
     behavior = get_behavior(make_actor_critic(Overriding(2), SHMModule))
-    sizes = {"num_envs": 2, "rollout_length": 3, "total_frames": 6}
+    sizes: Any = {"num_envs": 2, "rollout_length": 3, "total_frames": 6}
     (batch,) = RolloutCollector(Overriding, behavior, **sizes)
     assert batch["next", "reward"].eq(7).all()

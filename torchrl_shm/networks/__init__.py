@@ -8,14 +8,13 @@ from torchrl_shm.networks.actor_critic import (
 from torchrl_shm.networks.clock import Clock
 from torchrl_shm.networks.encoder import Encoder
 from torchrl_shm.networks.heads import Head, make_actor
-from torchrl_shm.networks.policy import Behavior, Entries, Layer, Operator, Policy
+from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.specs import EnvSpecs
 
 __all__ = [
     "Behavior",
     "Clock",
     "Encoder",
-    "Entries",
     "EnvSpecs",
     "Head",
     "Layer",

@@ -89,7 +89,8 @@ class Layer(TensorDictModule):
             KeyError: an entry is missing.
         """
         # not by `self.module`, whose look-up takes as long as a small operation
-        y = self._modules["module"](*[entries[key] for key in self.in_keys])
+        module: Any = self._modules["module"]
+        y = module(*[entries[key] for key in self.in_keys])
         keys = self.out_keys
         for key, x in zip(keys, (y,) if len(keys) == 1 else y, strict=True):
             entries.set(key, x)

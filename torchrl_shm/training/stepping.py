@@ -21,7 +21,7 @@ from torchrl.envs import (
 
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.modules.lean import MemoryPrimer
-from torchrl_shm.networks import Behavior, Entries
+from torchrl_shm.networks.policy import Behavior, Entries
 from torchrl_shm.torchrl_private import get_carrier, only_steps, pack, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
 
