@@ -63,6 +63,18 @@ def set_carrier(collector: Any, carrier: TensorDictBase) -> None:
     collector._carrier = carrier
 
 
+def number_episodes(collector: Any, came_next: TensorDictBase) -> None:
+    """Give new numbers to the episodes that start in a collector's carrier.
+
+    Would be replaced by a public hook in place of the loop over steps.
+
+    Args:
+        collector: a `torchrl.collectors.Collector` that tracks trajectories, in its process.
+        came_next: the `"next"` of the step that ended episodes.
+    """
+    collector._update_traj_ids({"next": came_next})
+
+
 def only_steps(collector: Any) -> bool:
     """Whether a collector does nothing but to step one environment and to stack the steps.
 
@@ -79,7 +91,6 @@ def only_steps(collector: Any) -> bool:
         or c._truncated_keys
         or c.compiled_policy
         or c.cudagraphed_policy
-        or c.track_traj_ids
         or c.reset_at_each_iter
         or c.pre_collect_hook is not None
         or c.replay_buffer is not None

@@ -137,6 +137,11 @@ def test_devices_that_are_not_given() -> None:
     assert check_same("end one by one", SHMModule, device=None)
 
 
+@pytest.mark.parametrize("name", ["all end together", "end one by one", "actions are numbers"])
+def test_numbers_of_episodes(name: str) -> None:
+    assert check_same(name, SHMModule, track_traj_ids=True)
+
+
 def test_the_most_likely_actions() -> None:
     kind = ExplorationType.DETERMINISTIC
     assert check_same("end one by one", SHMModule, exploration_type=kind)

@@ -167,6 +167,7 @@ class RolloutCollector:
             options |= {
                 "backend": "process",
                 "num_collectors": num_workers,
+                "collector_class": SteppingCollector,
                 "sync": True,
                 "cat_results": "stack",
                 "use_buffers": False,

@@ -22,7 +22,13 @@ from torchrl.envs import (
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.modules.lean import MemoryPrimer
 from torchrl_shm.networks.policy import Behavior, Entries
-from torchrl_shm.torchrl_private import get_carrier, only_steps, pack, set_carrier
+from torchrl_shm.torchrl_private import (
+    get_carrier,
+    number_episodes,
+    only_steps,
+    pack,
+    set_carrier,
+)
 from torchrl_shm.training.finite import FiniteSteps
 
 
@@ -79,7 +85,11 @@ class SteppingCollector(Collector):
                     carried = act(entries)
                     came_next, following = plan.step(entries, carried)
                     steps.append((entries, came_next))
-                    entries = plan.start_episodes(following)
+                    before, entries = entries, plan.start_episodes(following)
+                    if self.track_traj_ids:
+                        entries["collector"] = before["collector"].copy()
+                        set_carrier(self, pack(entries, shape, device))
+                        number_episodes(self, pack(came_next, shape, device))
             finally:
                 # also where the rollout was interrupted
                 set_carrier(self, pack(entries, shape, device))
