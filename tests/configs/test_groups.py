@@ -21,6 +21,7 @@ from torchrl_shm.configs import ENVS, MEMORIES, PPO, TUNED
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import make_memory
+from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import Experiment, make_logger
 
 # arguments that a recipe passes itself: choosing them would have no effect, or a bad one
@@ -165,7 +166,7 @@ def test_tuned_values_are_fields() -> None:
     for name, values in TUNED["ppo"].items():
         assert name in ENVS
         assert values.keys() <= {"algo", "experiment", "network"}
-        assert values["network"].keys() <= signature(make_actor_critic).parameters.keys()
+        assert values["network"].keys() <= inspect.signature(make_actor_critic).parameters.keys()
         PPO(**values["algo"]).check_batch(Experiment(**values["experiment"]).num_envs)
 
 

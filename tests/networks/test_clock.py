@@ -129,7 +129,7 @@ def test_exported_policies_count() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="size=3 must be a positive even number"):
         Clock(3)
-    with pytest.raises(ValueError, match="network.time_size=-2"):
+    with pytest.raises(ValueError, match=r"network\.time_size=-2"):
         make_actor_critic(WindEnv(2), SHMModule, time_size=-2)
     middle = TensorDict({"is_init": torch.zeros(2, 1, dtype=torch.bool)}, [2])
     with pytest.raises(KeyError, match="'episode_step' is missing in the middle"):

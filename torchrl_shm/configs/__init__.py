@@ -6,6 +6,7 @@ from torchrl_shm.configs.envs import ENVS, env_config
 from torchrl_shm.configs.memories import MEMORIES, memory_config
 from torchrl_shm.configs.saved import instantiate_saved, load_config
 from torchrl_shm.configs.sizes import SIZES
+from torchrl_shm.configs.suites import SUITES, SuiteRun
 from torchrl_shm.configs.tuned import TUNED
 from torchrl_shm.renamed import refuse_old_name
 
@@ -14,7 +15,9 @@ __all__ = [
     "MEMORIES",
     "PPO",
     "SIZES",
+    "SUITES",
     "TUNED",
+    "SuiteRun",
     "add_env",
     "add_memory",
     "env_config",

@@ -131,7 +131,9 @@ def register(name: str, *, algo: str) -> None:
         # the run folder has its own config.yaml
         output_subdir=None,
         # members of these follow from the choices in other groups
-        help=HelpConf(app_name=name, template=help_template(MEMBERS, hidden=["tuned", "sized", "spanned"])),
+        help=HelpConf(
+            app_name=name, template=help_template(MEMBERS, hidden=["tuned", "sized", "spanned"])
+        ),
     )
     store = ConfigStore.instance()
     store.store(name, recipe)

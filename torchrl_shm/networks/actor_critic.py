@@ -73,8 +73,8 @@ def make_actor_critic(
     Raises:
         KeyError: a policy key is not an observation of the environment.
         TypeError: actions of this kind are not supported.
-        ValueError: a size or `init_scale` is not positive, `time_size` is odd or negative, an observation has a name that the
-            networks write, or the memory refuses so few features.
+        ValueError: a size or `init_scale` is not positive, `time_size` is odd or negative, an
+            observation has a name that the networks write, or the memory refuses so few features.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -106,7 +106,7 @@ def make_actor_critic(
         )
     shapes = [specs.observation_spec_unbatched[key].shape for key in keys]
     # one clock is enough, also where the critic has an embedding of its own
-    clock = [Clock(time_size, device=device)] if time_size else []
+    clock: list[Any] = [Clock(time_size, device=device)] if time_size else []
     read: list[NestedKey] = [*keys, *(x.out_key for x in clock)]
     shapes += [torch.Size((time_size,)) for _ in clock]
 

@@ -29,7 +29,8 @@ COMPUTED_KEYS: tuple[NestedKey, ...] = (
 """Entries that every loss computes again, so that nobody collects them."""
 
 WRITTEN_KEYS: tuple[NestedKey, ...] = (
-    *COMPUTED_KEYS, "episode_step", "loc", "scale", "logits", "action", "action_log_prob", "state_value",
+    *COMPUTED_KEYS, "episode_step", "loc", "scale", "logits", "action", "action_log_prob",
+    "state_value",
 )  # fmt: skip
 """Entries that networks write; an observation of such a name would be overwritten."""
 

@@ -11,6 +11,7 @@ TOOLS = {
     "evaluate": "evaluate a run on every test task and draw what the agent does",
     "compare": "compare finished runs of one task: a picture and a table",
     "export": "write the policy of a run into a folder to be shared",
+    "suite": "run a set of runs, take up what was stopped, collect the results",
     "memories": "print how large each memory is",
 }
 """Tools by name; each is a file of this folder with a function `main(arguments)`."""

@@ -1,0 +1,132 @@
+"""Sets of runs: only what is missing is run, and what is finished is kept."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.configs._helpers import compose_recipe
+from tests.recipes._helpers import TINY
+from tests.tools._helpers import tool
+from torchrl_shm.configs import SUITES, SuiteRun
+from torchrl_shm.tools import suite
+
+ROOT = Path(__file__).parents[2]
+RUNS = [SuiteRun("wind", name, 0, "short", TINY) for name in ("mlp", "gru")]
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    monkeypatch.setattr(suite, "SUITES", {"short": RUNS})
+    return [
+        "short", "--runs", tmp_path / "runs", "--results", tmp_path / "results",
+        "--recipe", ROOT / "recipes/ppo_shm.py",
+    ]  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_runs_are_distinct_and_compose() -> None:
+    for name, runs in SUITES.items():
+        assert len({run.name for run in runs}) == len(runs), name
+    for run in {(run.env, run.memory, run.options): run for runs in SUITES.values() for run in runs
+                if run.env.endswith(("_easy", "_100"))}.values():  # fmt: skip
+        config = compose_recipe(*run.overrides)
+        assert config.experiment.seed == run.seed
+
+
+def test_only_what_is_missing_is_run(places: list[object], tmp_path: Path) -> None:
+    result = tool("suite", "run", *places, "--only", "mlp")
+    assert result.code == 0, result.stderr
+    assert "1 of 1 done" in result.stdout
+    before = (tmp_path / "runs/short" / RUNS[0].name / "metrics.csv").stat().st_mtime_ns
+    assert tool("suite", "run", *places, "--jobs", "2").code == 0
+    assert (tmp_path / "runs/short" / RUNS[0].name / "metrics.csv").stat().st_mtime_ns == before
+    rows = read(tmp_path / "results/short/summary.csv")
+    assert [row["memory"] for row in rows] == ["gru", "mlp"]
+    assert {row["variant"] for row in rows} == {"short"}
+    assert all(float(row["frames"]) > 0 and row["commit"] for row in rows)
+    assert "memory=gru" in rows[0]["command"]
+    assert "hydra.run.dir" not in rows[0]["command"]
+    kept = read(tmp_path / "results/short" / f"{RUNS[0].name}.csv")
+    assert kept == read(tmp_path / "runs/short" / RUNS[0].name / "metrics.csv")
+
+
+def test_results_outlive_the_runs(places: list[object], tmp_path: Path) -> None:
+    """Folders of runs come and go; what was collected is added to."""
+    results = tmp_path / "results/short"
+    results.mkdir(parents=True)
+    row = dict.fromkeys(suite._COLUMNS, "1") | {"run": "an old one"}
+    suite._write(results / "summary.csv", list(row), [list(row.values())])
+    assert tool("suite", "collect", *places).code == 0
+    assert read(results / "summary.csv") == [row]
+
+
+def test_a_failure_is_named(places: list[object], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('no such thing')")
+    result = tool("suite", "run", *places[:-1], broken)
+    assert result.code == 2
+    assert f"{RUNS[0].name}, {RUNS[1].name} failed" in result.stderr
+    assert "no such thing" in (tmp_path / "runs/short" / RUNS[0].name / "log").read_text()
+
+
+def test_what_was_stopped_goes_on(places: list[object], tmp_path: Path) -> None:
+    run = SuiteRun("wind", "mlp", 0, options=(*TINY[1:], "experiment.total_frames=60000"))
+    code = (
+        "import sys; from torchrl_shm.configs import SuiteRun; from torchrl_shm.tools import suite;"
+        f"suite.SUITES = {{'short': [{run!r}]}}; suite.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "run", *map(str, places)]
+    metrics = tmp_path / "runs/short" / run.name / "metrics.csv"
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    end = time.monotonic() + 120
+    while not (metrics.exists() and read(metrics)):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    stopped = read(metrics)
+    assert stopped
+    assert not metrics.with_name("summary.json").exists()
+    assert subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300
+    )
+    assert read(metrics)[: len(stopped)] == stopped
+    assert metrics.with_name("summary.json").exists()
+
+
+def test_long_metrics_are_thinned(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("update\n" + "".join(f"{i}\n" for i in range(999)))
+    header, rows = suite._thinned(path)
+    assert header == ["update"]
+    assert 100 < len(rows) <= 200
+    assert rows[-1] == ["998"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "nothing"], "there is no suite 'nothing'"),
+        (["status", "paper_meta", "--only", "chess"], "no run of paper_meta has 'chess'"),
+        (["run", "paper_meta", "--jobs", "0"], "--jobs=0 must be at least 1"),
+        (["run", "paper_meta", "--recipe", "nowhere.py"], "nowhere.py is not there"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
+    result = tool("suite", *arguments)
+    assert result.code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

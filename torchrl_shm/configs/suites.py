@@ -1,0 +1,115 @@
+"""Sets of runs that belong together: the tasks of the paper, every memory, the ablation.
+
+A suite is a list of commands. All memories of a suite have about as many parameters, and all
+settings in which two of its runs differ are in their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from torchrl_shm.configs.memories import MEMORIES
+from torchrl_shm.configs.presets import Presets
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """One run of a suite.
+
+    Attributes:
+        env: member of the group `env`.
+        memory: member of the group `memory`.
+        seed: `experiment.seed`.
+        variant: what sets the run apart from others of that task and memory, for its name.
+        options: further values of the command line.
+    """
+
+    env: str
+    memory: str
+    seed: int
+    variant: str = ""
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the run, distinct in its suite."""
+        parts = (self.env, self.memory, self.variant, f"seed{self.seed}")
+        return "-".join(part for part in parts if part)
+
+    @property
+    def overrides(self) -> list[str]:
+        """Values of the command line that make the run."""
+        own = [f"env={self.env}", f"memory={self.memory}", f"experiment.seed={self.seed}"]
+        return [*own, "size=params", *self.options]
+
+
+_OURS, _OTHERS = range(5), range(3)
+
+
+def _cross(
+    envs: Sequence[str],
+    others: Sequence[str],
+    *,
+    variant: str = "",
+    options: tuple[str, ...] = (),
+) -> list[SuiteRun]:
+    """SHM with five seeds and the others with three on every task, task by task."""
+    return [
+        SuiteRun(env, memory, seed, variant, options)
+        for env in envs
+        for memory, seeds in [("shm", _OURS), *((other, _OTHERS) for other in others)]
+        for seed in seeds
+    ]
+
+
+def _credit() -> list[SuiteRun]:
+    tasks = [f"{task}_{n}" for n in (100, 250, 500) for task in ("visual_match", "key_to_door")]
+    return _cross(tasks, ["gru", "ffm", "lru", "mlstm"])
+
+
+def _no_clock() -> list[SuiteRun]:
+    tasks = ["visual_match_250", "key_to_door_100", "popgym_repeat_previous_easy"]
+    options = ("network.time_size=0",)
+    return _cross(tasks, ["gru", "ffm", "lru"], variant="no_time", options=options)
+
+
+def _meta() -> list[SuiteRun]:
+    tasks = ["wind", "wind_hard", "point_robot", "point_robot_hard"]
+    return _cross(tasks, ["gru", "lstm", "ffm", "lru", "mlp"])
+
+
+def _popgym() -> list[SuiteRun]:
+    games = ("repeat_previous", "autoencode", "battleship", "concentration")
+    tasks = [f"popgym_{game}_{level}" for game in games for level in ("easy", "medium", "hard")]
+    return _cross(tasks, ["gru", "ffm", "lru"])
+
+
+def _memories() -> list[SuiteRun]:
+    done = {"shm", "gru", "ffm", "lru", "mlstm"}
+    names = [x for x in MEMORIES if x not in done and not x.startswith("shm_")]
+    tasks = ("popgym_repeat_previous_easy", "visual_match_250")
+    return [SuiteRun(env, name, seed) for env, name, seed in product(tasks, names, _OTHERS)]
+
+
+def _ablation() -> list[SuiteRun]:
+    kinds = ["", "_fixed", "_neural", "_none", "_constant", "_noise"]
+    clocks = (("", ()), ("no_time", ("network.time_size=0",)))
+    return [
+        SuiteRun("popgym_autoencode_easy", f"shm{kind}", seed, variant, options)
+        for (variant, options), kind, seed in product(clocks, kinds, _OURS)
+    ]
+
+
+SUITES = Presets(
+    {
+        "paper_credit": _credit,
+        "no_time": _no_clock,
+        "paper_meta": _meta,
+        "paper_popgym": _popgym,
+        "memories": _memories,
+        "ablation": _ablation,
+    }
+)
+"""Lists of `SuiteRun` by name."""

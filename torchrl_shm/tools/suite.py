@@ -1,0 +1,230 @@
+"""Run a set of runs: what is missing is started, what was stopped goes on, what is finished stays.
+
+torchrl-shm suite status paper_credit
+torchrl-shm suite run paper_credit --jobs 2
+torchrl-shm suite collect paper_credit
+
+`run` starts one process with one thread for each run, prints a table whenever one ends, and
+collects. Ctrl-C, or a signal of a scheduler, lets the running ones save a checkpoint; the same
+command goes on. `collect` copies what is to be kept into the folder of results: of each finished
+run its metrics, at most 200 rows, and a row of `summary.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from torchrl_shm.configs import SUITES, SuiteRun, load_config
+from torchrl_shm.training.files import write_atomically
+
+_ROWS = 200
+_COLUMNS = (
+    "run", "env", "memory", "variant", "seed", "frames", "eval_return", "eval_success", "seconds",
+    "commit", "command",
+)  # fmt: skip
+# what a run needs no second thread for, whichever library would start one
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run, show or collect a suite.
+
+    Args:
+        arguments: the options.
+
+    Raises:
+        FileNotFoundError: the recipe is not there.
+        ValueError: there is no such suite, or a run failed.
+    """
+    parser = argparse.ArgumentParser(
+        "torchrl-shm suite", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("action", choices=["run", "status", "collect"])
+    parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; default: 1")
+    parser.add_argument("--only", default="", help="runs whose names hold this text")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/results"), help="folder of what is collected"
+    )
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/ppo_shm.py"))
+    options = parser.parse_args(arguments)
+    if options.suite not in SUITES:
+        raise ValueError(f"there is no suite {options.suite!r}; choose one of {', '.join(SUITES)}")
+    if options.jobs < 1:
+        raise ValueError(f"--jobs={options.jobs} must be at least 1")
+    runs = [run for run in SUITES[options.suite] if options.only in run.name]
+    if not runs:
+        raise ValueError(f"no run of {options.suite} has {options.only!r} in its name")
+    folder: Path = options.runs / options.suite
+    if options.action == "run":
+        if not options.recipe.is_file():
+            raise FileNotFoundError(f"{options.recipe} is not there; name it with --recipe")
+        failed = _run(runs, folder, options.results / options.suite, options)
+        if failed:
+            raise ValueError(f"{', '.join(failed)} failed: see the file `log` of each run's folder")
+    elif options.action == "collect":
+        _collect(runs, folder, options.results / options.suite)
+    print(_table(runs, folder))
+
+
+def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> list[str]:
+    """Start and wait; returns the names of what failed."""
+    waiting = [run for run in runs if _summary(folder / run.name) is None]
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    failed: list[str] = []
+    with _stopped_by_signals(running) as stopped:
+        while (waiting and not stopped) or running:
+            while waiting and not stopped and len(running) < options.jobs:
+                run = waiting.pop(0)
+                running[run.name] = _start(run, folder / run.name, options.recipe)
+            time.sleep(0.2)
+            for name, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if _summary(folder / name) is not None:
+                    _collect(runs, folder, results)
+                elif not stopped:
+                    failed.append(name)
+                print(_table(runs, folder), flush=True)
+    return failed
+
+
+def _start(run: SuiteRun, folder: Path, recipe: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
+    where = ["experiment.resume=auto", f"hydra.run.dir={folder}"]
+    commit = folder / "commit"
+    if not commit.exists():
+        commit.write_text(_commit(recipe) + "\n")
+    with open(folder / "log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(recipe), *run.overrides, *where],
+            stdout=log,
+            stderr=log,
+            env=os.environ | _ONE_THREAD,
+            # a terminal sends its Ctrl-C to all processes; here one of them hands it on
+            start_new_session=True,
+        )
+
+
+def _commit(recipe: Path) -> str:
+    command = ["git", "-C", str(recipe.absolute().parent), "describe", "--always", "--dirty"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+@contextmanager
+def _stopped_by_signals(running: dict[str, subprocess.Popen[bytes]]) -> Generator[list[int]]:
+    """Hand signals on to the runs, which save and end; yields the signals that came."""
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _last_row(folder: Path) -> dict[str, str] | None:
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return None
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows[-1] if rows else None
+
+
+def _table(runs: list[SuiteRun], folder: Path) -> str:
+    """A line for every run, and what is left."""
+    lines: list[str] = []
+    seconds: dict[str, list[float]] = {}
+    left: list[str] = []
+    for run in runs:
+        summary, row = _summary(folder / run.name), _last_row(folder / run.name)
+        if summary is not None:
+            score = summary.get("eval_success")
+            text = "" if score is None else f", success {score:.2f}"
+            lines.append(f"{run.name:<50} return {summary['eval_return']:.2f}{text}")
+            seconds.setdefault(run.env, []).append(float(row["seconds"]) if row else 0.0)
+        elif row is not None:
+            lines.append(f"{run.name:<50} at frame {int(float(row['frames'])):,}")
+            left.append(run.env)
+        else:
+            lines.append(f"{run.name:<50} -")
+            left.append(run.env)
+    known = [x for values in seconds.values() for x in values]
+    total = f"{len(runs) - len(left)} of {len(runs)} done"
+    if left and known:
+        hours = sum(median(seconds.get(env, known)) for env in left) / 3600
+        total += f", about {hours:.1f} hours of one core left"
+    return "\n".join([*lines, total])
+
+
+def _collect(runs: list[SuiteRun], folder: Path, results: Path) -> None:
+    """Copy what is to be kept of finished runs; what was collected before and is gone stays."""
+    path = results / "summary.csv"
+    kept: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        with open(path, newline="") as file:
+            kept = {row["run"]: row for row in csv.DictReader(file)}
+    for run in runs:
+        here = folder / run.name
+        summary, last = _summary(here), _last_row(here)
+        if summary is None or last is None:
+            continue
+        config = OmegaConf.to_container(load_config(here))
+        assert isinstance(config, dict)
+        given = [x for x in shlex.split(config["command"]) if not x.startswith("hydra.run.dir=")]
+        kept[run.name] = {
+            "run": run.name, "variant": run.variant, "seconds": last["seconds"],
+            "commit": (here / "commit").read_text().strip(), "command": shlex.join(given),
+            **{key: x for key, x in summary.items() if key in _COLUMNS and key != "seconds"},
+        }  # fmt: skip
+        _write(results / f"{run.name}.csv", *_thinned(here / "metrics.csv"))
+    rows = [kept[name] for name in sorted(kept)]
+    if rows:
+        _write(path, list(_COLUMNS), [[row.get(key, "") for key in _COLUMNS] for row in rows])
+
+
+def _thinned(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and at most 200 rows of a file, evenly spread, the last one among them."""
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    step = -(-len(rows) // _ROWS)
+    return header, rows[::-1][::step][::-1]
+
+
+def _write(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
