@@ -299,6 +299,20 @@ def test_released_initialization() -> None:
     assert cell.norm.eps == 1e-5
 
 
+@pytest.mark.parametrize(("span", "memory_size"), [(50, 24), (500, 24), (500, 64)])
+def test_products_over_the_span_stay_near_one(span: int, memory_size: int) -> None:
+    cell: Any = SHM(64, 64, memory_size=memory_size, span=span)
+    released = SHM(64, 64, memory_size=memory_size)
+    spreads: list[float] = []
+    for module in (cell, released):
+        x = torch.randn(16, span, 64)
+        _, (theta, vc, *_) = module._project(x, module._draw(x, None))
+        log_c = torch.log1p(torch.tanh(theta.unsqueeze(-1) * vc.unsqueeze(-2)))
+        spreads.append(float(log_c.sum(1).detach().std()))
+    assert 0.22 < spreads[0] < 0.4
+    assert spreads[1] > 1.3 * spreads[0]
+
+
 @every_calibration
 def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
     torch.manual_seed(1)
@@ -310,7 +324,7 @@ def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
 
 
 def test_sizes_are_shown() -> None:
-    assert "memory_size=6, num_theta=7, calibration='random', clamp=None" in repr(make())
+    assert "memory_size=6, num_theta=7, calibration='random', span=None, clamp=None" in repr(make())
 
 
 # precision

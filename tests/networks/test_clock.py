@@ -23,8 +23,9 @@ from torchrl_shm.training import RolloutCollector
 
 def features_of(steps: Tensor, size: int = 8) -> Tensor:
     """Written down a second time."""
-    periods = [10 ** (i / (size // 2)) for i in range(size // 2)]
-    angles = torch.stack([steps / period for period in periods], -1)
+    count = size // 2
+    frequencies = [2.5 * (0.05 / 2.5) ** (i / (count - 1)) for i in range(count)]
+    angles = torch.stack([steps * frequency for frequency in frequencies], -1)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 

@@ -19,7 +19,7 @@ _LONG: dict[str, Any] = {
     "entropy_coeff": 0.05, "learning_rate": 5e-4, "sequences_per_minibatch": 16,
 }  # fmt: skip
 # the step of the episode: a memory that is addressed by content then finds what was k steps ago
-_TIME: dict[str, Any] = {"time_size": 16}
+_TIME: dict[str, Any] = {"time_size": 32}
 # environments in python are stepped one after the other, so there are fewer of them
 _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
 # tasks whose rewards come at once and whose actions change nothing but the reward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 import torch
@@ -14,17 +15,18 @@ from torchrl.modules import recurrent_mode
 
 from torchrl_shm.modules._resets import reset
 
-# periods of the slowest and of the fastest feature differ by this factor: with slower ones
-# neighboring steps look alike, and faster ones than one radian a step would alias
-_SPREAD = 10.0
+# radians per step. The fastest tells neighboring steps apart, and more than pi would alias; slower
+# ones than the slowest hardly change within a hundred steps
+_FASTEST, _SLOWEST = 2.5, 0.05
 
 
 class Clock(TensorDictModuleBase):
     """Counts the steps of an episode and writes them as sines and cosines.
 
     `sin(w_i t)` and `cos(w_i t)` of the step `t`, with frequencies `w_i` spread evenly, on a
-    logarithmic scale, between 1 and 1/10 radian per step. A memory that is addressed by content
-    reads with them what was `k` steps ago, or what an episode started with. The count is carried
+    logarithmic scale, from 2.5 down to 0.05 radians per step: periods of 2.5 to 126 steps. A memory
+    that is addressed by content reads with them what was `k` steps ago, or what an episode started
+    with. The count is carried
     from step to step as a memory is: `make_tensordict_primer` starts it, and sequences in recurrent
     mode count on from their first step.
 
@@ -67,8 +69,8 @@ class Clock(TensorDictModuleBase):
         self.out_key, self.step_key, self.is_init_key = out_key, step_key, is_init_key
         self.in_keys: Any = [is_init_key, step_key]
         self.out_keys: Any = [out_key, ("next", step_key)]
-        exponents = torch.arange(size // 2, device=device) / (size // 2)
-        self.register_buffer("frequencies", _SPREAD**-exponents, persistent=False)
+        exponents = torch.linspace(log(_FASTEST), log(_SLOWEST), size // 2, device=device)
+        self.register_buffer("frequencies", exponents.exp(), persistent=False)
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """Make the environment transform that starts the count at zero on every reset.
