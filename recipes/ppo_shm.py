@@ -127,8 +127,9 @@ def main(
             terms: list[TensorDictBase] = []
             for _ in range(algo.epochs):
                 order = torch.randperm(len(batch), device=batch.device)
-                for index in order.split(algo.sequences_per_minibatch):
-                    term = update(batch[index])
+                # shuffled as a whole, of which minibatches are views
+                for minibatch in batch[order].split(algo.sequences_per_minibatch):
+                    term = update(minibatch)
                     optimizer.zero_grad()
                     (term["loss_objective"] + term["loss_critic"] + term["loss_entropy"]).backward()
                     norm = clip_grad_norm_(parameters, algo.max_grad_norm)

@@ -63,6 +63,42 @@ def set_carrier(collector: Any, carrier: TensorDictBase) -> None:
     collector._carrier = carrier
 
 
+def number_episodes(collector: Any, came_next: TensorDictBase) -> None:
+    """Give new numbers to the episodes that start in a collector's carrier.
+
+    Would be replaced by a public hook in place of the loop over steps.
+
+    Args:
+        collector: a `torchrl.collectors.Collector` that tracks trajectories, in its process.
+        came_next: the `"next"` of the step that ended episodes.
+    """
+    collector._update_traj_ids({"next": came_next})
+
+
+def only_steps(collector: Any) -> bool:
+    """Whether a collector does nothing but to step one environment and to stack the steps.
+
+    Would be replaced by a public hook in place of the loop over steps.
+
+    Args:
+        collector: a `torchrl.collectors.Collector`, in the process in which it steps.
+    """
+    c, env = collector, collector.env
+    return not (
+        c._should_use_random_frames()
+        or c._cast_to_policy_device
+        or c._compact_next_keys
+        or c._truncated_keys
+        or c.compiled_policy
+        or c.cudagraphed_policy
+        or c.reset_at_each_iter
+        or c.pre_collect_hook is not None
+        or c.replay_buffer is not None
+        or c.interruptor is not None
+        or c.storing_device not in (None, env.device)
+    )
+
+
 def preallocates(collector: Any) -> bool:
     """Whether a collector writes into buffers that it made in advance.
 
@@ -139,18 +175,15 @@ def pack(
     )
 
 
-def put(target: TensorDictBase | dict[Any, Any], entries: Mapping[Any, Any]) -> None:
+def put(target: TensorDictBase, entries: Mapping[Any, Any]) -> None:
     """Write entries of a TensorDict without checks, as TorchRL's own environments do.
 
     Replaced by `target.update(entries)`, which costs as much as three operations per entry.
 
     Args:
-        target: a TensorDict, or the dictionary of which one is made later.
+        target: a TensorDict.
         entries: tensors or TensorDicts by key, of its batch size and device.
     """
-    if isinstance(target, dict):
-        target.update(entries)
-        return
     for key, entry in entries.items():
         if isinstance(key, str):
             target._set_str(  # pyright: ignore[reportPrivateUsage]

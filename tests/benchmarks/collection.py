@@ -1,10 +1,9 @@
-"""Time of an environment's step: alone, below TorchRL's `TransformedEnv`, and below `SteppingEnv`.
+"""Time of a step of collection: by TorchRL's `Collector`, and by `SteppingCollector`.
 
 python -m tests.benchmarks.collection
 python -m tests.benchmarks.collection --num-envs 16 --rounds 40
 
-The environments have the transforms of a recipe's collector and are stepped by TorchRL's
-`Collector`; its own time and that of the policy are not counted, but the last column has them.
+Environment, transforms and policy are those of a recipe; the first row is the environment alone.
 First both are compared, entry by entry. Times are CPU time of one thread, medians over rounds in
 which all take turns.
 """
@@ -27,35 +26,17 @@ from torchrl_shm import SHMModule
 from torchrl_shm.envs.popgym import PositionOnlyCartPoleEnv, RepeatPreviousEnv
 from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.training.finite import FiniteSteps
-from torchrl_shm.training.stepping import FiniteRewardSum, SteppingEnv
+from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector
 
 STEPS = 52
 ENVS: dict[str, Callable[..., EnvBase]] = {
     "Repeat Previous, episodes end together": RepeatPreviousEnv,
     "CartPole, episodes end one by one": PositionOnlyCartPoleEnv,
 }
-KINDS: dict[str, type[TransformedEnv]] = {
-    "`TransformedEnv`": TransformedEnv,
-    "`SteppingEnv`": SteppingEnv,
+KINDS: dict[str, type[Collector]] = {
+    "`Collector`": Collector,
+    "`SteppingCollector`": SteppingCollector,
 }
-
-
-class Stopwatch:
-    """Counts the CPU time of a function's calls.
-
-    Args:
-        function: what is timed.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.seconds = 0.0
-
-    def __call__(self, *args: Any) -> Any:
-        start = time.process_time()
-        result = self.function(*args)
-        self.seconds += time.process_time() - start
-        return result
 
 
 def bare_rounds(env: EnvBase, num_steps: int) -> Iterator[float]:
@@ -69,38 +50,34 @@ def bare_rounds(env: EnvBase, num_steps: int) -> Iterator[float]:
         yield (time.process_time() - start) / num_steps * 1e6
 
 
-def make_collector(kind: type[TransformedEnv], env: EnvBase, num_batches: int) -> Collector:
+def make_collector(kind: type[Collector], env: EnvBase, num_batches: int) -> Collector:
     """A collector as the recipe's, but of a given environment."""
     torch.manual_seed(0)
     policy: Any = get_behavior(make_actor_critic(env, SHMModule))
-    transformed = kind(env, FiniteSteps())
+    transformed = TransformedEnv(env, FiniteSteps())
     transformed.append_transform(FiniteRewardSum())
     frames = STEPS * env.batch_size[0]
     options: dict[str, Any] = {
         "frames_per_batch": frames,
         "total_frames": num_batches * frames,
         "device": "cpu",
+        "track_traj_ids": False,
         "auto_register_policy_transforms": True,
     }
-    return Collector(transformed, policy, **options)
+    return kind(transformed, policy, **options)
 
 
-def collected_rounds(collector: Collector) -> Iterator[tuple[float, float]]:
-    """Microseconds of a step of the environment, and of all that a step takes, round by round."""
-    env: Any = collector.env
-    watch = Stopwatch(env.step_and_maybe_reset)
-    # found before the method of the class
-    env.__dict__["step_and_maybe_reset"] = watch
+def collected_rounds(collector: Collector) -> Iterator[float]:
+    """Microseconds of a step of collection, round by round."""
     batches = iter(collector)
     while True:
-        watch.seconds, start = 0.0, time.process_time()
+        start = time.process_time()
         next(batches)
-        whole = time.process_time() - start
-        yield watch.seconds / STEPS * 1e6, whole / STEPS * 1e6
+        yield (time.process_time() - start) / STEPS * 1e6
 
 
 def check_same(make_env: Callable[..., EnvBase], num_envs: int) -> None:
-    """Raise unless both kinds of environments give the same data."""
+    """Raise unless both kinds of collectors give the same data."""
     batches: list[list[TensorDictBase]] = [
         list(make_collector(kind, make_env(num_envs, seed=0), 2)) for kind in KINDS.values()
     ]
@@ -112,7 +89,7 @@ def check_same(make_env: Callable[..., EnvBase], num_envs: int) -> None:
 
 def main() -> None:
     """Compare, measure and print one table per environment."""
-    parser = argparse.ArgumentParser(description="Time of an environment's step in a collector.")
+    parser = argparse.ArgumentParser(description="Time of a step of collection.")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
@@ -128,21 +105,16 @@ def main() -> None:
         }
         wait_until_idle(10)
         rounds = [
-            [(next(bare), 0.0), *(next(times) for times in collected.values())]
+            [next(bare), *(next(times) for times in collected.values())]
             for _ in range(options.rounds + 1)
         ]
         # the first round warms up
-        columns = [list(zip(*column, strict=True)) for column in zip(*rounds[1:], strict=True)]
-        times = [[statistics.median(values) for values in column] for column in columns]
-        header = ["", "step of the environment, µs", "ratio", "whole step, µs"]
-        rows = [
-            [
-                kind,
-                number(step),
-                f"{step / times[0][0]:.2f}",
-                number(whole) if whole else "",
-            ]
-            for kind, (step, whole) in zip(["alone", *KINDS], times, strict=True)
+        alone, *times = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
+        header = ["", "µs", "ratio"]
+        rows = [["environment alone", number(alone), ""]]
+        rows += [
+            [kind, number(step), f"{step / times[0]:.2f}"]
+            for kind, step in zip(KINDS, times, strict=True)
         ]
         print(f"\n{name}, {options.num_envs} environments\n\n{table(header, rows)}", flush=True)
 

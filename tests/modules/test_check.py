@@ -90,20 +90,20 @@ class Draws(Trace):
 class StepLeaks(MemoryModule):
     """Relies on the primer to empty the memory that enters a step."""
 
-    def run_step(self, tensordict: Any) -> None:
+    def _run_step(self, tensordict: Any) -> None:
         is_init = tensordict["is_init"]
         data = tensordict.copy().set("is_init", torch.zeros_like(is_init))
-        super().run_step(data)
+        super()._run_step(data)
         tensordict.update(data.set("is_init", is_init))
 
 
 class StepForgets(MemoryModule):
     """Empty memories at each step, but whole sequences remember."""
 
-    def run_step(self, tensordict: Any) -> None:
+    def _run_step(self, tensordict: Any) -> None:
         is_init = tensordict["is_init"]
         data = tensordict.copy().set("is_init", torch.ones_like(is_init))
-        super().run_step(data)
+        super()._run_step(data)
         tensordict.update(data.set("is_init", is_init))
 
 

@@ -1,19 +1,22 @@
-"""Steps in one pass give the data of TorchRL's own path."""
+"""Batches that pass through dictionaries are those of TorchRL's own loop."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hydra_zen import instantiate
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.data import Unbounded
 from torchrl.envs import (
     EnvBase,
-    InitTracker,
+    ExplorationType,
     RewardSum,
     StepCounter,
     TensorDictPrimer,
@@ -23,10 +26,13 @@ from torchrl.envs import (
 from torchrl.modules import GRUModule
 
 from torchrl_shm import SHMModule, TMazeEnv, WindEnv
+from torchrl_shm.configs import MEMORIES as CONFIGS
 from torchrl_shm.envs.popgym import NoisyPositionOnlyCartPoleEnv, RepeatPreviousEnv
 from torchrl_shm.networks import get_behavior, make_actor_critic
+from torchrl_shm.torchrl_private import get_carrier
+from torchrl_shm.training import RolloutCollector
 from torchrl_shm.training.finite import FiniteSteps
-from torchrl_shm.training.stepping import FiniteRewardSum, SteppingEnv
+from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector, make_plan
 
 ENVS: dict[str, Callable[..., EnvBase]] = {
     "all end together": partial(RepeatPreviousEnv, 4),
@@ -52,60 +58,143 @@ MEMORIES: dict[str, Any] = {
 
 
 def make(
-    kind: type[TransformedEnv], name: str, memory: Any, *others: Transform, **options: Any
+    kind: type[Collector], name: str, memory: Any, *others: Transform, **options: Any
 ) -> Collector:
     env = ENVS[name](seed=1)
     torch.manual_seed(2)
     network = {"shared_memory": True, "time_size": 0}
     network = {key: options.pop(key, default) for key, default in network.items()}
     operator = make_actor_critic(env, memory, **network)
-    transformed = kind(env, FiniteSteps())
+    policy: Any = options.pop("get_policy", get_behavior)(operator)
+    transformed = TransformedEnv(env, FiniteSteps())
     for transform in (FiniteRewardSum(), *others):
         transformed.append_transform(transform)
     frames = 30 * env.batch_size[0]
-    options = {"frames_per_batch": frames, "total_frames": 2 * frames, "device": "cpu"} | options
-    policy: Any = get_behavior(operator)
-    return Collector(transformed, policy, auto_register_policy_transforms=True, **options)
+    sizes = {"frames_per_batch": frames, "total_frames": 2 * frames}
+    options = {"device": "cpu", "track_traj_ids": False} | sizes | options
+    return kind(transformed, policy, auto_register_policy_transforms=True, **options)
 
 
-def check_same(name: str, memory: Any, *others: Callable[[], Transform], **options: Any) -> Any:
-    """Collect in both ways, and return the environment that steps in one pass."""
+def check_same(name: str, memory: Any, *others: Callable[[], Transform], **options: Any) -> bool:
+    """Collect in both ways, and return whether the loop of this package was taken."""
     collected: list[Any] = []
-    for kind in (TransformedEnv, SteppingEnv):
+    plans: list[bool] = []
+    for kind in (Collector, SteppingCollector):
         collector = make(kind, name, memory, *(other() for other in others), **options)
-        collected.append(list(collector))
-    ended = 0
-    for expected, batch in zip(*collected, strict=True):
-        keys = set(expected.keys(True, True))
-        assert set(batch.keys(True, True)) == keys
-        for key in keys:
-            assert torch.equal(batch[key], expected[key]), key
-            assert batch[key].dtype == expected[key].dtype, key
-        ended += int(batch["next", "done"].sum())
-    assert ended
-    return collector.env
+        batches: list[TensorDictBase] = []
+        for batch in collector:
+            plans.append(make_plan(collector) is not None)
+            batches.append(batch)
+            # what the next batch starts from, without what the policy writes anew
+            carrier: Any = get_carrier(collector)
+            env = collector.env
+            read = (*env.observation_spec.keys(True, True), *env.full_done_spec.keys(True, True))
+            batches.append(carrier.select(*read).clone())
+        collected.append((batches, torch.get_rng_state(), collector.env.base_env.state_dict()))
+    (theirs, their_rng, their_env), (ours, our_rng, our_env) = collected
+    assert torch.equal(their_rng, our_rng)
+    assert_equal(our_env, their_env)
+    for expected, batch in zip(theirs, ours, strict=True):
+        assert (batch.shape, batch.names) == (expected.shape, expected.names)
+        assert (batch.device, batch["next"].device if "next" in batch else None) == (
+            expected.device, expected["next"].device if "next" in expected else None,
+        )  # fmt: skip
+        assert_equal(*(dict(x.items(True, True)) for x in (batch, expected)))
+    assert sum(int(batch["next", "done"].sum()) for batch in ours[::2])
+    return plans[-1]
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, expected in theirs.items():
+        if isinstance(expected, dict):
+            assert_equal(ours[key], expected)
+            continue
+        assert torch.equal(ours[key], expected), key
+        assert (ours[key].dtype, ours[key].device) == (expected.dtype, expected.device), key
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("name", ENVS)
 def test_same_data(name: str, memory: str) -> None:
-    assert check_same(name, MEMORIES[memory])._look_up() is not None
+    assert check_same(name, MEMORIES[memory])
+
+
+@pytest.mark.parametrize("memory", ["mlp", "gru", "lru", "frame_stack"])
+def test_same_data_of_other_memories(memory: str) -> None:
+    assert check_same("end one by one", instantiate(CONFIGS[memory]))
 
 
 def test_two_memories() -> None:
-    assert check_same("end one by one", SHMModule, shared_memory=False)._look_up() is not None
+    assert check_same("end one by one", SHMModule, shared_memory=False)
 
 
 def test_the_step_of_the_episode() -> None:
-    check_same("end one by one", MEMORIES["lean"], time_size=4)
-
-
-def test_random_first_steps() -> None:
-    check_same("end one by one", SHMModule, init_random_frames=150)
+    assert check_same("end one by one", MEMORIES["lean"], time_size=4)
 
 
 def test_devices_that_are_not_given() -> None:
-    check_same("end one by one", SHMModule, device=None)
+    assert check_same("end one by one", SHMModule, device=None)
+
+
+@pytest.mark.parametrize("name", ["all end together", "end one by one", "actions are numbers"])
+def test_numbers_of_episodes(name: str) -> None:
+    assert check_same(name, SHMModule, track_traj_ids=True)
+
+
+def test_the_most_likely_actions() -> None:
+    kind = ExplorationType.DETERMINISTIC
+    assert check_same("end one by one", SHMModule, exploration_type=kind)
+
+
+class Copying(TensorDictModuleBase):
+    """Returns another TensorDict than it was given, with one more entry from some step on.
+
+    Args:
+        policy: what chooses the action.
+        start: the step.
+    """
+
+    def __init__(self, policy: Any, start: int) -> None:
+        super().__init__()
+        self.policy, self.start, self.calls = policy, start, 0
+        self.in_keys, self.out_keys = policy.in_keys, [*policy.out_keys, "extra"]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.calls += 1
+        out = self.policy(tensordict.copy())
+        return out.set("extra", torch.ones(out.shape)) if self.calls > self.start else out
+
+
+def get_full_policy(operator: Any) -> Any:
+    return operator.get_policy_operator()
+
+
+def get_watched(operator: Any) -> Any:
+    behavior = get_behavior(operator)
+    behavior.register_forward_hook(lambda module, args, out: out.set("seen", out["action"] + 1))
+    behavior.out_keys = [*behavior.out_keys, "seen"]
+    return behavior
+
+
+def get_patched(operator: Any) -> Any:
+    behavior = get_behavior(operator)
+    layer: Any = behavior.module[-2]
+    forward = layer.forward
+    layer.forward = lambda data: forward(data).update({"logits": data["logits"] * 2})
+    return behavior
+
+
+@pytest.mark.parametrize("get_policy", [get_full_policy, get_watched, get_patched])
+def test_other_policies_run_on_tensordicts(get_policy: Any) -> None:
+    assert check_same("end one by one", SHMModule, get_policy=get_policy)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("memory", ["lean", "stored"])
+def test_policies_that_return_a_copy(memory: str, start: int) -> None:
+    options = {"get_policy": lambda x: Copying(get_behavior(x), start), "use_buffers": False}
+    assert check_same("end one by one", MEMORIES[memory], **options)
 
 
 @pytest.mark.parametrize(
@@ -117,21 +206,91 @@ def test_devices_that_are_not_given() -> None:
     ],
 )
 def test_other_transforms_go_the_way_of_torchrl(other: Any) -> None:
-    assert check_same("end one by one", SHMModule, other)._look_up() is None
+    assert not check_same("end one by one", SHMModule, other)
 
 
-def test_transforms_that_come_later() -> None:
-    env: Any = SteppingEnv(WindEnv(2), InitTracker())
-    assert env._look_up() is not None
-    env.append_transform(StepCounter(3))
-    assert env.rollout(7, break_when_any_done=False)["step_count"][0, :, 0].tolist() == [
-        0, 1, 2, 0, 1, 2, 0,
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_random_frames": 150},
+        {"compact_obs": True},
+        {"set_truncated": True},
+        {"reset_at_each_iter": True},
+        {"pre_collect_hook": lambda: None},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_options_go_the_way_of_torchrl(options: Any) -> None:
+    taken = check_same("end one by one", SHMModule, **options)
+    # the second batch is no longer random
+    assert taken == ("init_random_frames" in options)
+
+
+def test_what_changes_between_batches() -> None:
+    """Transforms and hooks are seen when the next batch begins."""
+    collector: Any = make(SteppingCollector, "end one by one", SHMModule, total_frames=600)
+    batches = iter(collector)
+    next(batches)
+    assert make_plan(collector) is not None
+    seen: list[Any] = []
+    collector.policy.module[0][0].register_forward_hook(lambda *args: seen.append(args))
+    next(batches)
+    assert len(seen) == 30
+    collector.env.append_transform(StepCounter(3))
+    assert make_plan(collector) is None
+
+
+@pytest.mark.parametrize("memory", ["lean", "stored"])
+def test_goes_on_as_the_loop_of_torchrl(memory: str) -> None:
+    """A collector that goes on from the state of one of TorchRL's collects the same."""
+    torch.manual_seed(3)
+    policy = get_behavior(make_actor_critic(ENVS["alone"](), MEMORIES[memory]))
+    collectors: list[Any] = [
+        RolloutCollector(
+            partial(NoisyPositionOnlyCartPoleEnv, max_steps=20), policy, num_envs=3,
+            rollout_length=12, total_frames=144, device="cpu",
+        )
+        for _ in range(2)
     ]  # fmt: skip
+    first, second = (iter(collector) for collector in collectors)
+    # with a hook, TorchRL's
+    collectors[0]._collector.pre_collect_hook = lambda: None
+    for _ in range(2):
+        next(first)
+    state, generator = copy.deepcopy(collectors[0].state_dict()), torch.get_rng_state()
+    expected = list(first)
+    collectors[1].load_state_dict(state)
+    torch.set_rng_state(generator)
+    for batch, other in zip(second, expected, strict=True):
+        for x in (batch, other):
+            # their clocks count the steps of another object
+            x.exclude("memory_lean_index", ("next", "memory_lean_index"), inplace=True)
+        assert_equal(*(dict(x.items(True, True)) for x in (batch, other)))
+
+
+def test_an_interrupted_batch_goes_on() -> None:
+    collector = make(SteppingCollector, "alone", SHMModule)
+    env: Any = collector.env.base_env
+    calls: list[Any] = []
+    advance = env.advance
+
+    def interrupted(action: Any) -> Any:
+        calls.append(action)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return advance(action)
+
+    vars(env)["advance"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        collector.rollout()
+    carrier: Any = get_carrier(collector)
+    assert torch.equal(carrier["observation"], env._observe(env._state)["observation"])
+    assert not collector.rollout()["is_init"][:, 0].any()
 
 
 def test_only_what_starts_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TorchRL's own path is not taken, and episodes are drawn where they start."""
-    collector = make(SteppingEnv, "end one by one", SHMModule)
+    """TorchRL's own loop is not taken, and episodes are drawn where they start."""
+    collector = make(SteppingCollector, "end one by one", SHMModule)
     env: Any = collector.env
     drawn: list[int] = []
     draw = env.base_env._draw
@@ -144,16 +303,6 @@ def test_only_what_starts_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch["is_init"].sum() == 5 + batch["next", "done"][:, :-1].sum()
 
 
-def test_parts_of_a_batch_may_wait() -> None:
-    env = SteppingEnv(WindEnv(2, seed=0), InitTracker())
-    data = env.reset()
-    data["action"] = torch.ones(2, 2)
-    data["_step"] = torch.tensor([True, False])
-    step: Any = env.step_and_maybe_reset(data)[0]
-    moved = (step["next", "observation"] != step["observation"]).any(-1)
-    assert moved.tolist() == [True, False]
-
-
 class Overriding(WindEnv):
     """Has a step of its own."""
 
@@ -162,5 +311,7 @@ class Overriding(WindEnv):
 
 
 def test_an_environment_with_a_step_of_its_own() -> None:
-    env: Any = SteppingEnv(Overriding(2), InitTracker())
-    assert env.rollout(3)["next", "reward"].eq(7).all()
+    behavior = get_behavior(make_actor_critic(Overriding(2), SHMModule))
+    sizes: Any = {"num_envs": 2, "rollout_length": 3, "total_frames": 6}
+    (batch,) = RolloutCollector(Overriding, behavior, **sizes)
+    assert batch["next", "reward"].eq(7).all()

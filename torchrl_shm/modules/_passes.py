@@ -70,7 +70,7 @@ def roles_of(before: Tensor | None, is_init: Tensor) -> Tensor:
         return torch.ones_like(is_init, dtype=torch.int64)
     before = before.reshape(is_init.shape)
     # recorded data that are run again, one step each, keep theirs
-    return torch.where(is_init, 1, torch.maximum(before, 1 - before))
+    return torch.maximum(before, 1 - before).masked_fill(is_init, 1)
 
 
 def refuse_broken(role: Tensor, came_next: Tensor, is_init: Tensor, name: object) -> None:

@@ -51,13 +51,10 @@ def suffixed(key: NestedKey, suffix: str) -> NestedKey:
 
 
 class _Sequence(NamedTuple):
-    """What the steps of a collected sequence carry, step by step; views of `[B, T, ...]`."""
+    """What the steps of a collected sequence carry, `[B, T, ...]`."""
 
-    shares: tuple[Tensor, ...]
-    indices: tuple[Tensor, ...]
-    # a column of the indices
-    flags: tuple[Tensor, ...]
-    came_next_indices: tuple[Tensor, ...]
+    shares: Tensor
+    indices: Tensor
 
 
 class MemoryPrimer(BranchPrimer):
@@ -101,7 +98,7 @@ class MemoryPrimer(BranchPrimer):
             leaves[choice_key] = Categorical(num_choices, shape=torch.Size(()), dtype=torch.int64)
         super().__init__(leaves, branch_of(memory_key))
         self.memory_key = memory_key
-        self._role_key, self._lean_key, self._index_key = (
+        self.role_key, self._lean_key, self._index_key = (
             suffixed(memory_key, x) for x in (ROLE, LEAN, LEAN_INDEX)
         )
         self._memory_shape = memory_shape
@@ -197,71 +194,68 @@ class MemoryPrimer(BranchPrimer):
     ) -> tuple[TensorDictBase, TensorDictBase]:
         # called once per step: `tensordict` is stacked by the collector, `tensordict_` is what
         # the policy reads next
-        root = tensordict.batch_size
-        self.finish_step(root, tensordict, tensordict, tensordict.get("next"), tensordict_)
-        return tensordict, tensordict_
-
-    def finish_step(
-        self,
-        root: torch.Size,
-        tensordict: TensorDictBase,
-        step: Any,
-        came_next: Any,
-        following: Any,
-    ) -> None:
-        """Keep the memory out of what is stacked, and write the lean entries.
-
-        Args:
-            root: batch shape of the environment.
-            tensordict: what the environment stepped from.
-            step: its entries, without those of `"next"`: itself, or a dictionary for look-ups.
-            came_next: the entries of `"next"`, a TensorDict or a dictionary, which is changed.
-            following: what the policy reads next, a TensorDict or a dictionary, which is changed.
-
-        Raises:
-            RuntimeError: the collector cannot keep one memory for each sequence.
-            ValueError: the reset flags are those of other agents.
-        """
-        collector = self.collector
+        root, came_next, collector = tensordict.batch_size, tensordict.get("next"), self.collector
         # the collector stacks its carrier, which is another object than `tensordict` where it
         # copies between the devices of policy and environment
         carrier = None if collector is None else get_carrier(collector)
         stacked = tensordict if carrier is None else carrier
-        is_init, role = step.get(self.is_init_key), step.get(self._role_key, None)
+        is_init, role = tensordict.get(self.is_init_key), tensordict.get(self.role_key, None)
         # TensorDictPrimer hands on what nobody has written, as in random first frames
-        if role is not None and came_next.get(self._role_key, None) is role:
+        if role is not None and came_next.get(self.role_key, None) is role:
             role = roles_of(role, expand_flags(is_init, root, role.shape[len(root) :]))
-            put(stacked, {self._role_key: role})
-            put(came_next, {self._role_key: -role})
-            put(following, {self._role_key: -role})
+            put(stacked, {self.role_key: role})
+            put(came_next, {self.role_key: -role})
+            put(tensordict_, {self.role_key: -role})
         if self.state == "stored":
-            return
+            return tensordict, tensordict_
         memory = tensordict.pop(self.memory_key, None)
         came_next.pop(self.memory_key, None)
         if memory is None or collector is None:
             # outside of collectors sequences start with a reset and need no memory
-            return
-        if self._seen is None or self._seen() is not collector:
-            self._check_collector(collector)
-            self._forget_collector()
-            self._seen = weakref.ref(collector)
+            return tensordict, tensordict_
+        self._meet(collector)
         if stacked is not tensordict:
             stacked.pop(self.memory_key, None)
         if self.state == "zero":
-            return
+            return tensordict, tensordict_
         offset = self._steps % collector.frames_per_batch
         if offset == 0:
             self._sequence = self._start_sequence(memory, collector.frames_per_batch)
         assert self._sequence is not None
-        share, index, flags, came_next_index = (entry[offset] for entry in self._sequence)
-        flags.copy_(expand_flags(is_init, root, flags.shape[len(root) :]))
-        torch.neg(index, out=came_next_index)
+        share, index = (entry.select(-2, offset) for entry in self._sequence)
+        agents = index.shape[len(root) : -1]
+        index[..., _IS_INIT] = expand_flags(is_init, root, agents)
         put(stacked, {self._lean_key: share, self._index_key: index})
         # what came next is marked as such, and has all entries, so that the two can be stacked; the
         # collector takes it from the environment
-        put(came_next, {self._lean_key: share, self._index_key: came_next_index})
-        # setting an attribute of a module costs as much as several operations
-        vars(self)["_steps"] += 1
+        put(came_next, {self._lean_key: share, self._index_key: -index})
+        self._steps += 1
+        return tensordict, tensordict_
+
+    def write_sequences(self, collector: Any, memory: Tensor, batch: TensorDictBase) -> None:
+        """Write the lean entries of whole sequences, as the hook does step by step.
+
+        Args:
+            collector: what has collected the sequences.
+            memory: the memory that entered the first step, `[B, *memory_shape]`.
+            batch: the sequences `[B, T]`.
+
+        Raises:
+            RuntimeError: the collector cannot keep one memory for each sequence.
+        """
+        self._meet(collector)
+        shares, indices = self._start_sequence(memory, batch.shape[-1])
+        indices[..., _IS_INIT] = batch.get(self.is_init_key).reshape(batch.shape)
+        put(batch, {self._lean_key: shares, self._index_key: indices})
+        put(batch.get("next"), {self._lean_key: shares, self._index_key: -indices})
+        self._steps += batch.shape[-1]
+
+    def _meet(self, collector: Any) -> None:
+        """Start to count anew where the collector is another one than before."""
+        if self._seen is None or self._seen() is not collector:
+            self._check_collector(collector)
+            self._forget_collector()
+            self._seen = weakref.ref(collector)
 
     def _check_collector(self, collector: Any) -> None:
         if get_carrier(collector) is None:
@@ -287,12 +281,9 @@ class MemoryPrimer(BranchPrimer):
         offset = torch.arange(rollout_length, device=memory.device)
         lanes = torch.arange(batch.numel(), device=memory.device).view(*batch, 1)
         clock = 1 + _LANE * lanes + self._steps + offset
-        # the flags are written step by step
+        # the flags are written later
         columns = [clock, offset.expand_as(clock), clock, torch.full_like(clock, size)]
-        index = torch.stack(columns, -1)
-        flags, time = index[..., _IS_INIT].unbind(-1), -2
-        came_next = torch.empty_like(index).unbind(time)
-        return _Sequence(shares.unbind(time), index.unbind(time), flags, came_next)
+        return _Sequence(shares, torch.stack(columns, -1))
 
     def _agents(self, memory: Any) -> torch.Size:
         """Batch shape of a memory or of its spec."""

@@ -228,23 +228,21 @@ class MemoryModule(TensorDictModuleBase):
                 reset flags are not bool.
             IndexError: a `choice` lies outside of the table.
         """
-        if self.recurrent_mode:
-            return self._forward_sequence(tensordict)
-        self.run_step(tensordict)
+        self.run(tensordict)
         return tensordict
 
-    def run_step(self, tensordict: Any) -> None:
-        """Run one step, with anything that has `get`, `set`, `keys` and `shape`; see `forward`.
+    def run(self, tensordict: Any) -> None:
+        """Do the same with anything that has `get`, `set`, `keys` and `shape`.
 
         Args:
-            tensordict: entries of shape `[...]` by key.
-
-        Raises:
-            KeyError: input, reset flags or memory are missing.
-            ValueError: the data do not fit the memory or the device.
-            TypeError: the input has another dtype than the parameters, outside of autocast, or the
-                reset flags are not bool.
+            tensordict: entries by key; see `forward`, also for what it raises.
         """
+        if self.recurrent_mode:
+            self._run_sequences(tensordict)
+        else:
+            self._run_step(tensordict)
+
+    def _run_step(self, tensordict: Any) -> None:
         x, is_init = self._read(tensordict)
         memory = tensordict.get(self.memory_key, None)
         if memory is None:
@@ -270,7 +268,7 @@ class MemoryModule(TensorDictModuleBase):
         tensordict.set(self.role_key, role)
         tensordict.set(self._next_role_key, -role)
 
-    def _forward_sequence(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def _run_sequences(self, tensordict: Any) -> None:
         shape = tensordict.shape
         if not shape:
             raise ValueError(
@@ -322,7 +320,6 @@ class MemoryModule(TensorDictModuleBase):
                 flags = expand_flags(done, shape, agents)
                 after = reset(after, to_sequences("done", flags, shape, agents))
             tensordict.set(self.next_memory_key, from_sequences(after, shape, agents))
-        return tensordict
 
     def _refuse_burn_in(self) -> None:
         if self.state == "lean":
@@ -353,7 +350,7 @@ class MemoryModule(TensorDictModuleBase):
         modules: Any = [self]
         return canonicalize_rnn_subset(data, modules, inplace=inplace)
 
-    def _read(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _read(self, tensordict: Any) -> tuple[Tensor, Tensor]:
         """The input and the flags, one per step."""
         x = tensordict.get(self.in_key, None)
         if x is None:

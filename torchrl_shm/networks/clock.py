@@ -93,27 +93,23 @@ class Clock(TensorDictModuleBase):
         Raises:
             KeyError: the reset flags are missing, or the count is where no episode starts.
         """
-        if not recurrent_mode():
-            self.run_step(tensordict)
-            return tensordict
-        is_init, step = self._read(tensordict)
-        # a sequence, and each part of it from a reset on, counts from what is stored there
-        time = torch.arange(is_init.shape[-1], device=is_init.device)
-        start = torch.where(is_init, time, 0).cummax(-1).values
-        step = step.gather(-1, start) + time - start
-        tensordict.set(self.out_key, self._embed(step))
+        self.run(tensordict)
         return tensordict
 
-    def run_step(self, tensordict: Any) -> None:
-        """Write the features of one step, with anything that has `get`, `set` and `shape`.
+    def run(self, tensordict: Any) -> None:
+        """Do the same with anything that has `get`, `set` and `shape`.
 
         Args:
-            tensordict: entries of shape `[...]` by key.
-
-        Raises:
-            KeyError: the reset flags are missing, or the count is where no episode starts.
+            tensordict: entries by key; see `forward`, also for what it raises.
         """
         is_init, step = self._read(tensordict)
+        if recurrent_mode():
+            # a sequence, and each part of it from a reset on, counts from what is stored there
+            time = torch.arange(is_init.shape[-1], device=is_init.device)
+            start = torch.where(is_init, time, 0).cummax(-1).values
+            step = step.gather(-1, start) + time - start
+            tensordict.set(self.out_key, self._embed(step))
+            return
         step = reset(step, is_init)
         tensordict.set(self.out_key, self._embed(step))
         step = step.unsqueeze(-1)

@@ -7,10 +7,11 @@ distribution that checks its arguments. The modules of this file know what they 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import (
     TensorDictModule,
     TensorDictModuleBase,
@@ -22,8 +23,6 @@ from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 from torchrl.modules import ActorValueOperator, SafeProbabilisticTensorDictSequential
 
-from torchrl_shm.torchrl_private import pack, put
-
 COMPUTED_KEYS: tuple[NestedKey, ...] = (
     "time", "embedding", "features", "critic_embedding", "critic_features",
 )  # fmt: skip
@@ -34,6 +33,21 @@ WRITTEN_KEYS: tuple[NestedKey, ...] = (
     "state_value",
 )  # fmt: skip
 """Entries that networks write; an observation of such a name would be overwritten."""
+
+
+class Entries(dict[Any, Any]):
+    """Tensors by key, with the methods of a TensorDict that networks of this package call.
+
+    Args:
+        entries: tensors of the batch shape.
+        shape: the batch shape.
+    """
+
+    set = dict[Any, Any].__setitem__
+
+    def __init__(self, entries: Any, shape: torch.Size) -> None:
+        super().__init__(entries)
+        self.shape = shape
 
 
 class Layer(TensorDictModule):
@@ -63,11 +77,11 @@ class Layer(TensorDictModule):
         Raises:
             KeyError: an entry is missing.
         """
-        self.run_step(tensordict)
+        self.run(tensordict)
         return tensordict
 
-    def run_step(self, entries: Any) -> None:
-        """Do the same with anything that has `get` and `set`, such as the entries of one step.
+    def run(self, entries: Any) -> None:
+        """Do the same with anything that has `get` and `set`, such as `Entries`.
 
         Args:
             entries: tensors by key.
@@ -75,7 +89,9 @@ class Layer(TensorDictModule):
         Raises:
             KeyError: an entry is missing.
         """
-        y = self.module(*[entries[key] for key in self.in_keys])
+        # not by `self.module`, whose look-up takes as long as a small operation
+        module: Any = self._modules["module"]
+        y = module(*[entries[key] for key in self.in_keys])
         keys = self.out_keys
         for key, x in zip(keys, (y,) if len(keys) == 1 else y, strict=True):
             entries.set(key, x)
@@ -92,9 +108,13 @@ class Policy(SafeProbabilisticTensorDictSequential):
         super().__init__(*parts)
         # beside the registered modules, which hold them once already
         vars(self)["_networks"] = [leaf for part in parts[:-1] for leaf in _leaves(part)]
+        vars(self)["_head"] = head = self.module[-1]
         # whether the head wants one action and its log-probability, as those of `make_actor` do
-        head = self._head
         self._draws = getattr(head, "return_log_prob", False) and head.num_samples is None
+        self._flat = all(
+            isinstance(key, str) or (len(key) == 2 and key[0] == "next")
+            for key in (*self.in_keys, *self.out_keys)
+        )
 
     def get_dist_params(
         self, tensordict: TensorDictBase, tensordict_out: None = None, **kwargs: Any
@@ -113,9 +133,28 @@ class Policy(SafeProbabilisticTensorDictSequential):
             tensordict = network(tensordict)
         return tensordict
 
-    def build_dist_from_params(self, tensordict: TensorDictBase) -> Distribution:
+    @property
+    def takes_entries(self) -> bool:
+        """Whether `run_networks` does what `get_dist_params` does."""
+        networks = vars(self)["_networks"]
+        return (
+            self._flat
+            and not torch.compiler.is_compiling()
+            and all(takes_entries(network) for network in networks)
+        )
+
+    def run_networks(self, entries: Entries) -> None:
+        """Run the networks without a TensorDict, which takes a tenth of the time of small ones.
+
+        Args:
+            entries: what they read, to which is added what they write.
+        """
+        for network in vars(self)["_networks"]:
+            network.run(entries)
+
+    def build_dist_from_params(self, tensordict: Any) -> Distribution:
         """Make the distribution from what the networks have written."""
-        return self._head.get_dist(tensordict)
+        return vars(self)["_head"].get_dist(tensordict)
 
     @dispatch(auto_batch_size=False)
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -132,14 +171,14 @@ class Policy(SafeProbabilisticTensorDictSequential):
         return self._act(tensordict)
 
     def _act(self, tensordict: TensorDictBase) -> TensorDictBase:
-        tensordict, head = self.get_dist_params(tensordict), self._head
+        tensordict, head = self.get_dist_params(tensordict), vars(self)["_head"]
         if not self._draws or exploration_type() is not ExplorationType.RANDOM:
             return head(tensordict)
         self._draw_action(tensordict)
         return tensordict
 
     def _draw_action(self, entries: Any) -> None:
-        head = self._head
+        head = vars(self)["_head"]
         dist = head.get_dist(entries)
         # a gradient may flow through the action where one is recorded
         reparameterize = dist.has_rsample and torch.is_grad_enabled()
@@ -147,16 +186,9 @@ class Policy(SafeProbabilisticTensorDictSequential):
         entries.set(head.dist_sample_keys[0], action)
         entries.set(head.log_prob_keys[0], dist.log_prob(action))
 
-    @property
-    def _head(self) -> Any:
-        return self.module[-1]
-
 
 class Behavior(Policy):
     """A policy that collects data, and leaves out what every loss computes again.
-
-    One step of networks that have `run_step` (layers and memories of this package) passes through a
-    dictionary; only what is collected is written to the TensorDict.
 
     Args:
         *parts: as in `Policy`.
@@ -166,11 +198,6 @@ class Behavior(Policy):
         super().__init__(*parts)
         self._computed = [key for key in self.out_keys if key in COMPUTED_KEYS]
         self.out_keys = [key for key in self.out_keys if key not in COMPUTED_KEYS]
-        flat = all(
-            isinstance(key, str) or (len(key) == 2 and key[0] == "next") for key in self.out_keys
-        )
-        networks = vars(self)["_networks"]
-        self._runs_steps = flat and all(_has_run_step(type(network)) for network in networks)
 
     @dispatch(auto_batch_size=False)
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -184,66 +211,33 @@ class Behavior(Policy):
         Returns:
             The same TensorDict.
         """
-        if self._can_run_step(tensordict):
-            return self._run_step(tensordict)
         tensordict = self._act(tensordict)
         for key in self._computed:
             tensordict.del_(key)
         return tensordict
 
-    def _can_run_step(self, tensordict: TensorDictBase) -> bool:
-        return (
-            self._runs_steps
-            and self._draws
-            and type(tensordict) is TensorDict
-            and exploration_type() is ExplorationType.RANDOM
-            and not torch.compiler.is_compiling()
-            and not any(
-                # what watches a network must see it called
-                x._forward_hooks or x._forward_pre_hooks or getattr(x, "recurrent_mode", False)
-                for x in vars(self)["_networks"]
-            )
-        )
+    @property
+    def draws_from_entries(self) -> bool:
+        """Whether `draw` does what `forward` does; in a compiled or watched policy it does not."""
+        random = exploration_type() is ExplorationType.RANDOM
+        return self._draws and random and self.takes_entries and _is_passed_by(self, "draw")
 
-    def _run_step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        step = _Step(tensordict)
-        for network in vars(self)["_networks"]:
-            network.run_step(step)
-        self._draw_action(step)
-        written = step.written
+    def draw(self, entries: Entries) -> dict[str, Any]:
+        """Do the same without a TensorDict.
+
+        Args:
+            entries: what the networks read, to which is added what is to be collected.
+
+        Returns:
+            What the networks write for the next step, by key without `"next"`.
+        """
+        self.run_networks(entries)
+        self._draw_action(entries)
         for key in self._computed:
-            del written[key]
-        following = {key[1]: written.pop(key) for key in list(written) if isinstance(key, tuple)}
-        put(tensordict, written)
-        if (there := tensordict.get("next", None)) is not None:
-            put(there, following)
-        elif following:
-            packed = pack(following, tensordict.batch_size, tensordict.device)
-            put(tensordict, {"next": packed})
-        return tensordict
-
-
-class _Step:
-    """Entries of one step: those of a TensorDict, and what is written over them."""
-
-    def __init__(self, tensordict: TensorDictBase) -> None:
-        self.shape = tensordict.shape
-        self.written: dict[Any, Any] = {}
-        self._read = tensordict
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        x = self.written.get(key)
-        return self._read.get(key, default) if x is None else x
-
-    def __getitem__(self, key: Any) -> Any:
-        x = self.written.get(key)
-        return self._read[key] if x is None else x
-
-    def set(self, key: Any, x: Any) -> None:
-        self.written[key] = x
-
-    def keys(self) -> list[Any]:
-        return [*self._read.keys(), *self.written]
+            del entries[key]
+        # also what is not declared, as the role of a memory
+        handed_on = [key for key in entries if not isinstance(key, str)]
+        return {key[1]: entries.pop(key) for key in handed_on}
 
 
 class Operator(ActorValueOperator):
@@ -255,12 +249,24 @@ class Operator(ActorValueOperator):
         return Policy(backbone, *actor.module)  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def _has_run_step(kind: type) -> bool:
-    """Whether a network has `run_step`, and no class derived from it another `forward`."""
-    names = [
-        name for base in kind.__mro__ for name in ("run_step", "forward") if name in vars(base)
-    ]
-    return names[0] == "run_step"
+def takes_entries(network: Any) -> bool:
+    """Whether a network's `run` does what the network does when it is called."""
+    return _is_passed_by(network, "run")
+
+
+def _is_passed_by(network: Any, method: str) -> bool:
+    """Whether a method may be called instead of the network, by all that it was made into."""
+    return _defines_first(type(network), method) and not (
+        # what watches a network must see it called
+        network._forward_hooks or network._forward_pre_hooks or "forward" in vars(network)
+    )
+
+
+@cache
+def _defines_first(kind: type, method: str) -> bool:
+    """Whether no class derived from the one that has a method has another `forward`."""
+    names = [name for base in kind.__mro__ for name in (method, "forward") if name in vars(base)]
+    return names[0] == method
 
 
 def _leaves(part: Any) -> list[TensorDictModuleBase]:

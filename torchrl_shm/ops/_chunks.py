@@ -88,6 +88,8 @@ def finite(x: Tensor) -> Tensor:
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Keep autocast from rounding the operands of matrix products."""
-    if torch.amp.is_autocast_available(device.type):
+    kind = device.type
+    # entering a context costs as much as several operations
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

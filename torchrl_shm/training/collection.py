@@ -16,7 +16,7 @@ from torchrl_shm.checks import check_option
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.torchrl_private import get_carrier, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
-from torchrl_shm.training.stepping import FiniteRewardSum, SteppingEnv
+from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector
 
 CollectorBackend = Literal["single", "multi_sync"]
 """`"single"`: this process. `"multi_sync"`: worker processes, each with a batched environment."""
@@ -35,7 +35,7 @@ class _EnvFactory:
             _leave_signals_to_the_parent()
         env = self.make_env(**self.options)
         batched = isinstance(env, BatchedEnv)
-        transformed = (SteppingEnv if batched else TransformedEnv)(env, FiniteSteps())
+        transformed = TransformedEnv(env, FiniteSteps())
         # the sum of the rewards of an episode, for the logs; behind it, for it is no observation
         transformed.append_transform(FiniteRewardSum())
         carried = _Carried(exact=batched, worker=self.worker)
@@ -167,6 +167,7 @@ class RolloutCollector:
             options |= {
                 "backend": "process",
                 "num_collectors": num_workers,
+                "collector_class": SteppingCollector,
                 "sync": True,
                 "cat_results": "stack",
                 "use_buffers": False,
@@ -177,7 +178,7 @@ class RolloutCollector:
         else:
             factory = _EnvFactory(make_env, worker=False, num_envs=num_envs, **env_options)
             # sequences are whole, so no sampler has to know of which episode a step is
-            self._collector = Collector(factory(), policy, track_traj_ids=False, **options)
+            self._collector = SteppingCollector(factory(), policy, track_traj_ids=False, **options)
         self._policy = policy
         self._seed = seed
         self._start(seed)

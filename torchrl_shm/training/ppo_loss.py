@@ -7,8 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torch.distributions import Distribution
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_shm.networks.policy import Entries, Layer, Policy, takes_entries
 from torchrl_shm.torchrl_private import pack
 
 
@@ -90,16 +93,14 @@ class LeanClipPPOLoss(ClipPPOLoss):
         epsilon: Any = self.clip_epsilon
         critic_coeff: Any = self.critic_coeff
         entropy_coeff: Any = self.entropy_coeff
-        data = tensordict.copy()
-        dist = self.actor_network.get_dist(data)
-        log_ratio = dist.log_prob(data[keys.action]) - data[keys.sample_log_prob]
+        dist, value = self._run_networks(tensordict)
+        log_ratio = dist.log_prob(tensordict[keys.action]) - tensordict[keys.sample_log_prob]
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
-        advantage = data[keys.advantage].squeeze(-1)
+        advantage = tensordict[keys.advantage].squeeze(-1)
         gain = torch.minimum(ratio * advantage, clipped * advantage)
         entropy = dist.entropy().mean()
-        value = self.critic_network(data).get(keys.value)
-        error = F.mse_loss(value, data[keys.value_target])
+        error = F.mse_loss(value, tensordict[keys.value_target])
         entries = {
             "loss_objective": -gain.mean(),
             "loss_critic": critic_coeff * error,
@@ -112,3 +113,20 @@ class LeanClipPPOLoss(ClipPPOLoss):
             entries["max_ratio"] = ratio.max()
             entries["mean_ratio"] = ratio.mean()
         return pack(entries, torch.Size(()), None)
+
+    def _run_networks(self, tensordict: TensorDictBase) -> tuple[Distribution, Tensor]:
+        """The distribution of the action, and the value."""
+        actor, critic, key = self.actor_network, self.critic_network, self.tensor_keys.value
+        if not (
+            isinstance(actor, Policy)
+            and isinstance(critic, Layer)
+            and actor.takes_entries
+            and takes_entries(critic)
+        ):
+            data = tensordict.copy()
+            dist = actor.get_dist(data)
+            return dist, critic(data).get(key)
+        entries = Entries(tensordict.items(), tensordict.shape)
+        actor.run_networks(entries)
+        critic.run(entries)
+        return actor.build_dist_from_params(entries), entries[key]

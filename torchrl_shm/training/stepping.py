@@ -1,12 +1,14 @@
-"""Steps of an environment with its transforms, in one pass over its entries."""
+"""The loop of a collector on dictionaries of tensors, which are stacked once per batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDictBase
-from torch import Tensor
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.collectors import Collector
 from torchrl.envs import (
     Compose,
     InitTracker,
@@ -14,11 +16,19 @@ from torchrl.envs import (
     TensorDictPrimer,
     Transform,
     TransformedEnv,
+    set_exploration_type,
 )
 
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.modules.lean import MemoryPrimer
-from torchrl_shm.torchrl_private import pack, put
+from torchrl_shm.networks.policy import Behavior, Entries
+from torchrl_shm.torchrl_private import (
+    get_carrier,
+    number_episodes,
+    only_steps,
+    pack,
+    set_carrier,
+)
 from torchrl_shm.training.finite import FiniteSteps
 
 
@@ -34,157 +44,206 @@ class FiniteRewardSum(RewardSum):
         return super()._step(tensordict, next_tensordict).set("reward", reward)
 
 
-class _Plan(NamedTuple):
-    """What a step has to do and to write, looked up once."""
+class SteppingCollector(Collector):
+    """A `Collector` that plays a batch on dictionaries of tensors, and stacks them once.
 
+    TorchRL's own loop, which gives the same data, passes a TensorDict through every network and
+    every transform, and computes a reset for all environments where one of them starts anew. It is
+    taken where an option, the environment, a transform or an entry is unknown here.
+
+    Examples:
+        >>> from torchrl.envs import TransformedEnv
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.networks import get_behavior, make_actor_critic
+        >>> from torchrl_shm.training.stepping import SteppingCollector
+        >>> env = TransformedEnv(WindEnv(2))
+        >>> behavior = get_behavior(make_actor_critic(env, SHMModule))
+        >>> sizes = {"frames_per_batch": 6, "total_frames": 6, "track_traj_ids": False}
+        >>> (batch,) = SteppingCollector(
+        ...     env, behavior, **sizes, auto_register_policy_transforms=True)
+        >>> batch["is_init"][0, :, 0].tolist()
+        [True, False, False]
+    """
+
+    def rollout(self) -> TensorDictBase:
+        """Collect one batch.
+
+        Returns:
+            Sequences `[B, T]`.
+        """
+        with torch.no_grad(), set_exploration_type(self.exploration_type):
+            carrier, plan = get_carrier(self), make_plan(self)
+            if carrier is None or plan is None or not all(key in carrier for key in plan.needed):
+                return super().rollout()
+            shape, device = carrier.batch_size, carrier.device
+            act = _find_step(self.policy, device)
+            entries = Entries(carrier.items(), shape)
+            starts = [(primer, entries[primer.memory_key]) for primer in plan.lean]
+            steps: list[tuple[Entries, dict[str, Any]]] = []
+            try:
+                for _ in range(self.frames_per_batch):
+                    carried = act(entries)
+                    came_next, following = plan.step(entries, carried)
+                    steps.append((entries, came_next))
+                    before, entries = entries, plan.start_episodes(following)
+                    if self.track_traj_ids:
+                        entries["collector"] = before["collector"].copy()
+                        set_carrier(self, pack(entries, shape, device))
+                        number_episodes(self, pack(came_next, shape, device))
+            finally:
+                # also where the rollout was interrupted
+                set_carrier(self, pack(entries, shape, device))
+            roots, nexts = zip(*steps, strict=True)
+            batch = _stack(roots, shape, device)
+            batch.set("next", _stack(nexts, shape, device))
+            for primer, memory in starts:
+                primer.write_sequences(self, memory, batch)
+            return batch.refine_names(..., "time")
+
+
+def _find_step(policy: Any, device: torch.device | None) -> Callable[[Entries], dict[str, Any]]:
+    """A function that adds to a step what the policy writes, and returns what it hands on."""
+    if isinstance(policy, Behavior) and policy.draws_from_entries:
+        return policy.draw
+
+    def act(entries: Entries) -> dict[str, Any]:
+        tensordict = pack(entries, entries.shape, device)
+        written = policy(tensordict)
+        if written is not tensordict:
+            tensordict.update(written, keys_to_update=policy.out_keys)
+        entries.update(tensordict.items())
+        return dict(entries.pop("next", {}).items())
+
+    return act
+
+
+def _stack(steps: Sequence[dict[Any, Any]], shape: torch.Size, device: torch.device | None) -> Any:
+    keys = steps[0].keys()
+    if any(step.keys() != keys for step in steps):
+        # a policy that does not always write the same
+        return TensorDict.maybe_dense_stack([pack(step, shape, device) for step in steps], -1)
+    columns = {key: torch.stack([step[key] for step in steps], len(shape)) for key in keys}
+    return pack(columns, torch.Size((*shape, len(steps))), device)
+
+
+class _Plan(NamedTuple):
+    """What a step has to do and to write, looked up once per batch."""
+
+    transformed: TransformedEnv
     env: BatchedEnv
     finite: list[FiniteSteps]
     # keys of sums of rewards and of reset flags, and those that primers start at zero
     sums: list[str]
     flags: list[str]
     primed: list[str]
-    memories: list[MemoryPrimer]
+    # keys of memories that are not collected, and the primers that spread their starts
+    hidden: list[str]
+    lean: list[MemoryPrimer]
     # what a step cannot do without
     needed: tuple[str, ...]
     # what the next step takes from this one's "next", and what it does not keep
     handed_on: frozenset[str]
     dropped: frozenset[str]
 
-
-class SteppingEnv(TransformedEnv):
-    """A `TransformedEnv` that steps, and starts episodes, without copies and look-ups between.
-
-    TorchRL's own path, which gives the same data, passes a TensorDict through every transform, and
-    computes a reset for all environments where one of them starts anew. It is taken where an
-    environment, a transform or an entry is unknown here.
-
-    Examples:
-        >>> from torchrl.envs import InitTracker
-        >>> from torchrl_shm import WindEnv
-        >>> from torchrl_shm.training.stepping import SteppingEnv
-        >>> SteppingEnv(WindEnv(2), InitTracker()).rollout(3)["is_init"][0, :, 0].tolist()
-        [True, False, False]
-    """
-
-    # in a tuple once it was looked up
-    _plan: tuple[_Plan | None] | None = None
-
-    def empty_cache(self) -> None:
-        """Forget what was looked up; called where the transforms change."""
-        vars(self)["_plan"] = None
-        super().empty_cache()
-
-    def step_and_maybe_reset(
-        self, tensordict: TensorDictBase
-    ) -> tuple[TensorDictBase, TensorDictBase]:
-        """Make a step, and start new episodes where it ends some.
+    def step(
+        self, entries: Entries, carried: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Step the environment and its transforms.
 
         Args:
-            tensordict: what the policy has read and written, `[B]`.
+            entries: what the policy has read and written, tensors `[B, ...]`; memories that are
+                not collected are taken out.
+            carried: what it has written for the next step.
 
         Returns:
-            The same TensorDict with `"next"`, and what the policy reads next.
+            What came next, and what the policy reads next.
         """
-        plan = self._look_up()
-        before: dict[Any, Any] = dict(tensordict.items())
-        written = before.pop("next", None)
-        carried: dict[str, Any] = {} if written is None else dict(written.items())
-        if (
-            plan is None
-            or "_step" in before
-            or tensordict.device != plan.env.device
-            or not all(key in before for key in plan.needed)
-            or not all(isinstance(entry, Tensor) for entry in carried.values())
-        ):
-            return super().step_and_maybe_reset(tensordict)
-        env, shape = plan.env, plan.env.batch_size
-        after: dict[Any, Any] = env.advance(before["action"])
-        for finite in plan.finite:
+        after = self.env.advance(entries["action"])
+        for finite in self.finite:
             finite.look(carried.items(), after)
-        for key in plan.sums:
-            after[key] = before[key] + after["reward"].nan_to_num(0.0, 0.0, 0.0)
-        for key in plan.flags:
+        for key in self.sums:
+            after[key] = entries[key] + after["reward"].nan_to_num(0.0, 0.0, 0.0)
+        for key in self.flags:
             after[key] = torch.zeros_like(after["done"])
-        after = {key: before[key] for key in plan.primed} | carried | after
-        following = {
-            # branches are copied, for the next step writes to them
-            key: entry if isinstance(entry, Tensor) else entry.copy()
-            for key, entry in before.items()
-            if key not in plan.dropped
-        }
-        for key in plan.handed_on:
+        after = {key: entries[key] for key in self.primed} | carried | after
+        following = {key: x for key, x in entries.items() if key not in self.dropped}
+        for key in self.handed_on:
             following[key] = after[key]
-        for primer in plan.memories:
-            primer.finish_step(shape, tensordict, before, after, following)
-        put(tensordict, {"next": pack(after, shape, env.device)})
-        if not env.starts_rows:
-            return tensordict, super().maybe_reset(pack(following, shape, env.device))
-        return tensordict, pack(self._start_rows(plan, following), shape, env.device)
+        for key in self.hidden:
+            del entries[key], after[key]
+        return after, following
 
-    def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def start_episodes(self, entries: dict[str, Any]) -> Entries:
         """Start new episodes where `done` is true.
 
         What nobody but the policy knows is left as it is; the policy writes it anew.
 
         Args:
-            tensordict: what the policy would read next, `[B]`.
+            entries: what the policy would read next.
 
         Returns:
             The same with new episodes.
         """
-        plan, entries = self._look_up(), dict(tensordict.items())
-        if plan is None or not plan.env.starts_rows or not plan.handed_on <= entries.keys():
-            return super().maybe_reset(tensordict)
-        entries = self._start_rows(plan, entries)
-        return pack(entries, plan.env.batch_size, plan.env.device)
+        env, done = self.env, entries["done"]
+        if not env.starts_rows:
+            following = pack(entries, env.batch_size, env.device)
+            entries = dict(self.transformed.maybe_reset(following).items())
+        elif bool(done.any()):
+            started = env.start_rows({key: entries[key] for key in self.handed_on})
+            entries = entries | started | {key: done.clone() for key in self.flags}
+        return Entries(entries, env.batch_size)
 
-    def _start_rows(self, plan: _Plan, entries: dict[str, Any]) -> dict[str, Any]:
-        done = entries["done"]
-        if not bool(done.any()):
-            return entries
-        started = plan.env.start_rows({key: entries[key] for key in plan.handed_on})
-        return entries | started | {key: done.clone() for key in plan.flags}
 
-    def _look_up(self) -> _Plan | None:
-        if self._plan is None:
-            # setting an attribute of a module costs as much as several operations
-            vars(self)["_plan"] = (self._make_plan(),)
-            assert self._plan is not None
-        return self._plan[0]
-
-    def _make_plan(self) -> _Plan | None:
-        """`None` where something is unknown."""
-        env: Any = self.base_env
-        stack: Any = self.transform
-        transforms: list[Any] = list(stack) if type(stack) is Compose else [stack]
-        plan = _Plan(env, [], [], [], [], [], (), frozenset(), frozenset())
-        for transform in transforms:
-            kind = type(transform)
-            if kind is FiniteSteps:
-                if plan.sums or plan.flags:
-                    # it would look at what is only made by a transform before it
-                    return None
-                # on other devices it would wait for the device, and does nothing
-                plan.finite.extend([transform] if env.device.type == "cpu" else [])
-            elif kind is FiniteRewardSum:
-                plan.sums.extend(transform.out_keys)
-            elif kind is InitTracker:
-                plan.flags.extend(transform.init_keys)
-            elif kind in (TensorDictPrimer, MemoryPrimer) and _starts_at_zero(transform):
-                plan.primed.extend(transform.primers.keys(True, True))
-                plan.memories.extend([transform] if kind is MemoryPrimer else [])
-            elif not _does_nothing(transform):
+def make_plan(collector: Collector) -> _Plan | None:
+    """`None` where something is unknown."""
+    transformed, policy = collector.env, collector.policy
+    if not (
+        type(transformed) is TransformedEnv
+        and isinstance(policy, TensorDictModuleBase)
+        and all(_is_flat(key) for key in policy.out_keys)
+        and only_steps(collector)
+    ):
+        return None
+    env: Any = transformed.base_env
+    stack: Any = transformed.transform
+    transforms: list[Any] = list(stack) if type(stack) is Compose else [stack]
+    plan = _Plan(transformed, env, [], [], [], [], [], [], (), frozenset(), frozenset())
+    for transform in transforms:
+        kind = type(transform)
+        if kind is FiniteSteps:
+            if plan.sums or plan.flags:
+                # it would look at what is only made by a transform before it
                 return None
-        observed, done, reward = self.observation_spec, self.full_done_spec, self.reward_keys
-        handed_on = frozenset((*observed.keys(True, True), *done.keys(True, True)))
-        # collectors write what is theirs anew
-        others = ("_reset", "collector")
-        dropped = frozenset((*done.keys(True, True), *self.action_keys, *reward, *others))
-        flat = all(isinstance(key, str) for key in handed_on | dropped)
-        if not (isinstance(env, BatchedEnv) and flat and _is_stepped(env)):
+            # on other devices it would wait for the device, and does nothing
+            plan.finite.extend([transform] if env.device.type == "cpu" else [])
+        elif kind is FiniteRewardSum:
+            plan.sums.extend(transform.out_keys)
+        elif kind is InitTracker:
+            plan.flags.extend(transform.init_keys)
+        elif kind in (TensorDictPrimer, MemoryPrimer) and _starts_at_zero(transform):
+            plan.primed.extend(transform.primers.keys(True, True))
+            if kind is MemoryPrimer:
+                if transform.role_key not in policy.out_keys:
+                    # the primer writes what the policy does not
+                    return None
+                plan.hidden.extend([] if transform.state == "stored" else [transform.memory_key])
+                plan.lean.extend([transform] if transform.state == "lean" else [])
+        elif not _does_nothing(transform):
             return None
-        needed = ("action", *plan.sums, *plan.primed)
-        return plan._replace(needed=needed, handed_on=handed_on, dropped=dropped)
+    observed, done = transformed.observation_spec, transformed.full_done_spec
+    handed_on = frozenset((*observed.keys(True, True), *done.keys(True, True)))
+    dropped = frozenset((*done.keys(True, True), *transformed.reward_keys, "_reset"))
+    flat = all(isinstance(key, str) for key in handed_on | dropped)
+    # what it reads of its own last step would be zero where an episode starts
+    own = {*policy.in_keys} & {*policy.out_keys} - handed_on
+    if own or not (isinstance(env, BatchedEnv) and flat and _is_stepped(env)):
+        return None
+    needed = (*plan.sums, *plan.primed)
+    return plan._replace(needed=needed, handed_on=handed_on, dropped=dropped)
+
+
+def _is_flat(key: Any) -> bool:
+    return isinstance(key, str) or (len(key) == 2 and key[0] == "next")
 
 
 def _is_stepped(env: BatchedEnv) -> bool:
