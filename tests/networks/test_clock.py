@@ -24,7 +24,7 @@ from torchrl_shm.training import RolloutCollector
 def features_of(steps: Tensor, size: int = 8) -> Tensor:
     """Written down a second time."""
     count = size // 2
-    frequencies = [2.5 * (0.05 / 2.5) ** (i / (count - 1)) for i in range(count)]
+    frequencies = [2.5 * (0.12 / 2.5) ** (i / (count - 1)) for i in range(count)]
     angles = torch.stack([steps * frequency for frequency in frequencies], -1)
     return torch.cat([angles.sin(), angles.cos()], -1)
 

@@ -49,7 +49,7 @@ def _ppo(env: str) -> Values | None:
         network = _TIME
         experiment["total_frames"] = 10_000_000 if length > 100 else 4_000_000
     elif env.startswith("popgym_"):
-        algo = {**_DISCRETE, "entropy_coeff": 0.01}
+        algo = {**_DISCRETE, "entropy_coeff": 0.01, "sequences_per_minibatch": 16}
         if env.startswith(_ANSWERS):
             algo["gamma"] = 0.0
         network = _TIME

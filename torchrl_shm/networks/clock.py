@@ -15,16 +15,16 @@ from torchrl.modules import recurrent_mode
 
 from torchrl_shm.modules._resets import reset
 
-# radians per step. The fastest tells neighboring steps apart, and more than pi would alias; slower
-# ones than the slowest hardly change within a hundred steps
-_FASTEST, _SLOWEST = 2.5, 0.05
+# radians per step. The fastest tells neighboring steps apart, and more than pi would alias. Slow
+# ones say the same of all steps that are close to each other, and make their keys alike
+_FASTEST, _SLOWEST = 2.5, 0.12
 
 
 class Clock(TensorDictModuleBase):
     """Counts the steps of an episode and writes them as sines and cosines.
 
     `sin(w_i t)` and `cos(w_i t)` of the step `t`, with frequencies `w_i` spread evenly, on a
-    logarithmic scale, from 2.5 down to 0.05 radians per step: periods of 2.5 to 126 steps. A memory
+    logarithmic scale, from 2.5 down to 0.12 radians per step: periods of 2.5 to 52 steps. A memory
     that is addressed by content reads with them what was `k` steps ago, or what an episode started
     with. The count is carried
     from step to step as a memory is: `make_tensordict_primer` starts it, and sequences in recurrent
