@@ -29,6 +29,7 @@ from torchrl_shm.training import (
     Experiment,
     LeanClipPPOLoss,
     RolloutCollector,
+    SelfImitation,
     TrainingRun,
     make_test_env,
 )
@@ -88,6 +89,11 @@ def main(
             critic_coeff=algo.critic_coeff,
         )
         value_norm = PopArtValueNorm(beta=0.9, device=device)
+        imitation = SelfImitation(
+            loss,
+            coeff=algo.imitation_coeff,
+            sequences_per_minibatch=-(-algo.sequences_per_minibatch // 4),
+        )
         update = compiler.update(loss)
         parameters = list(loss.parameters())
         optimizer = torch.optim.Adam(parameters, lr=algo.learning_rate, eps=1e-5, fused=True)
@@ -99,6 +105,7 @@ def main(
             optimizer=optimizer,
             schedule=schedule,
             value_norm=value_norm,
+            imitation=imitation,
             collector=rollouts,
         )
 
@@ -120,6 +127,7 @@ def main(
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
             value_norm.update(batch["value_target"] * scale)
+            imitation.add(batch)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, from the memory with which the sequence started
@@ -131,7 +139,8 @@ def main(
                 for minibatch in batch[order].split(algo.sequences_per_minibatch):
                     term = update(minibatch)
                     optimizer.zero_grad()
-                    (term["loss_objective"] + term["loss_critic"] + term["loss_entropy"]).backward()
+                    total = term["loss_objective"] + term["loss_critic"] + term["loss_entropy"]
+                    (total + imitation.loss()).backward()
                     norm = clip_grad_norm_(parameters, algo.max_grad_norm)
                     if not run.check.gradient(norm, loss):
                         continue

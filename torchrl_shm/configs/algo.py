@@ -24,6 +24,8 @@ class PPO:
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
         max_grad_norm: bound on the norm of the gradient.
+        imitation_coeff: weight of learning again from the sequences that turned out better than
+            expected, see `torchrl_shm.training.SelfImitation`; 0 for none.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
 
@@ -47,6 +49,7 @@ class PPO:
     entropy_coeff: float = 0.0
     critic_coeff: float = 0.5
     max_grad_norm: float = 0.5
+    imitation_coeff: float = 0.0
     shaping: float = 1.0
 
     def __post_init__(self) -> None:
@@ -55,6 +58,8 @@ class PPO:
         for name in ("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"):
             if not (value := getattr(self, name)) > 0:
                 raise ValueError(f"algo.{name}={value} must be positive")
+        if not self.imitation_coeff >= 0:
+            raise ValueError(f"algo.imitation_coeff={self.imitation_coeff} must not be negative")
         for name in ("gamma", "lmbda"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"algo.{name}={value} must be between 0 and 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shlex
 import sys
@@ -46,6 +47,8 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
     refuse_old_options(sys.argv[1:])
     # a million objects of imported packages stay to the end; collections need not visit them
     gc.freeze()
+    # TorchRL tells of every transform that moves from one stack to another
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
     register(name, algo=algo)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
     task.hydra_main(config_name=name, config_path=None, version_base="1.3")

@@ -14,9 +14,11 @@ Values = dict[str, dict[str, Any]]
 
 # rewards far away are worth as much as those at hand, and random actions have to go on
 _DISCRETE: dict[str, Any] = {"gamma": 0.99, "entropy_coeff": 0.1, "learning_rate": 1e-3}
-# what is remembered over long spans is learned in many small steps
+# what is remembered over long spans is learned in many small steps, and the first successes with
+# what is remembered are rare
 _LONG: dict[str, Any] = {
     "entropy_coeff": 0.05, "learning_rate": 5e-4, "sequences_per_minibatch": 16,
+    "imitation_coeff": 0.1,
 }  # fmt: skip
 # the step of the episode: a memory that is addressed by content then finds what was k steps ago
 _TIME: dict[str, Any] = {"time_size": 32}

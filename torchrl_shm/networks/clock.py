@@ -26,9 +26,8 @@ class Clock(TensorDictModuleBase):
     `sin(w_i t)` and `cos(w_i t)` of the step `t`, with frequencies `w_i` spread evenly, on a
     logarithmic scale, from 2.5 down to 0.12 radians per step: periods of 2.5 to 52 steps. A memory
     that is addressed by content reads with them what was `k` steps ago, or what an episode started
-    with. The count is carried
-    from step to step as a memory is: `make_tensordict_primer` starts it, and sequences in recurrent
-    mode count on from their first step.
+    with. The count is carried from step to step as a memory is: `make_tensordict_primer` starts it,
+    and sequences in recurrent mode count on from their first step.
 
     Source: Vaswani et al., Attention Is All You Need (NeurIPS 2017), section 3.5.
 

@@ -7,6 +7,7 @@ from torchrl_shm.training.compiling import Compile, Compiler
 from torchrl_shm.training.evaluation import Evaluation, evaluate, make_test_env
 from torchrl_shm.training.experiment import Experiment
 from torchrl_shm.training.finite import FiniteCheck, OnNonfinite
+from torchrl_shm.training.imitation import SelfImitation
 from torchrl_shm.training.loggers import LoggerKind, make_logger
 from torchrl_shm.training.ppo_loss import LeanClipPPOLoss
 from torchrl_shm.training.run import Stateful, TrainingRun
@@ -25,6 +26,7 @@ __all__ = [
     "OnNonfinite",
     "RolloutCollector",
     "RunFolder",
+    "SelfImitation",
     "Stateful",
     "TrainingRun",
     "Which",

@@ -93,7 +93,7 @@ class LeanClipPPOLoss(ClipPPOLoss):
         epsilon: Any = self.clip_epsilon
         critic_coeff: Any = self.critic_coeff
         entropy_coeff: Any = self.entropy_coeff
-        dist, value = self._run_networks(tensordict)
+        dist, value = self.run_networks(tensordict)
         log_ratio = dist.log_prob(tensordict[keys.action]) - tensordict[keys.sample_log_prob]
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
@@ -114,8 +114,18 @@ class LeanClipPPOLoss(ClipPPOLoss):
             entries["mean_ratio"] = ratio.mean()
         return pack(entries, torch.Size(()), None)
 
-    def _run_networks(self, tensordict: TensorDictBase) -> tuple[Distribution, Tensor]:
-        """The distribution of the action, and the value."""
+    def run_networks(self, tensordict: TensorDictBase) -> tuple[Distribution, Tensor]:
+        """Run the policy and the critic, in recurrent mode, and write nothing to the data.
+
+        Args:
+            tensordict: sequences `[B, T]`.
+
+        Returns:
+            The distribution of the action, and the value `[B, T, 1]`.
+
+        Raises:
+            KeyError: an entry is missing.
+        """
         actor, critic, key = self.actor_network, self.critic_network, self.tensor_keys.value
         if not (
             isinstance(actor, Policy)

@@ -1,0 +1,113 @@
+"""What turned out better than expected is kept, learned from, and forgotten once it is expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torchrl.modules import set_recurrent_mode
+
+from torchrl_shm import SHMModule, TMazeEnv
+from torchrl_shm.networks import get_behavior, make_actor_critic
+from torchrl_shm.training import LeanClipPPOLoss, RolloutCollector, SelfImitation
+
+
+@torch.no_grad()
+def run(loss: LeanClipPPOLoss, batch: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the actions, and values."""
+    with set_recurrent_mode(True):
+        dist, value = loss.run_networks(batch)
+    return dist.log_prob(batch["action"]), value
+
+
+def make(num_envs: int = 6) -> tuple[LeanClipPPOLoss, Any]:
+    """A loss, and a batch with targets of the value that were not met but at one step."""
+    torch.manual_seed(0)
+    operator = make_actor_critic(TMazeEnv(num_envs), SHMModule, time_size=4)
+    collector = RolloutCollector(
+        TMazeEnv, get_behavior(operator), num_envs=num_envs, rollout_length=12, total_frames=1
+    )
+    (batch,) = collector
+    collector.close()
+    loss = LeanClipPPOLoss(operator.get_policy_operator(), operator.get_value_head())
+    _, value = run(loss, batch)
+    batch["state_value"] = value
+    batch["advantage"] = torch.zeros_like(value)
+    batch["value_target"] = value - 0.1
+    batch["value_target"][2, 7] += 5.0
+    return loss, batch
+
+
+def test_the_most_surprising_is_learned_from() -> None:
+    loss, batch = make()
+    imitation = SelfImitation(loss, coeff=1.0, sequences_per_minibatch=1)
+    imitation.add(batch)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=3e-3)
+    before = run(loss, batch)
+    for _ in range(30):
+        optimizer.zero_grad()
+        imitation.loss().backward()
+        optimizer.step()
+    for now, then in zip(run(loss, batch), before, strict=True):
+        assert now[2, 7] - then[2, 7] > 0.1
+
+
+def test_what_is_expected_gives_no_gradient() -> None:
+    loss, batch = make()
+    batch["value_target"][2, 7] -= 5.0
+    imitation = SelfImitation(loss, coeff=1.0)
+    imitation.add(batch)
+    imitation.loss().backward()
+    assert all(p.grad is None or not p.grad.any() for p in loss.parameters())
+
+
+def test_the_surprise_is_that_of_now() -> None:
+    """A critic that has learned to expect a success gives its place to another."""
+    loss, batch = make()
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=4)
+    imitation.add(batch)
+    assert_close(imitation._surprise.max(), torch.tensor(4.9))
+    others = batch.clone()
+    others["value_target"] = batch["state_value"] + 1.0
+    for parameter in loss.critic_network.parameters():
+        parameter.data.zero_()
+    # the last bias is the value that is expected everywhere
+    parameter.data.fill_(20.0)
+    imitation.add(others)
+    kept = imitation._surprise
+    assert len(kept) == 2
+    assert kept.max() <= 1.0 + 1e-5
+
+
+def test_saved_and_loaded() -> None:
+    loss, batch = make()
+    imitation, other = (SelfImitation(loss, coeff=1.0) for _ in range(2))
+    imitation.add(batch)
+    other.load_state_dict(imitation.state_dict())
+    torch.manual_seed(3)
+    expected = imitation.loss()
+    torch.manual_seed(3)
+    assert torch.equal(other.loss(), expected)
+    fresh = SelfImitation(loss, coeff=1.0)
+    fresh.load_state_dict(SelfImitation(loss, coeff=1.0).state_dict())
+    assert fresh.loss() == 0
+
+
+def test_without_a_weight_nothing_is_kept() -> None:
+    loss, batch = make()
+    imitation = SelfImitation(loss, coeff=0.0)
+    state = torch.get_rng_state()
+    imitation.add(batch)
+    assert imitation.loss() == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_errors() -> None:
+    loss, _ = make()
+    with pytest.raises(ValueError, match=r"coeff=-1\.0 must not be negative"):
+        SelfImitation(loss, coeff=-1.0)
+    with pytest.raises(ValueError, match="num_sequences must be at least 1, got 0"):
+        SelfImitation(loss, coeff=1.0, num_sequences=0)
