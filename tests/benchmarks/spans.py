@@ -52,6 +52,7 @@ class Case:
     task: str
     length: int
     time_size: int
+    slowest: float
     start: str
     seed: int
 
@@ -82,7 +83,7 @@ def build(case: Case) -> TensorDictSequential:
         input_size=WIDTH, output_size=WIDTH, in_key="embedding", out_key="features"
     )
     shapes = [torch.Size((SYMBOLS + NOISE + 1,))]
-    clock = [Clock(case.time_size)] if case.time_size else []
+    clock = [Clock(case.time_size, slowest=case.slowest)] if case.time_size else []
     shapes += [torch.Size((case.time_size,)) for _ in clock]
     embed = Layer(Encoder(shapes, WIDTH, None), ["x", *(x.out_key for x in clock)], ["embedding"])
     head = Layer(
@@ -118,16 +119,15 @@ def train(case: Case, updates: int) -> dict[str, object]:
 
 def summarize(rows: list[dict[str, str]], updates: int) -> str:
     """A line for each kind of memory: the median of the updates, or the accuracy that was left."""
-    kinds = list(dict.fromkeys((row["memory"], row["time_size"], row["start"]) for row in rows))
+    kinds = list(dict.fromkeys(map(_kind, rows)))
     tasks = list(dict.fromkeys((row["task"], row["length"]) for row in rows))
     lines: list[list[str]] = []
     for kind in kinds:
-        line = [f"`{kind[0]}`", "yes" if kind[1] != "0" else "no", kind[2]]
+        line = [f"`{kind[0]}`", *kind[1:]]
         for task in tasks:
             mine = [
                 row for row in rows
-                if (row["memory"], row["time_size"], row["start"]) == kind
-                and (row["task"], row["length"]) == task
+                if _kind(row) == kind and (row["task"], row["length"]) == task
             ]  # fmt: skip
             solved = [int(row["updates"]) for row in mine if float(row["accuracy"]) >= GOAL]
             if not mine:
@@ -142,13 +142,20 @@ def summarize(rows: list[dict[str, str]], updates: int) -> str:
     return table(["memory", "clock", "start", *(f"{x} {n}" for x, n in tasks)], lines)
 
 
+def _kind(row: dict[str, str]) -> tuple[str, str, str]:
+    """Memory, clock and start."""
+    clock = f"{row['time_size']}, down to {row['slowest']}" if row["time_size"] != "0" else "none"
+    return row["memory"], clock, row["start"]
+
+
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
     """What was asked for, short tasks first."""
     lengths = [int(x) for x in arguments.lengths.split(",") if x]
     seeds = [int(x) for x in arguments.seeds.split(",") if x]
     for task, memory in product(arguments.tasks.split(","), arguments.memories.split(",")):
         for length, seed in product(lengths or LENGTHS[task], seeds):
-            yield Case(memory, task, length, arguments.time_size, arguments.start, seed)
+            clock = (arguments.time_size, arguments.slowest)
+            yield Case(memory, task, length, *clock, arguments.start, seed)
 
 
 def main() -> None:
@@ -159,6 +166,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="", help="default: those of each task")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--time-size", type=int, default=32, help="of the clock; 0 for none")
+    parser.add_argument("--slowest", type=float, default=0.12, help="lowest frequency of the clock")
     parser.add_argument("--start", choices=["span", "released"], default="span")
     parser.add_argument("--updates", type=int, default=1_500)
     parser.add_argument("--csv", type=Path)
@@ -167,7 +175,7 @@ def main() -> None:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     if arguments.csv is not None and arguments.csv.exists():
         with open(arguments.csv, newline="") as file:
-            rows = {tuple(row.values())[:6]: row for row in csv.DictReader(file)}
+            rows = {tuple(row.values())[:7]: row for row in csv.DictReader(file)}
     for case in cases(arguments):
         key = tuple(map(str, astuple(case)))
         if key in rows:

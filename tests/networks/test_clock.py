@@ -130,6 +130,8 @@ def test_exported_policies_count() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="size=3 must be a positive even number"):
         Clock(3)
+    with pytest.raises(ValueError, match=r"fastest=0\.1 must be at least slowest=0\.2"):
+        Clock(4, fastest=0.1, slowest=0.2)
     with pytest.raises(ValueError, match=r"network\.time_size=-2"):
         make_actor_critic(WindEnv(2), SHMModule, time_size=-2)
     middle = TensorDict({"is_init": torch.zeros(2, 1, dtype=torch.bool)}, [2])

@@ -37,14 +37,18 @@ def test_answers(task: str, length: int) -> None:
 
 
 def test_a_memory_learns_and_none_does_not() -> None:
-    found = {name: train(Case(name, "previous", 4, 32, "span", 0), 250) for name in ("lru", "mlp")}
+    found = {
+        name: train(Case(name, "previous", 4, 32, 0.12, "span", 0), 250) for name in ("lru", "mlp")
+    }
     assert float(str(found["lru"]["accuracy"])) >= GOAL
     assert int(str(found["lru"]["updates"])) < 250
     assert 0.2 < float(str(found["mlp"]["accuracy"])) < 0.3
 
 
 def test_the_start_follows_the_span() -> None:
-    models = [build(Case("shm", "recall", 500, 0, start, 0)) for start in ("released", "span")]
+    models = [
+        build(Case("shm", "recall", 500, 0, 0.12, start, 0)) for start in ("released", "span")
+    ]
     released, ours = (
         float(dict(model.named_parameters())[THETA].detach().std()) for model in models
     )
@@ -52,10 +56,17 @@ def test_the_start_follows_the_span() -> None:
 
 
 def test_table() -> None:
-    case = {"memory": "shm", "task": "recall", "length": "50", "time_size": "0", "start": "span"}
+    case = {
+        "memory": "shm",
+        "task": "recall",
+        "length": "50",
+        "time_size": "0",
+        "slowest": "0.12",
+        "start": "span",
+    }
     rows = [
         {**case, "seed": str(i), "updates": updates, "accuracy": accuracy}
         for i, (updates, accuracy) in enumerate([("100", "0.98"), ("300", "0.99"), ("500", "0.3")])
     ]
-    assert summarize(rows, 500).splitlines()[-1] == "| `shm` | no | span | 300 (2/3) |"
-    assert summarize(rows[2:], 500).splitlines()[-1] == "| `shm` | no | span | 30% (0/1) |"
+    assert summarize(rows, 500).splitlines()[-1] == "| `shm` | none | span | 300 (2/3) |"
+    assert summarize(rows[2:], 500).splitlines()[-1] == "| `shm` | none | span | 30% (0/1) |"

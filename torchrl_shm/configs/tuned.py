@@ -51,9 +51,8 @@ def _ppo(env: str) -> Values | None:
         network = _TIME
         experiment["total_frames"] = 10_000_000 if length > 100 else 4_000_000
     elif env.startswith("popgym_"):
-        algo = {**_DISCRETE, "entropy_coeff": 0.01, "sequences_per_minibatch": 16}
-        if env.startswith(_ANSWERS):
-            algo["gamma"] = 0.0
+        # games are about every single step, so the policy must not get sure of some too early
+        algo = {**_LONG, "gamma": 0.0 if env.startswith(_ANSWERS) else 0.99, "imitation_coeff": 0.0}
         network = _TIME
         experiment["total_frames"] = 4_000_000
     elif family == "popgym":

@@ -15,31 +15,33 @@ from torchrl.modules import recurrent_mode
 
 from torchrl_shm.modules._resets import reset
 
-# radians per step. The fastest tells neighboring steps apart, and more than pi would alias. Slow
-# ones say the same of all steps that are close to each other, and make their keys alike
-_FASTEST, _SLOWEST = 2.5, 0.12
-
 
 class Clock(TensorDictModuleBase):
     """Counts the steps of an episode and writes them as sines and cosines.
 
     `sin(w_i t)` and `cos(w_i t)` of the step `t`, with frequencies `w_i` spread evenly, on a
-    logarithmic scale, from 2.5 down to 0.12 radians per step: periods of 2.5 to 52 steps. A memory
-    that is addressed by content reads with them what was `k` steps ago, or what an episode started
-    with. The count is carried from step to step as a memory is: `make_tensordict_primer` starts it,
-    and sequences in recurrent mode count on from their first step.
+    logarithmic scale, by default from 2.5 down to 0.12 radians per step: periods of 2.5 to 52
+    steps. The fastest tells neighboring steps apart, and more than pi would alias. Slow ones say
+    the same of all steps that are close to each other, and make their keys alike. A memory that is
+    addressed by content reads with them what was `k` steps ago, or what an episode started with.
+
+    The count is carried from step to step as a memory is: `make_tensordict_primer` starts it, and
+    sequences in recurrent mode count on from their first step.
 
     Source: Vaswani et al., Attention Is All You Need (NeurIPS 2017), section 3.5.
 
     Args:
         size: number of features, an even number.
+        fastest: the highest frequency, in radians per step.
+        slowest: the lowest.
         out_key: key of the features, float32.
         step_key: key of the count, int64, 0 at the first step of an episode.
         is_init_key: key of the reset flags, written by `torchrl.envs.InitTracker`.
         device: device of the frequencies.
 
     Raises:
-        ValueError: `size` is not a positive even number.
+        ValueError: `size` is not a positive even number, or the frequencies are not positive and
+            in order.
 
     Examples:
         >>> import torch
@@ -57,6 +59,8 @@ class Clock(TensorDictModuleBase):
         self,
         size: int,
         *,
+        fastest: float = 2.5,
+        slowest: float = 0.12,
         out_key: str = "time",
         step_key: str = "episode_step",
         is_init_key: NestedKey = "is_init",
@@ -65,10 +69,12 @@ class Clock(TensorDictModuleBase):
         super().__init__()
         if size < 2 or size % 2:
             raise ValueError(f"size={size} must be a positive even number: sines and cosines")
+        if not fastest >= slowest > 0:
+            raise ValueError(f"fastest={fastest} must be at least slowest={slowest}, above 0")
         self.out_key, self.step_key, self.is_init_key = out_key, step_key, is_init_key
         self.in_keys: Any = [is_init_key, step_key]
         self.out_keys: Any = [out_key, ("next", step_key)]
-        exponents = torch.linspace(log(_FASTEST), log(_SLOWEST), size // 2, device=device)
+        exponents = torch.linspace(log(fastest), log(slowest), size // 2, device=device)
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
