@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from torchrl.envs import EnvBase
 from torchrl.modules import PopArtValueNorm, set_recurrent_mode
 from torchrl.objectives.value import GAE
+from torchrl.objectives.value.functional import generalized_advantage_estimate
 from torchrl.record.loggers import Logger
 
 from torchrl_shm.configs import PPO, run_recipe
@@ -115,10 +116,16 @@ def main(
             if ("next", "shaping") in batch.keys(True):
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
                 batch["next", "reward"] = reward
-            # in units of how much returns have differed so far, so that one critic_coeff, and one
-            # bound on the gradient, serve all tasks
-            scale = value_norm.scale() if run.updates else 1.0
-            batch["next", "reward"] = batch["next", "reward"] / scale
+            # in units of how much returns differ, so that one critic_coeff and one bound on the
+            # gradient serve all tasks; a first success among zeros is bounded
+            reward, done = batch["next", "reward"], batch["next", "done"]
+            zero = torch.zeros_like(reward)
+            # without values and with lambda=1, advantages are returns
+            returns, _ = generalized_advantage_estimate(
+                algo.gamma, 1.0, zero, zero, reward, done, done
+            )
+            value_norm.update(returns)
+            batch["next", "reward"] = (reward / value_norm.scale()).clamp(-10, 10)
 
             # advantage: one pass of the memory over each sequence, which also gives the value of
             # the observation after each truncation; those are inserted, hence the budget
@@ -126,7 +133,6 @@ def main(
             advantage.shifted_budget = 1 + int(truncated.sum(-2).max())
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
-            value_norm.update(batch["value_target"] * scale)
             imitation.add(batch)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates

@@ -117,7 +117,6 @@ class PlainPPO(nn.Module):
         self.first = torch.ones(num_envs, dtype=torch.bool)
         # of the returns, in whose spread rewards are measured
         self.moments, self.updates = torch.zeros(2), 0
-        self.variance: Tensor | None = None
         # the recipe's
         self.optimizer = torch.optim.Adam(
             self.parameters(), lr=algo.learning_rate, eps=1e-5, fused=True
@@ -171,8 +170,8 @@ class PlainPPO(nn.Module):
         value = self.critic(features, embedding).squeeze(-1)
         goes_on = (~batch["done"]).float()
         gamma, lmbda = self.algo.gamma, self.algo.lmbda
-        scale = 1.0 if self.variance is None else self.variance.sqrt()
-        delta = batch["reward"] / scale + gamma * goes_on * value[:, 1:] - value[:, :-1]
+        reward = self.scaled(batch["reward"], gamma * goes_on)
+        delta = reward + gamma * goes_on * value[:, 1:] - value[:, :-1]
         advantage, decay = torch.zeros(len(x)), gamma * lmbda * goes_on
         steps: list[Tensor] = []
         for t in reversed(range(delta.shape[1])):
@@ -180,17 +179,22 @@ class PlainPPO(nn.Module):
             steps.append(advantage)
         batch["advantage"] = torch.stack(steps[::-1], 1)
         batch["target"] = batch["advantage"] + value[:, :-1]
-        self.observe_targets(batch["target"] * scale)
         batch["advantage"] -= batch["advantage"].mean()
         batch["advantage"] /= batch["advantage"].std().clamp_min(1e-4)
 
-    def observe_targets(self, target: Tensor) -> None:
-        """Follow the variance of the returns, with moving averages of two moments."""
-        moments = torch.stack([target.mean(), target.square().mean()])
+    def scaled(self, reward: Tensor, decay: Tensor) -> Tensor:
+        """Rewards over the spread of the returns, by moving averages of two moments."""
+        later, steps = torch.zeros(len(reward)), []
+        for t in reversed(range(reward.shape[1])):
+            later = reward[:, t] + decay[:, t] * later
+            steps.append(later)
+        returns = torch.stack(steps)
+        moments = torch.stack([returns.mean(), returns.square().mean()])
         self.moments = 0.9 * self.moments + 0.1 * moments
         self.updates += 1
         mean, square = self.moments / (1 - 0.9**self.updates)
-        self.variance = square - mean.square()
+        spread = (square - mean.square()).clamp_min(1e-5).sqrt()
+        return (reward / spread).clamp(-10, 10)
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Policy loss, value loss and entropy of a minibatch."""
