@@ -31,7 +31,7 @@ def test_the_recipe_is_quoted_as_it_is() -> None:
     recipe = unindented((ROOT / "recipes" / "ppo_shm.py").read_text())
     main = recipe[recipe.index("def main(") :]
     quotes = [unindented(code) for code in skipped("first_agent.md", QUOTE)]
-    assert len(quotes) == 8
+    assert len(quotes) == 9
     # `...` leaves something out
     for part in (part for quote in quotes for part in quote.split("\n...\n")):
         assert part in main, f"not in the recipe any more:\n{part}"

@@ -137,11 +137,12 @@ def check_same_runs(one: Path, other: Path) -> None:
         {**saved_state(folder), "summary": RunFolder(folder).summary} for folder in (one, other)
     )
     left, right = (
-        # the csv has times in it; collectors number the episodes, and go on with other numbers
+        # the csv has times in it; collectors number episodes, and primers the steps of lean
+        # rollouts, and both go on with other numbers
         {
             name: value
             for name, value in leaves(state)
-            if not any(x in name for x in ("seconds", "metrics", "traj_pool"))
+            if not any(x in name for x in ("seconds", "metrics", "traj_pool", "lean_index"))
         }
         for state in (left, right)
     )

@@ -53,7 +53,7 @@ def test_losses_and_gradients(env: Any, shared: bool) -> None:
         sum(terms[key] for key in terms.keys() if key.startswith("loss_")).backward()
         found.append((terms, [x.grad.clone() for x in operator.parameters()]))
     (theirs, expected), (ours, gradients) = found
-    assert 0.05 < float(theirs["clip_fraction"]) < 0.95
+    assert 0.05 < float(theirs["clip_fraction"]) < 0.99
     assert set(ours.keys()) < set(theirs.keys())
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key].squeeze(), rtol=1e-5, atol=1e-6)
