@@ -117,7 +117,7 @@ def main(
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
                 batch["next", "reward"] = reward
             # in units of how much returns differ, so that one critic_coeff and one bound on the
-            # gradient serve all tasks; a first success among zeros is bounded
+            # gradient serve all tasks; a first success among zeros counts ten at most
             reward, done = batch["next", "reward"], batch["next", "done"]
             zero = torch.zeros_like(reward)
             # without values and with lambda=1, advantages are returns
@@ -125,7 +125,8 @@ def main(
                 algo.gamma, 1.0, zero, zero, reward, done, done
             )
             value_norm.update(returns)
-            batch["next", "reward"] = (reward / value_norm.scale()).clamp(-10, 10)
+            scale = float(torch.maximum(value_norm.scale(), reward.abs().max() / 10))
+            batch["next", "reward"] = reward / scale
 
             # advantage: one pass of the memory over each sequence, which also gives the value of
             # the observation after each truncation; those are inserted, hence the budget
@@ -133,7 +134,7 @@ def main(
             advantage.shifted_budget = 1 + int(truncated.sum(-2).max())
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
-            imitation.add(batch)
+            imitation.add(batch, scale)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, from the memory with which the sequence started

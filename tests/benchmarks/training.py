@@ -194,7 +194,7 @@ class PlainPPO(nn.Module):
         self.updates += 1
         mean, square = self.moments / (1 - 0.9**self.updates)
         spread = (square - mean.square()).clamp_min(1e-5).sqrt()
-        return (reward / spread).clamp(-10, 10)
+        return reward / torch.maximum(spread, reward.abs().max() / 10)
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Policy loss, value loss and entropy of a minibatch."""

@@ -85,3 +85,10 @@ def test_nothing_was_collected(tmp_path: Path) -> None:
     result = tool("results", tmp_path)
     assert result.code == 2
     assert "no run of the suite was collected there" in result.stderr
+
+
+def test_a_suite_in_progress_has_no_statistics_over_tasks(tmp_path: Path) -> None:
+    folder = write(tmp_path / "results")
+    lines = (folder / "summary.csv").read_text().splitlines()
+    (folder / "summary.csv").write_text("\n".join(lines[:-1]))
+    assert "interquartile" not in suite_table(load_suite(folder))

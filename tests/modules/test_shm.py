@@ -313,6 +313,17 @@ def test_products_over_the_span_stay_near_one(span: int, memory_size: int) -> No
     assert spreads[1] > 1.3 * spreads[0]
 
 
+def test_the_span_of_other_calibrations() -> None:
+    # the same C at every step: its product has the spread of one C, times the number of steps
+    cell: Any = SHM(64, 64, memory_size=24, span=100, calibration="constant")
+    log_c = torch.log1p(torch.tanh(cell.theta.mT * cell.vc))
+    assert 0.1 < float(100 * log_c.detach().std()) < 0.5
+    # no start is wider than the released one
+    for calibration in ("random", "fixed", "noise"):
+        short: Any = SHM(64, 64, span=5, calibration=calibration)
+        assert short.theta.abs().max() <= (6 / sum(short.theta.shape)) ** 0.5
+
+
 @every_calibration
 def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
     torch.manual_seed(1)

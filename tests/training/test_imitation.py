@@ -82,6 +82,31 @@ def test_the_surprise_is_that_of_now() -> None:
     assert kept.max() <= 1.0 + 1e-5
 
 
+def test_returns_are_kept_in_units_of_the_task() -> None:
+    """A return of 10 is expected by a value of 2 where rewards are divided by 5."""
+    loss, batch = make()
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=4)
+    batch["value_target"] = torch.full_like(batch["value_target"], 10.0)
+    imitation.add(batch, scale=1.0)
+    assert imitation._surprise.min() > 5
+    others = batch.clone()
+    for parameter in loss.critic_network.parameters():
+        parameter.data.zero_()
+    parameter.data.fill_(2.0)
+    others["state_value"] = others["value_target"] = torch.full_like(batch["value_target"], 2.0)
+    imitation.add(others, scale=5.0)
+    assert imitation._surprise.max() < 1e-5
+
+
+def test_few_are_kept_and_what_is_not_finite_is_not() -> None:
+    loss, batch = make()
+    batch["value_target"][0] = torch.nan
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=1)
+    imitation.add(batch)
+    assert_close(imitation._surprise, torch.tensor([4.9]))
+    assert imitation.loss().isfinite()
+
+
 def test_saved_and_loaded() -> None:
     loss, batch = make()
     imitation, other = (SelfImitation(loss, coeff=1.0) for _ in range(2))
@@ -92,6 +117,7 @@ def test_saved_and_loaded() -> None:
     torch.manual_seed(3)
     assert torch.equal(other.loss(), expected)
     fresh = SelfImitation(loss, coeff=1.0)
+    fresh.load_state_dict(imitation.state_dict())
     fresh.load_state_dict(SelfImitation(loss, coeff=1.0).state_dict())
     assert fresh.loss() == 0
 
@@ -107,7 +133,7 @@ def test_without_a_weight_nothing_is_kept() -> None:
 
 def test_errors() -> None:
     loss, _ = make()
-    with pytest.raises(ValueError, match=r"coeff=-1\.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"coeff=-1\.0 must be a finite number"):
         SelfImitation(loss, coeff=-1.0)
     with pytest.raises(ValueError, match="num_sequences must be at least 1, got 0"):
         SelfImitation(loss, coeff=1.0, num_sequences=0)

@@ -84,7 +84,7 @@ def confidence_band(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.n
     """
     picks = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
     missing = np.isnan(values).all(0)
-    means = np.where(missing, 0.0, _mean(values[picks], 1))
+    means = np.where(missing, 0.0, mean_of(values[picks], 1))
     low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
     return np.where(missing, np.nan, low), np.where(missing, np.nan, high)
 
@@ -107,13 +107,13 @@ def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
     figure = Figure(figsize=(4.5 * len(columns) + 3.5, 4.2), layout="constrained")
     *curves, final = np.atleast_1d(np.array(figure.subplots(1, len(columns) + 1))).ravel()
     # from the best to the worst, as the eye meets the curves
-    order = sorted(groups, key=lambda name: -_mean(_scores(groups[name])))
+    order = sorted(groups, key=lambda name: -mean_of(_scores(groups[name])))
     for place, name in enumerate(order):
         group, color = groups[name], curve_color(place)
         for axes, column in zip(curves, columns, strict=True):
             frames = group[0].metrics["frames"] / 1e6
             values = np.stack([smooth(run.metrics[column]) for run in group])
-            axes.plot(frames, _mean(values), color=color, linewidth=1.2)
+            axes.plot(frames, mean_of(values), color=color, linewidth=1.2)
             axes.fill_between(frames, *confidence_band(values), color=color, alpha=0.15)
         scores = _scores(group)
         low, high = confidence_band(scores)
@@ -155,7 +155,7 @@ def comparison_table(runs: Sequence[Run]) -> str:
         "| memory | seeds | steps | return (95 % interval) | success (95 % interval) | minutes |",
         "|---|---|---|---|---|---|",
     ]
-    for name in sorted(groups, key=lambda name: -_mean(_scores(groups[name]))):
+    for name in sorted(groups, key=lambda name: -mean_of(_scores(groups[name]))):
         group = groups[name]
         success = [run.summary["eval_success"] for run in group]
         rate = with_interval(100 * np.array(success), " %") if None not in success else ""
@@ -232,7 +232,7 @@ def _scores(group: Sequence[Run]) -> np.ndarray:
     return np.array([run.summary["eval_return"] for run in group], dtype=np.float64)
 
 
-def _mean(values: np.ndarray, axis: int = 0) -> Any:
+def mean_of(values: np.ndarray, axis: int = 0) -> Any:
     """Mean without NaN; NaN where there is nothing else."""
     count = (~np.isnan(values)).sum(axis)
     return np.where(count, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
@@ -242,4 +242,4 @@ def smooth(values: np.ndarray) -> np.ndarray:
     """Mean over the last few updates of every update, without NaN."""
     width = max(1, round(_SMOOTH * len(values)))
     padded = np.concatenate([np.full(width - 1, np.nan), values])
-    return _mean(np.lib.stride_tricks.sliding_window_view(padded, width).T)
+    return mean_of(np.lib.stride_tricks.sliding_window_view(padded, width).T)

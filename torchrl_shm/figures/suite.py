@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrl_shm.figures.comparison import confidence_band, curve_color, smooth, with_interval
+from torchrl_shm.figures.comparison import (
+    confidence_band,
+    curve_color,
+    mean_of,
+    smooth,
+    with_interval,
+)
 from torchrl_shm.figures.statistics import (
     interquartile_mean,
     probability_of_improvement,
@@ -85,8 +91,9 @@ def suite_table(suite: SuiteScores) -> str:
 
     Returns:
         A table of means, with 95 % confidence intervals over seeds and their number. Where all
-        tasks have the same measure, a second one: the interquartile mean over tasks and runs with
-        its stratified interval, and how likely a run of the first memory beats one of each.
+        tasks have the same measure, and a memory as many runs of each, a second one: the
+        interquartile mean over tasks and runs with its stratified interval, and how likely a run of
+        the first memory beats one of each.
     """
     memories = suite.memories
     lines = [
@@ -127,10 +134,10 @@ def _over_all(suite: SuiteScores) -> list[str]:
 
 
 def _matrix(suite: SuiteScores, memory: str) -> np.ndarray | None:
-    """Scores `[runs, tasks]`, or `None` where a task is missing."""
+    """Scores `[runs, tasks]`, or `None` as long as not all tasks have as many, and two."""
     columns = [suite.scores(task, memory) for task in suite.tasks]
-    count = min(map(len, columns))
-    return np.stack([column[:count] for column in columns], 1) if count else None
+    counts = {len(column) for column in columns}
+    return np.stack(columns, 1) if len(counts) == 1 and min(counts) > 1 else None
 
 
 def plot_suite(suite: SuiteScores, path: str | Path) -> None:
@@ -157,7 +164,7 @@ def plot_suite(suite: SuiteScores, path: str | Path) -> None:
             length = min(len(curve["frames"]) for curve in curves)
             values = np.stack([smooth(curve[column])[:length] for curve in curves])
             frames, color = curves[0]["frames"][:length] / 1e6, curve_color(place)
-            axes.plot(frames, np.nanmean(values, 0), color=color, linewidth=1.2, label=memory)
+            axes.plot(frames, mean_of(values), color=color, linewidth=1.2, label=memory)
             axes.fill_between(frames, *confidence_band(values), color=color, alpha=0.15)
         axes.set_title(f"{task}: {column}", fontsize=9)
         axes.grid(alpha=0.3)
@@ -185,7 +192,8 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
 
     kinds: dict[str, list[int]] = {}
     for task in suite.tasks:
-        if found := re.fullmatch(r"(.+)_(\d+)", task):
+        found = re.fullmatch(r"(.+)_(\d+)", task)
+        if found and _has_success(suite.rows, task):
             kinds.setdefault(found[1], []).append(int(found[2]))
     kinds = {kind: sorted(lengths) for kind, lengths in kinds.items() if len(lengths) > 1}
     if not kinds:

@@ -55,7 +55,9 @@ class SHM(nn.Module):
         span: number of steps over which the memory shall keep what it was told from the start.
             Theta then starts so small that the product of all C over that many steps stays near 1:
             its logarithm has a standard deviation of 0.3. `None` is the released start, where that
-            is 0.66 after 100 steps and 1.5 after 500. Only of tables that are learned.
+            is 0.66 after 100 steps and 1.5 after 500; no start is wider than that. For "random",
+            "fixed" and "noise"; "constant", whose C is the same at every step, starts as narrow
+            over all steps together. "neural" and "none" have no table.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -170,10 +172,13 @@ class SHM(nn.Module):
         if isinstance(self.theta, Tensor):
             nn.init.xavier_uniform_(self.theta)
             if self.span is not None:
-                # log C is about theta * vc, independent over the steps because theta is drawn;
-                # vc, a linear map of a normalized input, starts with a variance of 1/3
-                spread = _LOG_SPREAD * (3 / self.span) ** 0.5
-                nn.init.uniform_(self.theta, -(3**0.5) * spread, 3**0.5 * spread)
+                # log C is about theta * vc; vc, a linear map of a normalized input, starts with a
+                # variance of 1/3. Steps are independent where theta is drawn or vc depends on them
+                constant = self.calibration == "constant"
+                spread = _LOG_SPREAD * 3**0.5 / (self.span if constant else self.span**0.5)
+                released = (2 / sum(self.theta.shape)) ** 0.5
+                bound = 3**0.5 * min(spread, released)
+                nn.init.uniform_(self.theta, -bound, bound)
         if isinstance(self.vc, Tensor):
             # spread like the vc_t of a normalized input at initialization
             nn.init.uniform_(self.vc, -1.0, 1.0)

@@ -98,7 +98,8 @@ def make_actor_critic(
     specs = EnvSpecs.of(env, policy_keys)
     keys = specs.policy_keys
     observed = [*keys, *([] if isinstance(env, EnvSpecs) else env.observation_spec.keys())]
-    clash = sorted({str(key) for key in observed if key in WRITTEN_KEYS})
+    written = {*WRITTEN_KEYS, *(("time", "episode_step") if time_size else ())}
+    clash = sorted({str(key) for key in observed if key in written})
     if clash:
         raise ValueError(
             f"the environment emits {clash}, which the networks write themselves: rename these "

@@ -29,8 +29,8 @@ COMPUTED_KEYS: tuple[NestedKey, ...] = (
 """Entries that every loss computes again, so that nobody collects them."""
 
 WRITTEN_KEYS: tuple[NestedKey, ...] = (
-    *COMPUTED_KEYS, "episode_step", "loc", "scale", "logits", "action", "action_log_prob",
-    "state_value",
+    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
+    "action", "action_log_prob", "state_value",
 )  # fmt: skip
 """Entries that networks write; an observation of such a name would be overwritten."""
 

@@ -32,6 +32,7 @@ from omegaconf import OmegaConf
 
 from torchrl_shm.configs import SUITES, SuiteRun, load_config
 from torchrl_shm.training.files import write_atomically
+from torchrl_shm.training.run_folder import is_running
 
 _ROWS = 200
 _COLUMNS = (
@@ -93,7 +94,13 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
         while (waiting and not stopped) or running:
             while waiting and not stopped and len(running) < options.jobs:
                 run = waiting.pop(0)
+                if (folder / run.name).exists() and is_running(folder / run.name):
+                    print(f"{run.name} is running already", flush=True)
+                    continue
                 running[run.name] = _start(run, folder / run.name, options.recipe)
+                if stopped:
+                    # the signal came while it was started
+                    running[run.name].send_signal(signal.SIGTERM)
             time.sleep(0.2)
             for name, process in list(running.items()):
                 if process.poll() is None:
@@ -126,8 +133,18 @@ def _start(run: SuiteRun, folder: Path, recipe: Path) -> subprocess.Popen[bytes]
 
 def _commit(recipe: Path) -> str:
     command = ["git", "-C", str(recipe.absolute().parent), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, start_new_session=True
+        )
+    except FileNotFoundError:
+        return "unknown"
     return result.stdout.strip() or "unknown"
+
+
+def _commit_of(folder: Path) -> str:
+    path = folder / "commit"
+    return path.read_text().strip() if path.exists() else "unknown"
 
 
 @contextmanager
@@ -140,10 +157,17 @@ def _stopped_by_signals(running: dict[str, subprocess.Popen[bytes]]) -> Generato
         for process in running.values():
             process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # a closed terminal sends the last one, where there is such a signal
+    numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    before = {number: signal.signal(number, stop) for number in dict.fromkeys(numbers)}
     try:
         yield came
     finally:
+        # after an error: no run outlives the suite
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)
+        for process in running.values():
+            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -185,6 +209,9 @@ def _table(runs: list[SuiteRun], folder: Path) -> str:
     if left and known:
         hours = sum(median(seconds.get(env, known)) for env in left) / 3600
         total += f", about {hours:.1f} hours of one core left"
+    commits = {_commit_of(folder / run.name) for run in runs if _summary(folder / run.name)}
+    if len(commits) > 1:
+        total += f"\nfinished runs are of several commits: {', '.join(sorted(commits))}"
     return "\n".join([*lines, total])
 
 
@@ -205,7 +232,7 @@ def _collect(runs: list[SuiteRun], folder: Path, results: Path) -> None:
         given = [x for x in shlex.split(config["command"]) if not x.startswith("hydra.run.dir=")]
         kept[run.name] = {
             "run": run.name, "variant": run.variant, "seconds": last["seconds"],
-            "commit": (here / "commit").read_text().strip(), "command": shlex.join(given),
+            "commit": _commit_of(here), "command": shlex.join(given),
             **{key: x for key, x in summary.items() if key in _COLUMNS and key != "seconds"},
         }  # fmt: skip
         _write(results / f"{run.name}.csv", *_thinned(here / "metrics.csv"))
