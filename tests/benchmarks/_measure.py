@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -88,3 +89,22 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """Rows as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def read_rows(path: Path | None, num_keys: int) -> dict[tuple[str, ...], dict[str, str]]:
+    """Rows of a file of results by their first columns; none where there is no file."""
+    if path is None or not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        return {tuple(row.values())[:num_keys]: row for row in csv.DictReader(file)}
+
+
+def write_rows(path: Path | None, rows: list[dict[str, str]]) -> None:
+    """Write a file of results, with its folder; nothing where there is no path."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -18,7 +18,6 @@ row, or after `--updates`.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import set_recurrent_mode
 
-from tests.benchmarks._measure import table
+from tests.benchmarks._measure import read_rows, table, write_rows
 from torchrl_shm.configs import MEMORIES
 
 SYMBOLS, PLACES = 4, 4
@@ -150,10 +149,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    if arguments.csv is not None and arguments.csv.exists():
-        with open(arguments.csv, newline="") as file:
-            rows = {tuple(row.values())[:3]: row for row in csv.DictReader(file)}
+    rows = read_rows(arguments.csv, 3)
     for name in arguments.memories.split(","):
         for task in arguments.tasks.split(","):
             for seed in filter(None, arguments.seeds.split(",")):
@@ -165,12 +161,7 @@ def main() -> None:
     ordered = sorted(rows, key=lambda key: (names.index(key[0]), tasks.index(key[1]), int(key[2])))
     table_rows = [rows[key] for key in ordered]
     print(summarize(table_rows))
-    if arguments.csv is not None:
-        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(table_rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table_rows)
+    write_rows(arguments.csv, table_rows)
 
 
 if __name__ == "__main__":

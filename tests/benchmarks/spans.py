@@ -17,7 +17,6 @@ after `--updates`. Chance is one in four.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import set_recurrent_mode
 
-from tests.benchmarks._measure import table
+from tests.benchmarks._measure import read_rows, table, write_rows
 from torchrl_shm.configs import MEMORIES, SIZES
 from torchrl_shm.networks import Clock, Encoder, Head, Layer
 
@@ -172,22 +171,15 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    if arguments.csv is not None and arguments.csv.exists():
-        with open(arguments.csv, newline="") as file:
-            rows = {tuple(row.values())[:7]: row for row in csv.DictReader(file)}
+    rows = read_rows(arguments.csv, 7)
     for case in cases(arguments):
         key = tuple(map(str, astuple(case)))
         if key in rows:
             continue
         rows[key] = {name: str(x) for name, x in train(case, arguments.updates).items()}
         print(*rows[key].values(), sep="\t", file=sys.stderr, flush=True)
-        if arguments.csv is not None:
-            arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-            with open(arguments.csv, "w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[key]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows.values())
+        # after each run, so that one that is stopped goes on
+        write_rows(arguments.csv, list(rows.values()))
     print(summarize(list(rows.values()), arguments.updates))
 
 

@@ -57,9 +57,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
         found |= dict.fromkeys(summary.resolve() for summary in summaries)
     runs: list[Run] = []
     for summary in found:
-        with open(summary.with_name("metrics.csv"), newline="") as file:
-            rows = list(csv.DictReader(file))
-        metrics = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+        metrics = read_metrics(summary.with_name("metrics.csv"))
         config = _repeated(summary.with_name("config.yaml"))
         runs.append(Run(json.loads(summary.read_text()), metrics, config))
     return sorted(runs, key=lambda run: (run.summary["memory"], run.summary["seed"]))
@@ -205,6 +203,13 @@ def _by_memory(runs: Sequence[Run]) -> dict[str, list[Run]]:
         if twice:
             raise ValueError(f"runs of {name} have the same seed {twice}; leave one of each out")
     return groups
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a file of metrics, each of shape `[updates]`."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
 
 
 def with_interval(values: np.ndarray, unit: str = "") -> str:

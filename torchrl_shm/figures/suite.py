@@ -14,6 +14,7 @@ from torchrl_shm.figures.comparison import (
     confidence_band,
     curve_color,
     mean_of,
+    read_metrics,
     smooth,
     with_interval,
 )
@@ -75,11 +76,7 @@ def load_suite(folder: str | Path) -> SuiteScores:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     rows.sort(key=lambda row: (_natural(row["env"]), row["variant"], row["memory"], row["seed"]))
-    curves: dict[str, dict[str, np.ndarray]] = {}
-    for row in rows:
-        with open(path.with_name(f"{row['run']}.csv"), newline="") as file:
-            steps = list(csv.DictReader(file))
-        curves[row["run"]] = {key: np.array([float(x[key]) for x in steps]) for key in steps[0]}
+    curves = {row["run"]: read_metrics(path.with_name(f"{row['run']}.csv")) for row in rows}
     return SuiteScores(rows, curves)
 
 
