@@ -64,7 +64,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--results", type=Path, default=Path("docs/results"), help="folder of what is collected"
     )
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/ppo_shm.py"))
+    parser.add_argument(
+        "--recipe", type=Path, default=Path("recipes/ppo_shm.py"), help="file that makes a run"
+    )
     options = parser.parse_args(arguments)
     if options.suite not in SUITES:
         raise ValueError(f"there is no suite {options.suite!r}; choose one of {', '.join(SUITES)}")
