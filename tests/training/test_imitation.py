@@ -41,6 +41,14 @@ def make(num_envs: int = 6) -> tuple[LeanClipPPOLoss, Any]:
     return loss, batch
 
 
+def predict(loss: LeanClipPPOLoss, value: float) -> None:
+    """Make the critic expect the same value everywhere."""
+    for parameter in loss.critic_network.parameters():
+        parameter.data.zero_()
+    # the last bias
+    parameter.data.fill_(value)
+
+
 def test_the_most_surprising_is_learned_from() -> None:
     loss, batch = make()
     imitation = SelfImitation(loss, coeff=1.0, sequences_per_minibatch=1)
@@ -64,22 +72,43 @@ def test_what_is_expected_gives_no_gradient() -> None:
     assert all(p.grad is None or not p.grad.any() for p in loss.parameters())
 
 
-def test_the_surprise_is_that_of_now() -> None:
+def test_the_priority_is_that_of_now() -> None:
     """A critic that has learned to expect a success gives its place to another."""
     loss, batch = make()
-    imitation = SelfImitation(loss, coeff=1.0, num_sequences=4)
+    imitation = SelfImitation(loss, coeff=1.0, sequences_per_minibatch=4, num_sequences=4)
     imitation.add(batch)
-    assert_close(imitation._surprise.max(), torch.tensor(4.9))
-    others = batch.clone()
-    others["value_target"] = batch["state_value"] + 1.0
-    for parameter in loss.critic_network.parameters():
-        parameter.data.zero_()
-    # the last bias is the value that is expected everywhere
-    parameter.data.fill_(20.0)
-    imitation.add(others)
-    kept = imitation._surprise
-    assert len(kept) == 2
-    assert kept.max() <= 1.0 + 1e-5
+    first = float(imitation._priority.max())
+    otherwise = 1 - batch["action_log_prob"][2, 7].exp()
+    assert_close(first, 4.9 * float(otherwise))
+    predict(loss, 20.0)
+    for _ in range(4):
+        imitation.loss()
+    assert imitation._priority.max() < 1e-5
+    batch["state_value"] = batch["value_target"] - 1.0
+    imitation.add(batch)
+    assert len(imitation._priority) == 2
+    assert 0.1 < imitation._priority.max() <= 1.0
+
+
+def test_what_the_policy_does_by_itself_is_not_kept() -> None:
+    loss, batch = make()
+    batch["value_target"] = batch["state_value"] + 1.0
+    batch["action_log_prob"] = torch.zeros_like(batch["action_log_prob"])
+    batch["action_log_prob"][3, 4] = -2.0
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=1)
+    imitation.add(batch)
+    assert imitation._kept is not None
+    assert torch.equal(imitation._kept["observation"][0], batch["observation"][3])
+
+
+def test_a_batch_does_not_replace_all() -> None:
+    loss, batch = make()
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=8)
+    for gain in (1.0, 2.0):
+        batch["value_target"] = batch["state_value"] + gain
+        imitation.add(batch)
+    assert len(imitation._priority) == 2
+    assert imitation._priority.max() > 1.5 * imitation._priority.min()
 
 
 def test_returns_are_kept_in_units_of_the_task() -> None:
@@ -87,15 +116,13 @@ def test_returns_are_kept_in_units_of_the_task() -> None:
     loss, batch = make()
     imitation = SelfImitation(loss, coeff=1.0, num_sequences=4)
     batch["value_target"] = torch.full_like(batch["value_target"], 10.0)
+    batch["state_value"] = torch.zeros_like(batch["value_target"])
     imitation.add(batch, scale=1.0)
-    assert imitation._surprise.min() > 5
-    others = batch.clone()
-    for parameter in loss.critic_network.parameters():
-        parameter.data.zero_()
-    parameter.data.fill_(2.0)
-    others["state_value"] = others["value_target"] = torch.full_like(batch["value_target"], 2.0)
-    imitation.add(others, scale=5.0)
-    assert imitation._surprise.max() < 1e-5
+    assert imitation._priority.min() > 5
+    batch["state_value"] = batch["value_target"] = torch.full_like(batch["value_target"], 2.0)
+    predict(loss, 2.0)
+    imitation.add(batch, scale=5.0)
+    assert imitation.loss() < 1e-5
 
 
 def test_few_are_kept_and_what_is_not_finite_is_not() -> None:
@@ -103,7 +130,8 @@ def test_few_are_kept_and_what_is_not_finite_is_not() -> None:
     batch["value_target"][0] = torch.nan
     imitation = SelfImitation(loss, coeff=1.0, num_sequences=1)
     imitation.add(batch)
-    assert_close(imitation._surprise, torch.tensor([4.9]))
+    assert imitation._kept is not None
+    assert torch.equal(imitation._kept["observation"][0], batch["observation"][2])
     assert imitation.loss().isfinite()
 
 

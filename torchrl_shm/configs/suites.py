@@ -45,7 +45,8 @@ class SuiteRun:
         return [*own, "size=params", *self.options]
 
 
-_OURS, _OTHERS = range(5), range(3)
+# settings were chosen on runs with smaller seeds
+_OURS, _OTHERS = range(10, 15), range(10, 13)
 
 
 def _cross(

@@ -35,6 +35,8 @@ def _ppo(env: str) -> Values | None:
     network: dict[str, Any] = {}
     if env.startswith("t_maze"):
         algo = {**_DISCRETE, "rollout_length": 51 if env == "t_maze_passive" else 53}
+        # the penalty depends on the step: without it, only a memory learns to walk
+        network = _TIME
     elif env == "memory_length":
         algo = {**_DISCRETE, "rollout_length": 51}
     elif env.startswith("visual_match"):

@@ -16,23 +16,30 @@ from torchrl_shm.training.ppo_loss import LeanClipPPOLoss
 
 
 class SelfImitation:
-    """Keeps the sequences with the greatest surprise, and raises the probability of what they did.
+    """Keeps sequences with an unexpected success, and raises the probability of what they did.
 
     Where an agent has learned that it will fail, a critic with a memory expects the failure, every
     action is as good as expected, and nothing is learned from any of them. A success by chance is
     then one sequence among hundreds, in one batch. Here it is kept, and learned from until it is
-    expected. The surprise of a step is `max(return - value, 0)`, with the return of then and the
-    value of now; that of a sequence is the one of its most surprising step. Where rewards are
-    divided by a running scale, returns are kept in the task's own units.
+    expected.
 
-    Source: Oh et al., Self-Imitation Learning (ICML 2018), on whole sequences of an on-policy
-    algorithm.
+    The surprise of a step is `max(return - value, 0)`, with the return of then and the value of
+    now. Its priority is that times the probability of acting otherwise: what the policy would do
+    by itself needs no imitation, however slow the critic. Else the many successes of what is being
+    learned take the places of the few of what is not. A sequence has the priority of its foremost
+    step, is drawn in proportion to the square of it, and gets the one of now when it is drawn.
+    Where rewards are divided by a running scale, returns are kept in the task's own units.
+
+    Sources: Oh et al., Self-Imitation Learning (ICML 2018), here on whole sequences of an on-policy
+    algorithm; Schaul et al., Prioritized Experience Replay (ICLR 2016), for priorities that are
+    renewed as they are drawn.
 
     Args:
         loss: the loss of the algorithm, whose networks are run.
-        coeff: weight of the imitation; 0 keeps nothing and costs nothing.
+        coeff: weight of the imitation; 0 keeps nothing and costs nothing. A great one learns the
+            few sequences by heart.
         sequences_per_minibatch: how many of the sequences are drawn for a gradient step.
-        num_sequences: how many are kept.
+        num_sequences: how many are kept, those with the greatest priority.
 
     Raises:
         ValueError: `coeff` is negative or not finite, or a number is not positive.
@@ -49,6 +56,8 @@ class SelfImitation:
 
     # of the square of the surprise, by which the critic learns to expect it
     _CRITIC_COEFF = 0.05
+    # new sequences of a batch, as a part of those that are kept: one batch may not replace all
+    _NEW = 1 / 8
 
     def __init__(
         self,
@@ -56,7 +65,7 @@ class SelfImitation:
         *,
         coeff: float,
         sequences_per_minibatch: int = 4,
-        num_sequences: int = 64,
+        num_sequences: int = 256,
     ) -> None:
         if not 0 <= coeff < math.inf:
             raise ValueError(f"coeff={coeff} must be a finite number that is not negative")
@@ -67,14 +76,14 @@ class SelfImitation:
         self.num_sequences = num_sequences
         self._loss = loss
         self._kept: TensorDictBase | None = None
-        self._surprise = torch.zeros(0)
+        self._priority = torch.zeros(0)
         # advantages of the algorithm are normalized, and those of here in the same way
         self._spread = 1.0
         # of the rewards: what the values of now are in units of
         self._scale = 1.0
 
     def add(self, batch: TensorDictBase, scale: float = 1.0) -> None:
-        """Keep the most surprising sequences of a batch and of those kept before.
+        """Keep those of greatest priority among the sequences of a batch and those kept before.
 
         Args:
             batch: sequences `[B, T]` with the entries that the loss reads, the target of the value
@@ -89,24 +98,22 @@ class SelfImitation:
         keys: Any = self._loss.tensor_keys
         gain = batch[keys.value_target] - batch[keys.value]
         # what is not finite is for the check of the algorithm to name
-        gain = gain.nan_to_num(0.0, 0.0, 0.0)
+        gain = gain.nan_to_num(0.0, 0.0, 0.0).squeeze(-1)
         self._spread, self._scale = float(gain.std()), scale
-        surprise = gain.clamp(min=0).flatten(1).amax(1)
-        # a batch may not replace all that was kept at once
-        most = surprise.topk(min(len(batch), max(1, self.num_sequences // 4)))
-        kept = batch.select(*self._loss.in_keys, strict=False)[most.indices]
+        priority = self._prioritize(gain.clamp(min=0), batch[keys.sample_log_prob])
+        new = priority.topk(min(len(batch), math.ceil(self.num_sequences * self._NEW)))
+        entries = set(self._loss.in_keys) - {keys.advantage, keys.sample_log_prob}
+        kept = batch.select(*entries, strict=False)[new.indices]
         kept[keys.value_target] = kept[keys.value_target] * scale
-        surprise = most.values
+        priority = new.values
         if self._kept is not None:
-            with torch.no_grad():
-                _, again = self._run(self._kept)
             kept = torch.cat([self._kept, kept])
-            surprise = torch.cat([again.amax(1), surprise])
-        best = surprise.topk(min(len(surprise), self.num_sequences)).indices
-        self._kept, self._surprise = kept[best], surprise[best]
+            priority = torch.cat([self._priority, priority])
+        best = priority.topk(min(len(priority), self.num_sequences)).indices
+        self._kept, self._priority = kept[best], priority[best]
 
     def loss(self) -> Tensor:
-        """Draw sequences, the more often the more surprising, and compute the loss.
+        """Draw sequences, compute the loss, and renew their priorities.
 
         Returns:
             A scalar with gradients for the policy and the critic; 0 where nothing is kept.
@@ -115,25 +122,29 @@ class SelfImitation:
             return torch.zeros(())
         count = min(self.sequences_per_minibatch, len(self._kept))
         # where nothing is surprising, all are as good
-        drawn = torch.multinomial(self._surprise + 1e-6, count)
-        log_prob, surprise = self._run(self._kept[drawn])
-        actor = -(log_prob * surprise.detach() / max(self._spread, 1e-6)).mean()
-        return self.coeff * (actor + self._CRITIC_COEFF * surprise.square().mean())
-
-    def _run(self, sequences: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Log-probability of the actions, and surprise, both `[B, T]`."""
+        drawn = torch.multinomial(self._priority.square() + 1e-6, count)
+        sequences = self._kept[drawn]
         keys: Any = self._loss.tensor_keys
         with set_recurrent_mode(True):
             dist, value = self._loss.run_networks(sequences)
-        target = sequences[keys.value_target] / self._scale
-        surprise = (target - value).clamp(min=0).squeeze(-1)
-        return dist.log_prob(sequences[keys.action]), surprise
+        log_prob = dist.log_prob(sequences[keys.action])
+        surprise = (sequences[keys.value_target] / self._scale - value).clamp(min=0).squeeze(-1)
+        with torch.no_grad():
+            self._priority[drawn] = self._prioritize(surprise, log_prob)
+        actor = -(log_prob * surprise.detach() / max(self._spread, 1e-6)).mean()
+        return self.coeff * (actor + self._CRITIC_COEFF * surprise.square().mean())
+
+    def _prioritize(self, surprise: Tensor, log_prob: Tensor) -> Tensor:
+        """Priority of sequences `[B]` from the surprise and log-probability of their steps."""
+        # a density above 1 is as good as certain
+        otherwise = (1 - log_prob.exp()).clamp(min=0)
+        return (surprise * otherwise).nan_to_num(0.0).amax(1) * self._scale
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was kept."""
         kept = {} if self._kept is None else self._kept.to_dict()
         return {
-            "kept": kept, "surprise": self._surprise, "spread": self._spread, "scale": self._scale,
+            "kept": kept, "priority": self._priority, "spread": self._spread, "scale": self._scale,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -143,7 +154,7 @@ class SelfImitation:
             state_dict: of an object with the same options.
         """
         device = next(self._loss.parameters()).device
-        self._surprise = state_dict["surprise"].to(device)
+        self._priority = state_dict["priority"].to(device)
         self._spread, self._scale = state_dict["spread"], state_dict["scale"]
         kept, keys = state_dict["kept"], self._loss.tensor_keys
         shape = kept[keys.value_target].shape[:2] if kept else ()
