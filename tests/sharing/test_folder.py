@@ -23,10 +23,11 @@ from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
 
 from tests.configs._helpers import compose_recipe
+from torchrl_shm import WindEnv
 from torchrl_shm.configs import ENVS, MEMORIES, add_memory, instantiate_saved
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.modules import BaseCell
-from torchrl_shm.sharing import PlainPolicy, export_policy, load_policy
+from torchrl_shm.sharing import PlainPolicy, export_policy, load_policy, load_task
 from torchrl_shm.sharing.policy_file import action_entry, action_spec
 from torchrl_shm.training import RunFolder
 
@@ -360,7 +361,7 @@ class TestMistakes:
             ({"network__color": "red"}, "does not build a policy: .*color"),
             ({"memory__memory_size": "many"}, "does not build a policy"),
             ({"memory__color": "red"}, "does not build a policy: .*color"),
-            ({"memory": {}}, "does not describe a memory"),
+            ({"memory": {}}, "does not describe its memory"),
             ({"memory__memory_size": "${oc.env:HOME}"}, "has interpolations"),
         ],
     )
@@ -400,6 +401,47 @@ def test_a_stranger_builds_memories_only(shared: Path, place: Any, target: str) 
     edit(shared, **place(target))
     with pytest.raises(ValueError, match=f"{target}.*; only memories of torchrl_shm"):
         load_policy(shared)
+
+
+def test_the_task_is_rebuilt(shared: Path) -> None:
+    env = load_task(shared)(num_envs=2, seed=0)
+    assert isinstance(env, WindEnv)
+    assert env.batch_size == (2,)
+    parts = instantiate_saved(shared.parent / "run")
+    assert env.max_steps == parts["env"](num_envs=1, seed=0).max_steps
+
+
+@pytest.mark.usefixtures("trapped_system")
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        ({"training__env___target_": "os.system"}, "'os.system'; only the tasks of torchrl_shm"),
+        ({"training__env___target_": "torchrl_shm.modules.shm.SHM"}, "only the tasks"),
+        # gymnasium imports what stands before a colon
+        (
+            {
+                "training__env": {
+                    "_target_": "torchrl_shm.envs.gym.make_gym_env",
+                    "_partial_": True,
+                    "id": "os:system",
+                }
+            },
+            "make_gym_env'; only the tasks",
+        ),
+        ({"training__env__max_steps": {"_target_": "os.system", "command": "x"}}, "os.system"),
+        ({"training__env__max_steps": "${oc.env:HOME}"}, "has interpolations"),
+        ({"training__env": None}, "does not describe its env: it is None"),
+        ({"training__env": "wind"}, "does not describe its env: it is 'wind'"),
+        ({"training": {}}, "does not describe its env: it is None"),
+        ({"training__env___partial_": False}, "does not describe its env"),
+    ],
+)
+def test_a_stranger_builds_tasks_of_ours_only(
+    shared: Path, replace: dict[str, Any], message: str
+) -> None:
+    edit(shared, **replace)
+    with pytest.raises(ValueError, match=message):
+        load_task(shared)
 
 
 class Fading(BaseCell):

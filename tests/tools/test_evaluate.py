@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.recipes._helpers import FRAMES, command
 from tests.tools._helpers import tool
-from torchrl_shm.training import RunFolder
+from torchrl_shm.training import RunFolder, make_test_env
 
 
 def evaluate(run: Path, *options: object) -> dict[str, Any]:
@@ -107,3 +107,55 @@ def test_the_best_checkpoint(run: Path) -> None:
         checkpoints.save(state | {"frames": step}, step=step, metric=metric)
     assert evaluate(run)["frames"] == 480
     assert evaluate(run, "--checkpoint", "best")["frames"] == 320
+
+
+def test_a_shared_policy(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the run, by the same command."""
+    run, folder = finished("shm"), tmp_path / "shared"
+    assert tool("export", run, "--to", folder).code == 0
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(folder)
+    expected = json.loads((run / "summary.json").read_text())
+    place = Path("outputs", "evaluate", "shared")
+    pictures = [str(place / name) for name in ("episode.gif", "trajectories.png")]
+    assert found == {
+        **{key: expected[key] for key in ("env", "memory", "seed", "eval_return", "eval_success")},
+        "frames": FRAMES,
+        "pictures": pictures,
+    }
+    assert all(Path(picture).exists() for picture in pictures)
+    # it can be exported again, because nothing was added
+    assert tool("export", run, "--to", folder).code == 0
+    elsewhere = evaluate(folder, "--pictures", tmp_path / "here", "--num-paths", 1)
+    assert Path(elsewhere["pictures"][0]).parent == tmp_path / "here"
+    result = tool("evaluate", folder, "--checkpoint", "best")
+    assert (result.code, result.stdout) == (2, "")
+    assert "--checkpoint is for runs" in result.stderr
+
+
+def test_number_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = command(
+        "ppo_shm.py", "env=t_maze_passive", f"hydra.run.dir={tmp_path / 'run'}",
+        "experiment.total_frames=102", "experiment.num_envs=2",
+        "algo.sequences_per_minibatch=2", "algo.epochs=1", "experiment.num_test_episodes=3",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert tool("export", tmp_path / "run", "--to", tmp_path / "policy").code == 0
+    played: list[int] = []
+
+    def make(make_env: Any, *, num_episodes: int, device: str) -> Any:
+        played.append(num_episodes)
+        return make_test_env(make_env, num_episodes=num_episodes, device=device)
+
+    monkeypatch.setattr("torchrl_shm.tools.evaluate.make_test_env", make)
+    for folder, options in (("run", ()), ("policy", ()), ("policy", ("--num-episodes", 5))):
+        evaluate(tmp_path / folder, "--pictures", tmp_path / "pictures", *options)
+    assert played == [3, 256, 5]
+    assert tool("evaluate", tmp_path / "run", "--num-episodes", 0).code == 2
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    result = tool("evaluate", tmp_path)
+    assert result.code == 2
+    assert result.stderr.count("\n") == 1
+    assert str(tmp_path) in result.stderr

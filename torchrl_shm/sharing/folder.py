@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.errors import InstantiationException
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
+from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.configs import instantiate_saved, load_config
@@ -20,17 +22,18 @@ from torchrl_shm.networks import EnvSpecs, make_actor_critic
 from torchrl_shm.sharing.card import model_card
 from torchrl_shm.sharing.plain_policy import PlainPolicy
 from torchrl_shm.sharing.policy_file import (
+    CONFIG_FILE,
     PolicyFile,
     Result,
     action_entry,
     observation_entries,
     read_policy_file,
 )
-from torchrl_shm.sharing.targets import check_memory_targets
+from torchrl_shm.sharing.targets import check_targets
 from torchrl_shm.training import RunFolder, Which
 from torchrl_shm.training.files import write_atomically
 
-_WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
+_WEIGHTS, _CARD = "model.safetensors", "README.md"
 
 
 def export_policy(
@@ -100,11 +103,11 @@ def export_policy(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.contiguous() for name, x in policy.module.state_dict().items()}
     # removed first and written last, because a folder without it is not loaded
-    (folder / _CONFIG).unlink(missing_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
     for name, content in {
         _WEIGHTS: save(weights, {"format": "pt"}),
         _CARD: model_card(config).encode(),
-        _CONFIG: (config.model_dump_json(indent=2) + "\n").encode(),
+        CONFIG_FILE: (config.model_dump_json(indent=2) + "\n").encode(),
     }.items():
         write_atomically(folder / name, content)
     return folder
@@ -129,9 +132,9 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
             memory, or does not fit the other file.
     """
     folder = Path(folder)
-    path = folder / _CONFIG
+    path = folder / CONFIG_FILE
     config = read_policy_file(path)
-    memory = _build_memory(config, path)
+    memory = _build(OmegaConf.create(config.memory), "memory", path)
     options: dict[str, Any] = config.network
     try:
         specs = config.specs()
@@ -144,16 +147,39 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
     return policy.to(device)
 
 
-def _build_memory(config: PolicyFile, path: Path) -> Any:
-    """The factory of the memory."""
-    memory = OmegaConf.create(config.memory)
-    check_memory_targets(memory, path)
+def load_task(folder: str | Path) -> Callable[..., EnvBase]:
+    """Rebuild the task on which a policy of `export_policy` was trained.
+
+    As with `load_policy`, no code in the files is run: `config.json` may build only the tasks of
+    `torchrl_shm`.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        What makes the environment, for `torchrl_shm.training.make_test_env`.
+
+    Raises:
+        FileNotFoundError: `config.json` is missing.
+        ValueError: it is damaged, is of another version, or names an environment of another
+            package.
+    """
+    path = Path(folder) / CONFIG_FILE
+    env = OmegaConf.create({"env": read_policy_file(path).training.get("env")}).env
+    return _build(env, "env", path)
+
+
+def _build(config: Any, group: Literal["memory", "env"], path: Path) -> Callable[..., Any]:
+    """The factory that a part of the file describes."""
+    check_targets(config, group, path)
     try:
-        factory = instantiate(memory)
+        factory = instantiate(config)
     except InstantiationException as error:
-        raise ValueError(f"{path} does not describe a memory: {error}") from error
+        raise ValueError(f"{path} does not describe its {group}: {error}") from error
     if not callable(factory) or isinstance(factory, nn.Module):
-        raise ValueError(f"{path} does not describe a memory: _target_ and _partial_ are missing")
+        raise ValueError(
+            f"{path} does not describe its {group}: _target_ and _partial_ are missing"
+        )
     return factory
 
 
@@ -170,7 +196,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         here, there = (_describe(tensors.get(name)) for tensors in (expected, found))
         if here != there:
             raise ValueError(
-                f"{path} does not fit {_CONFIG}: {name} is {there}, expected {here}; the files "
+                f"{path} does not fit {CONFIG_FILE}: {name} is {there}, expected {here}; the files "
                 "come from two policies, or from two versions of torchrl_shm"
             )
     module.load_state_dict(found)
@@ -185,9 +211,9 @@ def _check_free(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if not folder.exists() or (folder.is_dir() and not names):
         return
-    if names == {_WEIGHTS, _CONFIG, _CARD}:
+    if names == {_WEIGHTS, CONFIG_FILE, _CARD}:
         try:
-            card = model_card(read_policy_file(folder / _CONFIG))
+            card = model_card(read_policy_file(folder / CONFIG_FILE))
             if (folder / _CARD).read_text(encoding="utf-8") == card:
                 return
         except ValueError:

@@ -21,6 +21,7 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Tens
 from torchrl_shm.networks import EnvSpecs
 
 FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
 
 FloatDtype = Literal["float16", "bfloat16", "float32", "float64"]
 Dtype = FloatDtype | Literal["bool", "uint8", "int8", "int16", "int32", "int64"]

@@ -1,11 +1,12 @@
-"""What a `config.json` from a stranger may build: memories, and nothing else."""
+"""What a `config.json` from a stranger may build: memories, and tasks of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from hydra_zen.funcs import get_obj
 from omegaconf import OmegaConf
 
 from torchrl_shm.configs.groups import MEMBERS
@@ -14,17 +15,21 @@ from torchrl_shm.configs.groups import MEMBERS
 _CLASS = "hydra_zen.funcs.get_obj"
 
 
-def check_memory_targets(config: Any, path: Path) -> None:
-    """Refuse a configuration that has interpolations or would build anything but memories.
+def check_targets(config: Any, group: Literal["memory", "env"], path: Path) -> None:
+    """Refuse a configuration that has interpolations or would build anything but one kind of part.
 
     Args:
-        config: the configuration of a memory.
+        config: the configuration.
+        group: what it may build: memories, or the tasks of `torchrl_shm`.
         path: file that it comes from.
 
     Raises:
-        ValueError: it has interpolations, or names something that is neither a memory of
-            `torchrl_shm` nor one that `add_memory` was given in this process.
+        ValueError: it is no configuration, has interpolations, or names something that is neither
+            a member of the group in `torchrl_shm` nor a memory that `add_memory` was given in this
+            process.
     """
+    if not OmegaConf.is_dict(config):
+        raise ValueError(f"{path} does not describe its {group}: it is {config!r}")
     plain = OmegaConf.to_container(config, resolve=False)
     # looked for after parsing, because a file can spell it with escapes
     if "${" in repr(plain):
@@ -32,16 +37,19 @@ def check_memory_targets(config: Any, path: Path) -> None:
     allowed = {
         target
         for name, member in MEMBERS.items()
-        if name.startswith("memory/")
+        if name.startswith(f"{group}/")
         for target in _targets(OmegaConf.to_container(OmegaConf.structured(member.make())))
+        # functions make environments of other packages, by a name that can import anything
+        if group == "memory" or isinstance(get_obj(path=target), type)
     }
+    kind = {
+        "memory": "memories of torchrl_shm are accepted, and those add_memory was given before",
+        "env": "the tasks of torchrl_shm are accepted; for others call policy.module yourself",
+    }[group]
     for target in _targets(plain):
         # exactly these: other functions of the same modules may do harm
         if target not in allowed:
-            raise ValueError(
-                f"{path} would build {target!r}; only memories of torchrl_shm are accepted, and "
-                "those that add_memory was given before"
-            )
+            raise ValueError(f"{path} would build {target!r}; only {kind}")
 
 
 def _targets(config: Any) -> Iterator[str]:

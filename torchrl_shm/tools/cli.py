@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 TOOLS = {
-    "evaluate": "evaluate a run on every test task and draw what the agent does",
+    "evaluate": "evaluate a run or a policy on every test task and draw what the agent does",
     "compare": "compare finished runs of one task: a picture and a table",
     "export": "write the policy of a run into a folder to be shared",
     "suite": "run a set of runs, take up what was stopped, collect the results",

@@ -1,4 +1,4 @@
-"""Evaluate the checkpoint of a run on every test task and draw what the agent does."""
+"""Evaluate a run, or a shared policy, on every test task and draw what the agent does."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
 
 from torchrl_shm.configs import instantiate_saved
 from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
-from torchrl_shm.training import RunFolder, evaluate, make_test_env
+from torchrl_shm.sharing import load_policy, load_task
+from torchrl_shm.sharing.policy_file import CONFIG_FILE, read_policy_file
+from torchrl_shm.training import Experiment, RunFolder, evaluate, make_test_env
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
-    """Evaluate, draw an episode and, in the plane, paths into the run folder; print the results.
+    """Evaluate, draw an episode and, in the plane, paths; print the results.
 
     Args:
         arguments: the options.
@@ -25,12 +29,24 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         The results, which are printed as JSON.
 
     Raises:
-        FileNotFoundError: the folder is not that of a run, or has no checkpoint yet.
-        ValueError: the run was made by an older version.
+        FileNotFoundError: the folder is neither that of a run with a checkpoint nor that of a
+            policy.
+        ValueError: it was made by an older version, or the environment of the policy is not in
+            this package.
     """
     parser = argparse.ArgumentParser("torchrl-shm evaluate", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run, which also gets the pictures")
-    parser.add_argument("--checkpoint", choices=["latest", "best"], default="latest")
+    parser.add_argument("folder", type=Path, help="of a run, or one that was exported")
+    parser.add_argument(
+        "--checkpoint", choices=["latest", "best"], help="of the run; default: latest"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, help="folder for the pictures; default: that of the run, or "
+        "outputs/evaluate/<name> for a policy",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-episodes", type=int, help="for tasks without a list of test tasks; default: the "
+        "number of the run, 256 for a policy",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--num-paths", type=int, default=8, help="paths, for tasks in the plane")
@@ -38,30 +54,64 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         "--seed", type=int, default=0, help="of the environments and of random gates"
     )
     options = parser.parse_args(arguments)
-    if options.num_paths < 1:
-        parser.error(f"--num-paths {options.num_paths} must be at least 1")
+    for name in ("num_paths", "num_episodes"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value} must be at least 1")
     torch.set_num_threads(options.threads)
-    parts = instantiate_saved(options.run)
-    experiment, device = parts["experiment"], options.device
-    env = make_test_env(parts["env"], num_episodes=experiment.num_test_episodes, device=device)
-    operator = parts["network"](env, parts["memory"], device=device)
-    state = RunFolder(options.run).checkpoints.load(options.checkpoint, map_location=device)
-    operator.load_state_dict(state["operator"])
-    policy = operator.get_policy_operator()
+    shared = (options.folder / CONFIG_FILE).exists()
+    loaded = _load_shared(options) if shared else _load_run(options)
+    policy, env = loaded.policy, loaded.env
     result = evaluate(policy, env, seed=options.seed)
 
-    pictures = [options.run / "episode.gif"]
+    folder = options.pictures or loaded.pictures
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [folder / "episode.gif"]
     save_animation(record_episode(policy, env, seed=options.seed), pictures[0])
-    paths = options.run / "trajectories.png"
+    paths = folder / "trajectories.png"
     if plot_trajectories(env, result.rollout, paths, num_paths=options.num_paths):
         pictures.append(paths)
     summary = {
-        **experiment.names,
-        "seed": experiment.seed,
-        "frames": state["frames"],
+        **loaded.facts,
         "eval_return": round(result.mean_return, 4),
         "eval_success": result.success_rate,
         "pictures": [str(picture) for picture in pictures],
     }
     print(json.dumps(summary), flush=True)
     return summary
+
+
+class _Loaded(NamedTuple):
+    policy: TensorDictModuleBase
+    env: EnvBase
+    # what is printed beside the results
+    facts: dict[str, Any]
+    # where pictures go if nothing else is said
+    pictures: Path
+
+
+def _load_run(options: argparse.Namespace) -> _Loaded:
+    parts = instantiate_saved(options.folder)
+    experiment = parts["experiment"]
+    episodes = options.num_episodes or experiment.num_test_episodes
+    env = make_test_env(parts["env"], num_episodes=episodes, device=options.device)
+    operator = parts["network"](env, parts["memory"], device=options.device)
+    checkpoints = RunFolder(options.folder).checkpoints
+    state = checkpoints.load(options.checkpoint or "latest", map_location=options.device)
+    operator.load_state_dict(state["operator"])
+    facts = {**experiment.names, "seed": experiment.seed, "frames": state["frames"]}
+    return _Loaded(operator.get_policy_operator(), env, facts, options.folder)
+
+
+def _load_shared(options: argparse.Namespace) -> _Loaded:
+    if options.checkpoint:
+        raise ValueError(f"--checkpoint is for runs; {options.folder} holds one policy")
+    file = read_policy_file(options.folder / CONFIG_FILE)
+    episodes = options.num_episodes or Experiment.num_test_episodes
+    env = make_test_env(load_task(options.folder), num_episodes=episodes, device=options.device)
+    policy = load_policy(options.folder, options.device)
+    facts = {
+        "env": file.task, "memory": file.memory_name, "seed": file.seed, "frames": file.frames,
+    }  # fmt: skip
+    # what is shared stays as it was written
+    pictures = Path("outputs", "evaluate", options.folder.resolve().name)
+    return _Loaded(policy.module, env, facts, pictures)
