@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrl_shm.checks import check_count
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.training import ReplayStorage
 
 
 @dataclass
@@ -53,16 +54,11 @@ class PPO:
     shaping: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("rollout_length", "epochs", "sequences_per_minibatch"):
-            check_count(f"algo.{name}", getattr(self, name))
-        for name in ("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"):
-            if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"algo.{name}={value} must be positive")
+        _check_counts(self, "rollout_length", "epochs", "sequences_per_minibatch")
+        _check_positive(self, "learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm")
         if not self.imitation_coeff >= 0:
             raise ValueError(f"algo.imitation_coeff={self.imitation_coeff} must not be negative")
-        for name in ("gamma", "lmbda"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"algo.{name}={value} must be between 0 and 1")
+        _check_shares(self, "gamma", "lmbda")
 
     def check_batch(self, num_envs: int) -> None:
         """Refuse minibatches that a batch does not fill.
@@ -78,3 +74,112 @@ class PPO:
                 f"algo.sequences_per_minibatch={self.sequences_per_minibatch} is more than "
                 f"experiment.num_envs={num_envs}, the sequences of a batch"
             )
+
+
+@dataclass
+class SAC:
+    """Hyperparameters of `recipes/sac_shm.py`.
+
+    Attributes:
+        rollout_length: steps per environment and batch: the length of the sequences that are
+            stored, drawn and learned from. Where episodes are longer, sequences are parts of them,
+            each of which starts from the memory with which it was collected.
+        buffer_size: steps that the replay buffer holds.
+        storage: where they are, see `torchrl_shm.training.ReplayStorage`.
+        batch_size: sequences per gradient step.
+        updates_per_step: gradient steps per environment step.
+        random_frames: frames before the first gradient step. They are collected by the untrained
+            policy, whose actions are uniform within a few percent.
+        burn_in: first steps of each sequence that only warm up the memories: they take no part in
+            the loss.
+        learning_rate: of Adam.
+        gamma: discount factor.
+        tau: part of the way to the critic that the target networks go at each gradient step.
+        temperature: weight of the entropy; `None` learns it.
+        target_entropy: entropy at which a learned temperature aims, in nats; see
+            `torchrl_shm.training.make_sac_loss`.
+        max_grad_norm: bound on the norm of the gradient, of the actor and of the critic each.
+        shaping: weight of the environment's `shaping` entry in the training reward, where it has
+            one. Evaluation always uses the task's own reward.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Examples:
+        >>> from torchrl_shm.configs import SAC
+        >>> SAC(gamma=0.9).tau
+        0.005
+    """
+
+    rollout_length: int = 100
+    buffer_size: int = 1_000_000
+    storage: ReplayStorage = "memory"
+    batch_size: int = 32
+    updates_per_step: float = 0.02
+    random_frames: int = 10_000
+    burn_in: int = 0
+    learning_rate: float = 1e-3
+    gamma: float = 0.99
+    tau: float = 0.005
+    temperature: float | None = None
+    target_entropy: float | None = None
+    max_grad_norm: float = 10.0
+    shaping: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "rollout_length", "buffer_size", "batch_size")
+        check_count("algo.random_frames", self.random_frames, 0)
+        check_count("algo.burn_in", self.burn_in, 0)
+        check_option("algo.storage", self.storage, ReplayStorage)
+        _check_positive(self, "updates_per_step", "learning_rate", "max_grad_norm")
+        _check_shares(self, "gamma", "tau")
+        if self.temperature is not None:
+            _check_positive(self, "temperature")
+            if self.target_entropy is not None:
+                raise ValueError(
+                    f"algo.target_entropy={self.target_entropy} is for a temperature that is "
+                    f"learned, but algo.temperature={self.temperature} is fixed; drop one of them"
+                )
+        if self.burn_in >= self.rollout_length:
+            raise ValueError(
+                f"algo.burn_in={self.burn_in} leaves nothing of sequences of "
+                f"algo.rollout_length={self.rollout_length} steps"
+            )
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the replay buffer holds."""
+        return self.buffer_size // self.rollout_length
+
+    def check_buffer(self, num_envs: int) -> None:
+        """Refuse a replay buffer that does not hold what is drawn from it or what is collected.
+
+        Args:
+            num_envs: environments, hence sequences per batch of the collector.
+
+        Raises:
+            ValueError: it is too small.
+        """
+        for name, count in {"algo.batch_size": self.batch_size, "experiment.num_envs": num_envs}.items():
+            if count > self.num_sequences:
+                raise ValueError(
+                    f"algo.buffer_size={self.buffer_size} steps hold {self.num_sequences} sequences "
+                    f"of algo.rollout_length={self.rollout_length}, less than {name}={count}"
+                )
+
+
+def _check_counts(algo: object, *names: str) -> None:
+    for name in names:
+        check_count(f"algo.{name}", getattr(algo, name))
+
+
+def _check_positive(algo: object, *names: str) -> None:
+    for name in names:
+        if not (value := getattr(algo, name)) > 0:
+            raise ValueError(f"algo.{name}={value} must be positive")
+
+
+def _check_shares(algo: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= (value := getattr(algo, name)) <= 1:
+            raise ValueError(f"algo.{name}={value} must be between 0 and 1")
