@@ -66,6 +66,7 @@ def main(
             operator,
             gamma=algo.gamma,
             temperature=algo.temperature,
+            initial_temperature=algo.initial_temperature,
             target_entropy=algo.target_entropy,
         )
         slow = SlowCritic(operator, loss, tau=algo.tau)
@@ -83,17 +84,17 @@ def main(
             run.folder.path / "replay",
             num_sequences=algo.num_sequences,
             batch_size=algo.batch_size,
-            keys=[*memories.in_keys, *loss.in_keys, *(("next", key) for key in policy.in_keys)],
+            keys=[*memories.in_keys, *loss.in_keys, *(("next", x) for x in operator.policy_keys)],
             storage=algo.storage,
             keep_checkpoints=experiment.keep_checkpoints,
             device=device,
         )
         actor = [*operator.actor.parameters(), *operator.head.parameters()]
         critic = [*operator.critic.parameters(), *loss.qvalue_network_params.parameters()]
-        temperature = [] if algo.temperature is not None else [loss.log_alpha]
-        optimizer = torch.optim.Adam(
-            [*actor, *critic, *temperature], lr=algo.learning_rate, fused=True
-        )
+        groups: list[dict[str, Any]] = [{"params": [*actor, *critic], "lr": algo.learning_rate}]
+        if algo.temperature is None:
+            groups.append({"params": [loss.log_alpha], "lr": algo.temperature_learning_rate})
+        optimizer = torch.optim.Adam(groups, fused=True)
         run.track(
             operator=operator,
             loss=loss,

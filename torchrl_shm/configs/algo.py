@@ -96,6 +96,8 @@ class SAC:
         gamma: discount factor.
         tau: part of the way to the critic that the target networks go at each gradient step.
         temperature: weight of the entropy; `None` learns it.
+        initial_temperature: where a learned one starts.
+        temperature_learning_rate: that of a learned one.
         target_entropy: entropy at which a learned temperature aims, in nats; see
             `torchrl_shm.training.make_sac_loss`.
         max_grad_norm: bound on the norm of the gradient, of the actor and of the critic each.
@@ -122,6 +124,8 @@ class SAC:
     gamma: float = 0.99
     tau: float = 0.005
     temperature: float | None = None
+    initial_temperature: float = 0.1
+    temperature_learning_rate: float = 3e-3
     target_entropy: float | None = None
     max_grad_norm: float = 10.0
     shaping: float = 1.0
@@ -132,6 +136,7 @@ class SAC:
         check_count("algo.burn_in", self.burn_in, 0)
         check_option("algo.storage", self.storage, ReplayStorage)
         _check_positive(self, "updates_per_step", "learning_rate", "max_grad_norm")
+        _check_positive(self, "initial_temperature", "temperature_learning_rate")
         _check_shares(self, "gamma", "tau")
         if self.temperature is not None:
             _check_positive(self, "temperature")

@@ -62,10 +62,10 @@ class _Recipe(Zen[..., Any]):
 
     def __call__(self, cfg: Any, /) -> Any:
         hydra = HydraConfig.get()
-        experiment = {
-            "run_dir": hydra.runtime.output_dir,
-            "names": {name: hydra.runtime.choices[name] for name in ("env", "memory")},
-        }
+        names = {name: hydra.runtime.choices[name] for name in ("env", "memory")}
+        if actor := hydra.runtime.choices.get("network/actor_memory"):
+            names["memory"] += f"_actor_{actor}"
+        experiment = {"run_dir": hydra.runtime.output_dir, "names": names}
         for key, value in experiment.items():
             if cfg.experiment[key] is None:
                 OmegaConf.update(cfg, f"experiment.{key}", value)

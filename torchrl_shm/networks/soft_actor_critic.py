@@ -30,6 +30,7 @@ class SoftOperator(nn.Module):
         head: the action head.
         critic: embedding and memory of the critic.
         make_q_head: makes a new head of the critic.
+        policy_keys: observation entries that both read.
         discrete: whether the action is an index.
         action_size: number of choices of an index, or of parts of a continuous action.
 
@@ -38,6 +39,7 @@ class SoftOperator(nn.Module):
         head: the action head, which reads them.
         critic: embedding and memory of the critic, which write `critic_embedding` and
             `critic_features`.
+        policy_keys: observation entries that both read.
         discrete: whether the action is an index.
         action_size: number of choices of an index, or of parts of a continuous action.
     """
@@ -49,11 +51,13 @@ class SoftOperator(nn.Module):
         critic: Sequential,
         make_q_head: Callable[[], Layer],
         *,
+        policy_keys: Sequence[NestedKey],
         discrete: bool,
         action_size: int,
     ) -> None:
         super().__init__()
         self.actor, self.head, self.critic = actor, head, critic
+        self.policy_keys = list(policy_keys)
         self.discrete, self.action_size = discrete, action_size
         self._make_q_head = make_q_head
 
@@ -153,6 +157,7 @@ def make_soft_actor_critic(
         actor_head,
         backbone(memory, CRITIC),
         make_q_head,
+        policy_keys=backbone.specs.policy_keys,
         discrete=discrete,
         action_size=action_size,
     )

@@ -5,35 +5,38 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, ListStorage, TensorDictReplayBuffer
 
 from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.training.files import write_atomically
 
 ReplayStorage = Literal["memory", "disk"]
-"""Where sequences are drawn from: `"memory"`, or `"disk"`, files that are mapped into memory."""
+"""Where sequences are drawn from: `"memory"`, or `"disk"`, the files of the run, which the system
+maps into memory as far as there is some."""
 
 _PART = re.compile(r"rows-(\d{12})-(\d{12})-([0-9a-f]{16})\.pt")
 
 
 class SequenceReplay:
-    """TorchRL's replay buffer for whole sequences, which costs a checkpoint only what is new.
+    """TorchRL's replay buffer for whole sequences, each of which is written to the disk once.
 
     Sequences are stored and drawn as they were collected, so every memory starts where it started
     then. When the buffer is full, new ones take the place of the oldest.
 
-    A checkpoint holds the number of sequences. These themselves are in the folder, in files that
-    are each written once, when a checkpoint is, and whole or not there: `rows-<first>-<end>-<hash>`.
-    Files that no checkpoint needs any more are removed.
+    What is added is written to the folder at once, into a file that is whole or not there,
+    `rows-<first>-<end>-<hash>.pt`. A checkpoint needs no more than the number of sequences, and a
+    resumed run reads the files. Those that no checkpoint needs any more are removed. With
+    `storage="disk"` they are also what sequences are drawn from: `LazyMemmapStorage` would take as
+    much room again, and a disk that is full would end the process without an error.
 
     Args:
-        folder: where the files are; made when it is needed.
+        folder: where the files are; made when the first is written.
         num_sequences: how many sequences are kept.
         batch_size: how many of them are drawn.
         keys: entries that are kept.
@@ -76,21 +79,15 @@ class SequenceReplay:
         self.keys = list(keys)
         self.storage: ReplayStorage = storage
         self.device = torch.device(device)
-        # all sequences so far, those of them in files, and what was there at the last checkpoints
-        self.count = self._saved = 0
+        # all sequences so far, and how many there were at the last checkpoints
+        self.count = 0
         self._counts: list[int] = []
         self._keep = keep_checkpoints
-        self._new: list[TensorDictBase] = []
         self._buffer = self._make_buffer()
 
     def _make_buffer(self) -> TensorDictReplayBuffer:
-        size = self.num_sequences
-        if self.storage == "memory":
-            storage: Any = LazyTensorStorage(size)
-        else:
-            # a scratch of this process, written anew from the files when a run is resumed
-            storage = LazyMemmapStorage(size, scratch_dir=self.folder / "scratch", existsok=True)
-        return TensorDictReplayBuffer(storage=storage, batch_size=self.batch_size)
+        kind: Any = LazyTensorStorage if self.storage == "memory" else ListStorage
+        return TensorDictReplayBuffer(storage=kind(self.num_sequences), batch_size=self.batch_size)
 
     def __len__(self) -> int:
         return min(self.count, self.num_sequences)
@@ -100,13 +97,21 @@ class SequenceReplay:
 
         Args:
             batch: sequences `[B, T]`, the same `T` every time.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written to; nothing was added.
         """
-        rows = batch.select(*self.keys, strict=False).cpu().detach()
-        # names of dimensions would have to agree with those of the storage
-        rows = TensorDict(dict(rows.items()), rows.batch_size)
-        self._buffer.extend(rows[-self.num_sequences :])
-        self._new.append(rows)
-        self.count += len(rows)
+        chosen = batch.select(*self.keys, strict=False)[-self.num_sequences :]
+        # clones, because a view would be saved with all that it is a view of; and names of
+        # dimensions would have to agree with those of the storage
+        rows = TensorDict(chosen.detach().cpu().clone().to_dict(), chosen.batch_size)
+        self.count += len(batch)
+        try:
+            path = self._write(rows)
+        except OSError:
+            self.count -= len(batch)
+            raise
+        self._buffer.extend(rows if self.storage == "memory" else self._read(path, len(rows)))
 
     def sample(self) -> TensorDictBase:
         """Draw sequences with torch's default generator, each as likely as any other.
@@ -121,28 +126,15 @@ class SequenceReplay:
         return sample.exclude("index").to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Write what is new into a file, and return the number of sequences.
+        """Return the number of sequences, and remove files that no checkpoint needs any more.
 
         Returns:
             What a checkpoint has to hold.
-
-        Raises:
-            OSError: the disk is full or the folder cannot be written to; older files are there.
         """
-        if self.count > self._saved:
-            rows = torch.cat(self._new)[-self.num_sequences :]
-            buffer = io.BytesIO()
-            torch.save(rows.to_dict(), buffer)
-            content = buffer.getvalue()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            name = f"rows-{self.count - len(rows):012d}-{self.count:012d}-{_digest(content)}.pt"
-            write_atomically(self.folder / name, content)
-            self._saved, self._new = self.count, []
+        # one more than is kept, for the checkpoint that is about to be written may fail
         self._counts = [*self._counts, self.count][-self._keep - 1 :]
-        # the newest checkpoint is about to be written, and may fail: one more is still needed
-        oldest = self._counts[0] - self.num_sequences
         for path, _, end in self._files():
-            if end <= oldest:
+            if end <= self._counts[0] - self.num_sequences:
                 path.unlink(missing_ok=True)
         return {"count": self.count, "counts": list(self._counts)}
 
@@ -155,38 +147,42 @@ class SequenceReplay:
         Raises:
             RuntimeError: a file is missing or damaged, so the run cannot go on.
         """
-        self.count = self._saved = int(state_dict["count"])
+        self.count = int(state_dict["count"])
         self._counts = [int(count) for count in state_dict["counts"]]
-        self._new = []
         self._buffer = self._make_buffer()
         at = max(self.count - self.num_sequences, 0)
         parts: list[TensorDictBase] = []
         for path, first, end in self._files():
             if first >= self.count:
-                # of a checkpoint that was not written, or that the run went back behind
+                # collected after the checkpoint, and about to be collected again
                 path.unlink(missing_ok=True)
             elif end > at:
                 if first > at or end > self.count:
                     break
-                parts.append(self._read(path, end - first)[at - first :])
+                rows = self._read(path, end - first, check=True)
+                parts.append(rows[at - first :])
                 at = end
         if at < self.count:
             raise RuntimeError(
                 f"{self.folder} lacks sequences {at} to {self.count} of the replay buffer, so the "
                 "run cannot go on as it was; start a new one"
             )
-        if not parts:
-            return
-        rows: Any = torch.cat(parts)
-        # each in its own place: number i at i modulo the size
-        rest = self.count % self.num_sequences
-        if len(rows) == self.num_sequences:
-            rows = torch.cat([rows[-rest:], rows[:-rest]]) if rest else rows
-            self._buffer.extend(rows)
-            # and the writer where it was
-            rows = rows[:rest]
-        if len(rows):
-            self._buffer.extend(rows)
+        # each in its own place, number i at i modulo the size, and at the end the last ones again
+        # for the writer, which goes on behind them
+        rest = self.count % self.num_sequences if self.count > self.num_sequences else 0
+        split, end = len(self) - rest, len(self)
+        for start, stop in ((split, end), (0, split), (split, end)):
+            for part in _cut(parts, start, stop):
+                self._buffer.extend(part)
+
+    def _write(self, rows: TensorDictBase) -> Path:
+        buffer = io.BytesIO()
+        torch.save(rows.to_dict(), buffer)
+        content = buffer.getvalue()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"rows-{self.count - len(rows):012d}-{self.count:012d}-{_digest(content)}.pt"
+        write_atomically(self.folder / name, content)
+        return self.folder / name
 
     def _files(self) -> list[tuple[Path, int, int]]:
         """Files with the numbers of their first sequence and of the one after their last."""
@@ -196,17 +192,25 @@ class SequenceReplay:
                 found.append((path, int(match[1]), int(match[2])))
         return sorted(found, key=lambda file: file[1:])
 
-    def _read(self, path: Path, length: int) -> TensorDictBase:
-        content = path.read_bytes()
-        if not path.name.endswith(f"-{_digest(content)}.pt"):
+    def _read(self, path: Path, length: int, *, check: bool = False) -> TensorDictBase:
+        if check and not path.name.endswith(f"-{_digest(path.read_bytes())}.pt"):
             raise RuntimeError(
                 f"{path} is damaged: it is not what was written, so the run cannot go on as it "
                 "was; start a new one"
             )
-        loaded = torch.load(io.BytesIO(content), weights_only=True)
+        loaded = torch.load(path, weights_only=True, mmap=self.storage == "disk")
         rows = TensorDict(loaded, [length])
         rows.auto_batch_size_(2)
         return rows
+
+
+def _cut(parts: Sequence[TensorDictBase], start: int, end: int) -> Iterator[TensorDictBase]:
+    """Sequences `start` to `end` of all that the parts hold."""
+    first = 0
+    for part in parts:
+        if chosen := range(max(start - first, 0), min(end - first, len(part))):
+            yield part[chosen.start : chosen.stop]
+        first += len(part)
 
 
 def _digest(content: bytes) -> str:

@@ -48,6 +48,7 @@ def make_sac_loss(
     *,
     gamma: float,
     temperature: float | None = None,
+    initial_temperature: float = 0.1,
     target_entropy: float | None = None,
 ) -> UnrolledSACLoss | UnrolledDiscreteSACLoss:
     """Build the loss that suits the action: continuous, or an index.
@@ -56,6 +57,7 @@ def make_sac_loss(
         operator: the networks, to which the loss adds two heads of the critic.
         gamma: discount factor.
         temperature: weight of the entropy; `None` learns it.
+        initial_temperature: where a learned one starts.
         target_entropy: entropy at which a learned temperature aims, in nats; `None` is minus the
             number of parts of a continuous action, and 0.3 of the largest one of an index.
 
@@ -73,7 +75,7 @@ def make_sac_loss(
     """
     options: dict[str, Any] = {
         "loss_function": "l2",
-        "alpha_init": 1.0 if temperature is None else temperature,
+        "alpha_init": initial_temperature if temperature is None else temperature,
         "fixed_alpha": temperature is not None,
     }
     heads: Any = operator.make_q_heads()
