@@ -51,6 +51,7 @@ def main(
 ) -> dict[str, Any]:
     """Train, evaluate on the test tasks, and return the summary."""
     algo.check_buffer(experiment.num_envs)
+    experiment.refuse_compile()
     with TrainingRun.open("sac_shm", experiment, env, memory, logger, zen_cfg) as run:
         if run.summary is not None:
             return run.summary

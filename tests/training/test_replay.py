@@ -166,5 +166,5 @@ def test_size_of_a_million_steps(tmp_path: Path) -> None:
     assert path.stat().st_size / 200 * 1e6 < 2e9
 
 
-def SHMModule_128(**options: Any) -> Any:  # noqa: N802
+def SHMModule_128(**options: Any) -> Any:
     return SHMModule(memory_size=128, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.training import ReplayStorage
@@ -54,11 +55,13 @@ class PPO:
     shaping: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_counts(self, "rollout_length", "epochs", "sequences_per_minibatch")
-        _check_positive(self, "learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm")
-        if not self.imitation_coeff >= 0:
-            raise ValueError(f"algo.imitation_coeff={self.imitation_coeff} must not be negative")
-        _check_shares(self, "gamma", "lmbda")
+        _check(
+            self,
+            counts=("rollout_length", "epochs", "sequences_per_minibatch"),
+            positive=("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"),
+            not_negative=("imitation_coeff",),
+            shares=("gamma", "lmbda"),
+        )
 
     def check_batch(self, num_envs: int) -> None:
         """Refuse minibatches that a batch does not fill.
@@ -69,11 +72,7 @@ class PPO:
         Raises:
             ValueError: `sequences_per_minibatch` is more than that.
         """
-        if self.sequences_per_minibatch > num_envs:
-            raise ValueError(
-                f"algo.sequences_per_minibatch={self.sequences_per_minibatch} is more than "
-                f"experiment.num_envs={num_envs}, the sequences of a batch"
-            )
+        _check_minibatch(self.sequences_per_minibatch, num_envs)
 
 
 @dataclass
@@ -131,20 +130,24 @@ class SAC:
     shaping: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_counts(self, "rollout_length", "buffer_size", "batch_size")
+        fixed = self.temperature is not None
+        _check(
+            self,
+            counts=("rollout_length", "buffer_size", "batch_size"),
+            positive=(
+                "updates_per_step", "learning_rate", "initial_temperature",
+                "temperature_learning_rate", "max_grad_norm", *(("temperature",) if fixed else ()),
+            ),
+            shares=("gamma", "tau"),
+        )  # fmt: skip
         check_count("algo.random_frames", self.random_frames, 0)
         check_count("algo.burn_in", self.burn_in, 0)
         check_option("algo.storage", self.storage, ReplayStorage)
-        _check_positive(self, "updates_per_step", "learning_rate", "max_grad_norm")
-        _check_positive(self, "initial_temperature", "temperature_learning_rate")
-        _check_shares(self, "gamma", "tau")
-        if self.temperature is not None:
-            _check_positive(self, "temperature")
-            if self.target_entropy is not None:
-                raise ValueError(
-                    f"algo.target_entropy={self.target_entropy} is for a temperature that is "
-                    f"learned, but algo.temperature={self.temperature} is fixed; drop one of them"
-                )
+        if fixed and self.target_entropy is not None:
+            raise ValueError(
+                f"algo.target_entropy={self.target_entropy} is for a temperature that is learned, "
+                f"but algo.temperature={self.temperature} is fixed; drop one of them"
+            )
         if self.burn_in >= self.rollout_length:
             raise ValueError(
                 f"algo.burn_in={self.burn_in} leaves nothing of sequences of "
@@ -165,26 +168,40 @@ class SAC:
         Raises:
             ValueError: it is too small.
         """
-        for name, count in {"algo.batch_size": self.batch_size, "experiment.num_envs": num_envs}.items():
+        needed = {"algo.batch_size": self.batch_size, "experiment.num_envs": num_envs}
+        for name, count in needed.items():
             if count > self.num_sequences:
                 raise ValueError(
-                    f"algo.buffer_size={self.buffer_size} steps hold {self.num_sequences} sequences "
-                    f"of algo.rollout_length={self.rollout_length}, less than {name}={count}"
+                    f"algo.buffer_size={self.buffer_size} steps hold {self.num_sequences} "
+                    f"sequences of algo.rollout_length={self.rollout_length}, less than {name}={count}"
                 )
 
 
-def _check_counts(algo: object, *names: str) -> None:
-    for name in names:
+def _check(
+    algo: Any,
+    *,
+    counts: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    not_negative: tuple[str, ...] = (),
+    shares: tuple[str, ...] = (),
+) -> None:
+    """Raise ValueError for the first option that is out of its range."""
+    for name in counts:
         check_count(f"algo.{name}", getattr(algo, name))
-
-
-def _check_positive(algo: object, *names: str) -> None:
-    for name in names:
+    for name in positive:
         if not (value := getattr(algo, name)) > 0:
             raise ValueError(f"algo.{name}={value} must be positive")
-
-
-def _check_shares(algo: object, *names: str) -> None:
-    for name in names:
+    for name in not_negative:
+        if not (value := getattr(algo, name)) >= 0:
+            raise ValueError(f"algo.{name}={value} must not be negative")
+    for name in shares:
         if not 0 <= (value := getattr(algo, name)) <= 1:
             raise ValueError(f"algo.{name}={value} must be between 0 and 1")
+
+
+def _check_minibatch(sequences_per_minibatch: int, num_envs: int) -> None:
+    if sequences_per_minibatch > num_envs:
+        raise ValueError(
+            f"algo.sequences_per_minibatch={sequences_per_minibatch} is more than "
+            f"experiment.num_envs={num_envs}, the sequences of a batch"
+        )

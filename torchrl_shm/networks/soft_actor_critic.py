@@ -82,7 +82,7 @@ def make_soft_actor_critic(
     env: EnvBase | EnvSpecs,
     memory: MemoryFactory,
     *,
-    actor_memory: MemoryFactory | None = None,
+    actor_memory: MemoryFactory | str | None = None,
     policy_keys: Sequence[NestedKey] | None = None,
     time_size: int = 0,
     embedding_size: int = 64,
@@ -99,7 +99,8 @@ def make_soft_actor_critic(
         env: environment whose specs give the sizes, or these specs alone. Its action is
             continuous and bounded, of shape `[A]`, or an index (`Categorical`).
         memory: factory of the memory module, with as many outputs as inputs.
-        actor_memory: the same for the actor, where it has another kind than the critic.
+        actor_memory: the same for the actor, where it has another kind than the critic. A name
+            is refused: the command line makes a factory of it where it is written with a slash.
         policy_keys: observation entries that both read; see `make_actor_critic`.
         time_size: number of sines and cosines of the step of the episode that both read as well,
             see `Clock`; 0 for none.
@@ -113,7 +114,7 @@ def make_soft_actor_critic(
 
     Raises:
         KeyError: a policy key is not an observation of the environment.
-        TypeError: actions of this kind are not supported, or `actor_memory` makes no memory.
+        TypeError: actions of this kind are not supported, or `actor_memory` is a name.
         ValueError: a size is not positive, `time_size` is odd or negative, an observation has a
             name that the networks write, or a memory refuses so few features.
 
@@ -127,7 +128,7 @@ def make_soft_actor_critic(
         True
     """
     check_sizes(embedding_size, hidden_sizes)
-    if actor_memory is not None and not callable(actor_memory):
+    if isinstance(actor_memory, str):
         raise TypeError(
             f"network.actor_memory={actor_memory!r} makes no memory: on the command line write "
             f"network/actor_memory={actor_memory}, with a slash"

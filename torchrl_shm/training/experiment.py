@@ -85,3 +85,14 @@ class Experiment:
             raise ValueError(
                 f"experiment.device={self.device!r}: torch finds no CUDA device; use cpu"
             )
+
+    def refuse_compile(self) -> None:
+        """Refuse `compile`, for recipes that have no use for it.
+
+        Raises:
+            ValueError: something is to be compiled.
+        """
+        if self.compile != "none":
+            raise ValueError(
+                f"experiment.compile={self.compile!r} is not offered by this recipe; use none"
+            )

@@ -82,9 +82,7 @@ def make_sac_loss(
     if operator.discrete:
         largest = math.log(operator.action_size)
         options["target_entropy"] = 0.3 * largest if target_entropy is None else target_entropy
-        loss = UnrolledDiscreteSACLoss(
-            operator.head, heads, action_space="categorical", **options
-        )
+        loss = UnrolledDiscreteSACLoss(operator.head, heads, action_space="categorical", **options)
     else:
         target = -float(operator.action_size) if target_entropy is None else target_entropy
         loss = UnrolledSACLoss(operator.head, heads, target_entropy=target, **options)
