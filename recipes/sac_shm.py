@@ -108,9 +108,10 @@ def main(
 
         for batch in run.batches(rollouts):
             # reward: the task's own, and while training the environment's help to explore
+            reward = batch["next", "reward"]
             if ("next", "shaping") in batch.keys(True):
-                reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
-                batch["next", "reward"] = reward
+                reward = reward + algo.shaping * batch["next", "shaping"]
+            batch["next", "reward"] = algo.reward_scale * reward
             replay.extend(batch)
 
             # update: whole sequences, in which the memories run as when they were collected, from

@@ -17,11 +17,11 @@ from tensordict import TensorDict
 
 from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
-from torchrl_shm.configs import ENVS, MEMORIES, PPO, TUNED
+from torchrl_shm.configs import ENVS, MEMORIES, PPO, SAC, TUNED
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import make_memory
-from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment, make_logger
 
 # arguments that a recipe passes itself: choosing them would have no effect, or a bad one
@@ -162,12 +162,28 @@ def test_memories(name: str) -> None:
 
 def test_tuned_values_are_fields() -> None:
     """Cheaper than composing every task."""
-    assert TUNED.keys() == {"ppo"}
-    for name, values in TUNED["ppo"].items():
+    networks: dict[str, Any] = {"ppo": make_actor_critic, "sac": make_soft_actor_critic}
+    assert TUNED.keys() == networks.keys()
+    for algo, name, values in [(x, *item) for x in TUNED for item in TUNED[x].items()]:
         assert name in ENVS
         assert values.keys() <= {"algo", "experiment", "network"}
-        assert values["network"].keys() <= inspect.signature(make_actor_critic).parameters.keys()
-        PPO(**values["algo"]).check_batch(Experiment(**values["experiment"]).num_envs)
+        assert values["network"].keys() <= inspect.signature(networks[algo]).parameters.keys()
+        num_envs = Experiment(**values["experiment"]).num_envs
+        if algo == "ppo":
+            PPO(**values["algo"]).check_batch(num_envs)
+        else:
+            SAC(**values["algo"]).check_buffer(num_envs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wind", "t_maze_passive", "memory_length", "point_robot", "key_to_door_100",
+     "key_to_door_original", "visual_match_100"],
+)  # fmt: skip
+def test_sequences_of_sac_are_whole_episodes(name: str) -> None:
+    env = build(f"env/{name}")(num_envs=1, seed=0)
+    algo = SAC(**TUNED["sac"][name]["algo"])
+    assert algo.rollout_length == getattr(env, "num_episodes", 1) * env.max_steps
 
 
 @pytest.mark.parametrize(

@@ -134,10 +134,9 @@ class TestMistakes:
             replay = make(disk / "replay", storage, num_sequences=400, keep_checkpoints=9)
             replay.extend(rows(0, 10, 100))
             state = replay.state_dict()
+            more = (rows(10 * batch, 10, 100) for batch in range(1, 40))
             with pytest.raises(OSError, match="free some space") as caught:
-                for batch in range(1, 40):
-                    replay.extend(rows(10 * batch, 10, 100))
-                    replay.state_dict()
+                _ = [(replay.extend(batch), replay.state_dict()) for batch in more]
             assert "cannot write rows-" in str(caught.value)
             assert replay.count % 10 == 0
             assert not list(disk.rglob("*.part"))

@@ -94,7 +94,9 @@ class SAC:
         learning_rate: of Adam.
         gamma: discount factor.
         tau: part of the way to the critic that the target networks go at each gradient step.
-        temperature: weight of the entropy; `None` learns it.
+        reward_scale: by which the training reward is multiplied. Differences between actions that
+            are small beside 1 are lost in the noise of the updates.
+        temperature: weight of the entropy, in units of that reward; `None` learns it.
         initial_temperature: where a learned one starts.
         temperature_learning_rate: that of a learned one.
         target_entropy: entropy at which a learned temperature aims, in nats; see
@@ -122,6 +124,7 @@ class SAC:
     learning_rate: float = 1e-3
     gamma: float = 0.99
     tau: float = 0.005
+    reward_scale: float = 1.0
     temperature: float | None = None
     initial_temperature: float = 0.1
     temperature_learning_rate: float = 3e-3
@@ -135,7 +138,7 @@ class SAC:
             self,
             counts=("rollout_length", "buffer_size", "batch_size"),
             positive=(
-                "updates_per_step", "learning_rate", "initial_temperature",
+                "updates_per_step", "learning_rate", "reward_scale", "initial_temperature",
                 "temperature_learning_rate", "max_grad_norm", *(("temperature",) if fixed else ()),
             ),
             shares=("gamma", "tau"),
@@ -173,7 +176,8 @@ class SAC:
             if count > self.num_sequences:
                 raise ValueError(
                     f"algo.buffer_size={self.buffer_size} steps hold {self.num_sequences} "
-                    f"sequences of algo.rollout_length={self.rollout_length}, less than {name}={count}"
+                    f"sequences of algo.rollout_length={self.rollout_length}, less than "
+                    f"{name}={count}"
                 )
 
 

@@ -25,7 +25,7 @@ HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 
 
 class Head(nn.Module):
-    """A network over features and more, with the orthogonal initialization usual for PPO.
+    """A tanh network over features and more, with the orthogonal initialization usual for PPO.
 
     The features of a memory are normalized first (`LayerNorm`): their size differs between
     memories, and for one that adds up what it is told, as SHM does, it grows with the episode.
@@ -37,7 +37,6 @@ class Head(nn.Module):
         device: device of the parameters.
         trains_inputs: whether the head has to train what made its inputs: `A2CLoss` would give it
             those of the collection, through which no gradient flows, and is refused.
-        activation: class of the nonlinearity between layers.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class Head(nn.Module):
         gain: float,
         device: torch.device | str | None,
         trains_inputs: bool = False,
-        activation: type[nn.Module] = nn.Tanh,
     ) -> None:
         super().__init__()
         self.trains_inputs = trains_inputs
@@ -56,7 +54,7 @@ class Head(nn.Module):
             linear = nn.Linear(size, next_size, device=device)
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
-            layers += [linear, activation()]
+            layers += [linear, nn.Tanh()]
         # the last layer has its own gain and no activation
         layers.pop()
         last: Any = layers[-1]

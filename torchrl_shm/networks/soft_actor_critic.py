@@ -148,9 +148,9 @@ def make_soft_actor_critic(
     def make_q_head() -> Layer:
         if discrete:
             q_sizes = (*sizes, *hidden_sizes, action_size)
-            return Layer(Head(q_sizes, 1.0, device, activation=nn.ReLU), q_keys, ["action_value"])
+            return Layer(Head(q_sizes, 1.0, device), q_keys, ["action_value"])
         q_sizes = (sizes[0], sizes[1] + action_size, *hidden_sizes, 1)
-        head = Head(q_sizes, 1.0, device, activation=nn.ReLU)
+        head = Head(q_sizes, 1.0, device)
         return Layer(head, [*q_keys, "action"], ["state_action_value"])
 
     return SoftOperator(
@@ -174,7 +174,7 @@ def _make_squashed_actor(
             "bounds, or an index (Categorical); network=actor_critic of ppo_shm.py takes others"
         )
     box: Any = spec.space
-    net = _SquashedHead((*sizes, 2 * spec.shape[-1]), 0.01, device, activation=nn.ReLU)
+    net = _SquashedHead((*sizes, 2 * spec.shape[-1]), 0.01, device)
     return ProbabilisticActor(
         Sequential(Layer(net, HEAD_KEYS, ["loc", "scale"])),
         in_keys=["loc", "scale"],
