@@ -32,7 +32,7 @@ def test_untrained_actions_are_uniform(env: Any) -> None:
         env, get_behavior(operator), num_envs=64, rollout_length=20, total_frames=64 * 20
     )
     (batch,) = collector
-    action = batch["action"].flatten()
+    action: Any = batch["action"].flatten()
     if operator.discrete:
         shares = action.bincount(minlength=4) / len(action)
     else:

@@ -80,7 +80,7 @@ def resume(folder: Path) -> Result:
 def train(folder: Path, **replace: Any) -> dict[str, Any]:
     """Call the recipe with plain objects."""
     algo: dict[str, Any] = {"rollout_length": 20, "batch_size": 4, "random_frames": 120}
-    experiment = {"total_frames": FRAMES, "num_envs": 6, "checkpoint_interval": 1}
+    experiment: dict[str, Any] = {"total_frames": FRAMES, "num_envs": 6, "checkpoint_interval": 1}
     experiment |= {name: replace.pop(name) for name in {*vars(Experiment())} & {*replace}}
     algo |= {name: replace.pop(name) for name in {*vars(SAC())} & {*replace}}
     parts: dict[str, Any] = {

@@ -18,7 +18,7 @@ both_storages = pytest.mark.parametrize("storage", ["memory", "disk"])
 
 
 def make(folder: Path, storage: ReplayStorage = "memory", **options: Any) -> SequenceReplay:
-    sizes = {"num_sequences": 10, "batch_size": 4, "keep_checkpoints": 2} | options
+    sizes: dict[str, Any] = {"num_sequences": 10, "batch_size": 4, "keep_checkpoints": 2} | options
     return SequenceReplay(folder, keys=["number", ("next", "reward")], storage=storage, **sizes)
 
 

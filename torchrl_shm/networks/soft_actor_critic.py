@@ -44,6 +44,11 @@ class SoftOperator(nn.Module):
         action_size: number of choices of an index, or of parts of a continuous action.
     """
 
+    # `nn.Module` declares what it does not know as tensors
+    actor: Any
+    head: Any
+    critic: Any
+
     def __init__(
         self,
         actor: Sequential,
@@ -174,9 +179,10 @@ def _make_squashed_actor(
             "bounds, or an index (Categorical); network=actor_critic of ppo_shm.py takes others"
         )
     box: Any = spec.space
-    net = _SquashedHead((*sizes, 2 * spec.shape[-1]), 0.01, device)
+    net: Any = _SquashedHead((*sizes, 2 * spec.shape[-1]), 0.01, device)
+    head: Any = Layer(net, HEAD_KEYS, ["loc", "scale"])
     return ProbabilisticActor(
-        Sequential(Layer(net, HEAD_KEYS, ["loc", "scale"])),
+        Sequential(head),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
         distribution_kwargs={"low": box.low.to(device), "high": box.high.to(device)},

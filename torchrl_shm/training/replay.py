@@ -101,7 +101,7 @@ class SequenceReplay:
         Raises:
             OSError: the disk is full or the folder cannot be written to; nothing was added.
         """
-        chosen = batch.select(*self.keys, strict=False)[-self.num_sequences :]
+        chosen: Any = batch.select(*self.keys, strict=False)[-self.num_sequences :]
         # clones, because a view would be saved with all that it is a view of; and names of
         # dimensions would have to agree with those of the storage
         rows = TensorDict(chosen.detach().cpu().clone().to_dict(), chosen.batch_size)

@@ -50,7 +50,7 @@ def make_sac_loss(
     temperature: float | None = None,
     initial_temperature: float = 0.1,
     target_entropy: float | None = None,
-) -> UnrolledSACLoss | UnrolledDiscreteSACLoss:
+) -> Any:
     """Build the loss that suits the action: continuous, or an index.
 
     Args:
@@ -62,7 +62,7 @@ def make_sac_loss(
             number of parts of a continuous action, and 0.3 of the largest one of an index.
 
     Returns:
-        The loss, which reads sequences `[B, T]` with the features that `unroll` writes, and gives
+        The loss, `UnrolledSACLoss` or `UnrolledDiscreteSACLoss`, which reads sequences `[B, T]` with the features that `unroll` writes, and gives
         `loss_actor`, `loss_qvalue` and `loss_alpha`.
 
     Examples:
