@@ -168,8 +168,9 @@ class TestMistakes:
     )  # fmt: skip
     def test_message(self, tmp_path: Path, override: str, answer: str) -> None:
         result = start(tmp_path, override)
-        assert (result.code, result.stdout) == (1, "")
+        assert (result.code, result.stdout) == (2, "")
         assert answer in result.stderr
+        assert result.stderr.count("\n") <= 3
         assert not (tmp_path / "metrics.csv").exists()
 
     def test_target_of_a_fixed_temperature(self) -> None:
@@ -178,7 +179,7 @@ class TestMistakes:
 
     def test_actions_that_it_does_not_take(self, tmp_path: Path) -> None:
         result = start(tmp_path, "env=popgym_mine_sweeper_easy", "env.joint_action=false")
-        assert result.code == 1
+        assert result.code == 2
         assert "it takes a continuous action with bounds, or an index" in result.stderr
 
 

@@ -139,7 +139,7 @@ def test_long_metrics_are_thinned(tmp_path: Path) -> None:
     [
         (["status", "nothing"], "there is no suite 'nothing'"),
         (["status", "paper_meta", "--only", "chess"], "no run of paper_meta has 'chess'"),
-        (["run", "paper_meta", "--jobs", "0"], "--jobs=0 must be at least 1"),
+        (["run", "paper_meta", "--jobs", "0"], "--jobs: 0 must be at least 1"),
         (["run", "paper_meta", "--recipe", "nowhere.py"], "nowhere.py is not there"),
     ],
 )

@@ -32,6 +32,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from torchrl_shm.configs import SUITES, SuiteRun, load_config
+from torchrl_shm.tools._parser import Parser, count
 from torchrl_shm.training.files import write_atomically
 from torchrl_shm.training.run_folder import is_running
 
@@ -54,12 +55,12 @@ def main(arguments: Sequence[str]) -> None:
         FileNotFoundError: the recipe is not there.
         ValueError: there is no such suite, or a run failed.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "torchrl-shm suite", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("action", choices=["run", "status", "collect"])
     parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; default: 1")
+    parser.add_argument("--jobs", type=count, default=1, help="processes at a time; default: 1")
     parser.add_argument("--only", default="", help="runs whose names hold this text")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument(
@@ -71,8 +72,6 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.suite not in SUITES:
         raise ValueError(f"there is no suite {options.suite!r}; choose one of {', '.join(SUITES)}")
-    if options.jobs < 1:
-        raise ValueError(f"--jobs={options.jobs} must be at least 1")
     runs = [run for run in SUITES[options.suite] if options.only in run.name]
     if not runs:
         raise ValueError(f"no run of {options.suite} has {options.only!r} in its name")
