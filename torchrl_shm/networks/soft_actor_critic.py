@@ -175,8 +175,8 @@ def _make_squashed_actor(
     """A Gaussian squashed into the bounds of a continuous action."""
     if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
         raise TypeError(
-            f"actions like {spec} are not supported here: it takes a continuous action with "
-            "bounds, or an index (Categorical); network=actor_critic of ppo_shm.py takes others"
+            f"actions of {type(spec).__name__} {list(spec.shape)} are not supported by this "
+            "network: it takes a continuous action with bounds, or an index (Categorical)"
         )
     box: Any = spec.space
     net: Any = _SquashedHead((*sizes, 2 * spec.shape[-1]), 0.01, device)

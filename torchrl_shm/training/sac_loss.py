@@ -62,7 +62,8 @@ def make_sac_loss(
             number of parts of a continuous action, and 0.3 of the largest one of an index.
 
     Returns:
-        The loss, `UnrolledSACLoss` or `UnrolledDiscreteSACLoss`, which reads sequences `[B, T]` with the features that `unroll` writes, and gives
+        The loss, `UnrolledSACLoss` or `UnrolledDiscreteSACLoss`, which reads sequences `[B, T]`
+        with the features that `unroll` writes, and gives
         `loss_actor`, `loss_qvalue` and `loss_alpha`.
 
     Examples:
