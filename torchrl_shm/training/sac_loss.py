@@ -63,8 +63,8 @@ def make_sac_loss(
 
     Returns:
         The loss, `UnrolledSACLoss` or `UnrolledDiscreteSACLoss`, which reads sequences `[B, T]`
-        with the features that `unroll` writes, and gives
-        `loss_actor`, `loss_qvalue` and `loss_alpha`.
+        with the features that `unroll` writes, and gives `loss_actor`, `loss_qvalue` and
+        `loss_alpha`.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
