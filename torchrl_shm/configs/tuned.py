@@ -90,9 +90,11 @@ def _sac(env: str) -> Values | None:
         experiment |= {"num_envs": 32, "total_frames": 100_000}
         network |= _TIME
     elif env == "t_maze_passive":
-        # a step that does not lead on costs 0.02: more than entropy may be worth
-        algo |= {"rollout_length": 51, "temperature": 0.003}
-        experiment |= {"num_envs": 32, "total_frames": 200_000}
+        # a step that does not lead on costs 0.02: more than entropy may be worth, and too little
+        # for networks whose outputs are about 1
+        algo |= {"rollout_length": 51, "reward_scale": 20.0, "temperature": 0.1}
+        algo |= {"updates_per_step": 0.03}
+        experiment |= {"num_envs": 32, "total_frames": 300_000}
         network |= _TIME
     elif env.startswith(("visual_match", "key_to_door")):
         steps = length + 25 if env.startswith("visual_match") else length + 13 if length else 85
