@@ -65,6 +65,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "env/key_to_door_original": {"frames": (15, 60, 10), "final_reward": 5.0},
     "env/gym": {"id": "CartPole-v1"},
     "network/actor_critic": {},
+    "network/soft_actor_critic": {},
     "collector/single": {},
     "collector/multi_sync": {"backend": "multi_sync"},
     "logger/csv": {},
@@ -87,7 +88,13 @@ for _family, _level in product(FAMILIES, LEVELS):
     # the names of the package
     _original = "".join(part.capitalize() for part in f"{_family}_{_level}".split("_"))
     CHOICES[f"env/popgym/{_original}"] = {}
-FACTORIES = sorted(path for path in MEMBERS if path.partition("/")[0] in RUNTIME)
+# the same as those of `memory`
+ACTOR_MEMORY = "network/actor_memory/"
+FACTORIES = sorted(
+    path
+    for path in MEMBERS
+    if path.partition("/")[0] in RUNTIME and not path.startswith(ACTOR_MEMORY)
+)
 # levels differ in one word
 ENVIRONMENTS = [
     name for name in ENVS
@@ -106,6 +113,8 @@ def as_tuple(value: Any) -> Any:
 
 def test_members() -> None:
     assert set(FACTORIES) == CHOICES.keys() | {f"memory/{name}" for name in MEMORIES}
+    own = {path.removeprefix(ACTOR_MEMORY) for path in MEMBERS if path.startswith(ACTOR_MEMORY)}
+    assert own == set(MEMORIES)
     others = {"algo", "experiment", "size", "sized", "spanned", "tuned"}
     assert {path.partition("/")[0] for path in MEMBERS} == RUNTIME.keys() | others
 
