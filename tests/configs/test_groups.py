@@ -32,7 +32,7 @@ RUNTIME = {
                "device", "dtype"},
     "network": {"env", "memory", "device"},
     "collector": {"make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed",
-                  "device"},
+                  "device", "group_size", "reset_each_batch"},
     "logger": {"run_dir"},
 }  # fmt: skip
 POINT: dict[str, Any] = {"shaping_radii": (0.001, 10.0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torchrl_shm.checks import check_count
 
@@ -53,16 +54,13 @@ class PPO:
     shaping: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("rollout_length", "epochs", "sequences_per_minibatch"):
-            check_count(f"algo.{name}", getattr(self, name))
-        for name in ("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"):
-            if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"algo.{name}={value} must be positive")
-        if not self.imitation_coeff >= 0:
-            raise ValueError(f"algo.imitation_coeff={self.imitation_coeff} must not be negative")
-        for name in ("gamma", "lmbda"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"algo.{name}={value} must be between 0 and 1")
+        _check(
+            self,
+            counts=("rollout_length", "epochs", "sequences_per_minibatch"),
+            positive=("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"),
+            not_negative=("imitation_coeff",),
+            shares=("gamma", "lmbda"),
+        )
 
     def check_batch(self, num_envs: int) -> None:
         """Refuse minibatches that a batch does not fill.
@@ -73,8 +71,146 @@ class PPO:
         Raises:
             ValueError: `sequences_per_minibatch` is more than that.
         """
-        if self.sequences_per_minibatch > num_envs:
+        _check_minibatch(self.sequences_per_minibatch, num_envs)
+
+
+@dataclass
+class Reinforce:
+    """Hyperparameters of `recipes/reinforce_shm.py`.
+
+    Attributes:
+        rollout_length: steps per environment and batch, at best the length of an episode; also the
+            length of back-propagation through time.
+        learning_rate: of Adam at the start.
+        anneal_lr: let the learning rate fall linearly to zero over the run.
+        gamma: discount factor.
+        baseline: learn what return to expect, and subtract it.
+        entropy_coeff: weight of the entropy bonus.
+        critic_coeff: weight of the loss of the baseline.
+        max_grad_norm: bound on the norm of the gradient.
+        shaping: weight of the environment's `shaping` entry in the training reward, where it has
+            one. Evaluation always uses the task's own reward.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Examples:
+        >>> from torchrl_shm.configs import Reinforce
+        >>> Reinforce(baseline=False).gamma
+        0.99
+    """
+
+    rollout_length: int = 100
+    learning_rate: float = 1e-3
+    anneal_lr: bool = True
+    gamma: float = 0.99
+    baseline: bool = True
+    entropy_coeff: float = 0.0
+    critic_coeff: float = 0.5
+    max_grad_norm: float = 0.5
+    shaping: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            counts=("rollout_length",),
+            positive=("learning_rate", "critic_coeff", "max_grad_norm"),
+            shares=("gamma",),
+        )
+
+
+@dataclass
+class GRPO:
+    """Hyperparameters of `recipes/grpo_shm.py`.
+
+    Attributes:
+        rollout_length: steps per environment and batch, which the episode that counts has to fit
+            into; also the length of back-propagation through time.
+        group_size: environments that play the same layout, with whose returns each other's are
+            compared.
+        epochs: passes over each batch.
+        sequences_per_minibatch: sequences (environments) per gradient step.
+        learning_rate: of Adam at the start.
+        anneal_lr: let the learning rate fall linearly to zero over the run.
+        clip_epsilon: clipping range of the probability ratio.
+        entropy_coeff: weight of the entropy bonus.
+        kl_coeff: weight of the divergence from the policy of the last batch.
+        max_grad_norm: bound on the norm of the gradient.
+        shaping: weight of the environment's `shaping` entry in the training reward, where it has
+            one. Evaluation always uses the task's own reward.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Examples:
+        >>> from torchrl_shm.configs import GRPO
+        >>> GRPO(group_size=8).check_batch(num_envs=64)
+    """
+
+    rollout_length: int = 100
+    group_size: int = 16
+    epochs: int = 4
+    sequences_per_minibatch: int = 32
+    learning_rate: float = 1e-3
+    anneal_lr: bool = True
+    clip_epsilon: float = 0.2
+    entropy_coeff: float = 0.0
+    kl_coeff: float = 0.0
+    max_grad_norm: float = 0.5
+    shaping: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            counts=("rollout_length", "epochs", "sequences_per_minibatch"),
+            positive=("learning_rate", "clip_epsilon", "max_grad_norm"),
+            not_negative=("kl_coeff",),
+        )
+        # one alone is always as good as its group
+        check_count("algo.group_size", self.group_size, 2)
+
+    def check_batch(self, num_envs: int) -> None:
+        """Refuse minibatches that a batch does not fill, and groups that do not fill it.
+
+        Args:
+            num_envs: environments, hence sequences per batch.
+
+        Raises:
+            ValueError: `sequences_per_minibatch` is more than that, or `group_size` does not
+                divide it.
+        """
+        _check_minibatch(self.sequences_per_minibatch, num_envs)
+        if num_envs % self.group_size:
             raise ValueError(
-                f"algo.sequences_per_minibatch={self.sequences_per_minibatch} is more than "
-                f"experiment.num_envs={num_envs}, the sequences of a batch"
+                f"algo.group_size={self.group_size} must divide experiment.num_envs={num_envs}"
             )
+
+
+def _check(
+    algo: Any,
+    *,
+    counts: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    not_negative: tuple[str, ...] = (),
+    shares: tuple[str, ...] = (),
+) -> None:
+    """Raise ValueError for the first option that is out of its range."""
+    for name in counts:
+        check_count(f"algo.{name}", getattr(algo, name))
+    for name in positive:
+        if not (value := getattr(algo, name)) > 0:
+            raise ValueError(f"algo.{name}={value} must be positive")
+    for name in not_negative:
+        if not (value := getattr(algo, name)) >= 0:
+            raise ValueError(f"algo.{name}={value} must not be negative")
+    for name in shares:
+        if not 0 <= (value := getattr(algo, name)) <= 1:
+            raise ValueError(f"algo.{name}={value} must be between 0 and 1")
+
+
+def _check_minibatch(sequences_per_minibatch: int, num_envs: int) -> None:
+    if sequences_per_minibatch > num_envs:
+        raise ValueError(
+            f"algo.sequences_per_minibatch={sequences_per_minibatch} is more than "
+            f"experiment.num_envs={num_envs}, the sequences of a batch"
+        )

@@ -18,7 +18,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra_zen import builds
 from omegaconf import OmegaConf
 
-from torchrl_shm.configs.algo import PPO
+from torchrl_shm.configs.algo import GRPO, PPO, Reinforce
 from torchrl_shm.configs.envs import ENVS
 from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.configs.presets import factory_config
@@ -121,10 +121,12 @@ MEMBERS["network/actor_critic"] = Member(
     partial(factory_config, make_actor_critic, zen_exclude=("env", "memory", "device"))
 )
 MEMBERS["experiment/default"] = Member(partial(builds, Experiment, populate_full_signature=True))
-MEMBERS["algo/ppo"] = Member(partial(builds, PPO, populate_full_signature=True))
+for _name, _algo in {"ppo": PPO, "reinforce": Reinforce, "grpo": GRPO}.items():
+    MEMBERS[f"algo/{_name}"] = Member(partial(builds, _algo, populate_full_signature=True))
 
 _RUNTIME = (
     "make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed", "device",
+    "group_size", "reset_each_batch",
 )  # fmt: skip
 MEMBERS["collector/single"] = Member(
     partial(factory_config, RolloutCollector, zen_exclude=(*_RUNTIME, "num_workers"))

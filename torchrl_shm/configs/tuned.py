@@ -67,7 +67,21 @@ def _ppo(env: str) -> Values | None:
     return {"experiment": experiment, "algo": algo, "network": network}
 
 
+def _grpo(env: str) -> Values | None:
+    family = _ppo(env)
+    if family is None:
+        return None
+    # what the networks read, and for how long, is a matter of the task
+    algo = {"rollout_length": family["algo"].get("rollout_length", 100)}
+    return {**family, "algo": algo}
+
+
+def _reinforce(env: str) -> Values | None:
+    return _grpo(env)
+
+
 TUNED: dict[str, dict[str, Values]] = {
-    "ppo": {env: values for env in ENVS if (values := _ppo(env)) is not None}
+    algo: {env: values for env in ENVS if (values := tuned(env)) is not None}
+    for algo, tuned in {"ppo": _ppo, "reinforce": _reinforce, "grpo": _grpo}.items()
 }
 """Values by algorithm and environment."""
