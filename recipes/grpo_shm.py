@@ -47,7 +47,8 @@ def main(
     algo.check_batch(experiment.num_envs)
     if experiment.on_nonfinite == "skip":
         raise ValueError(
-            "experiment.on_nonfinite=skip leaves sequences out, and groups need all of theirs; use stop"
+            "experiment.on_nonfinite=skip leaves sequences out, and groups need all of theirs; "
+            "use stop"
         )
     with TrainingRun.open("grpo_shm", experiment, env, memory, logger, zen_cfg) as run:
         if run.summary is not None:

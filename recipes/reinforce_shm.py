@@ -30,6 +30,8 @@ from torchrl_shm.training import (
     make_test_env,
 )
 
+LOGGED = ("loss_actor", "loss_value")
+
 
 def main(
     env: Callable[..., EnvBase],
@@ -92,12 +94,13 @@ def main(
             # return: the discounted sum of all that follows in the episode. Steps whose episode
             # goes on beyond the batch do not have theirs yet, and are left out
             returns = reward2go(reward, done, algo.gamma)
-            ended = done.flip(1).cumsum(1).flip(1) > 0
-            batch["collector", "mask"] = ended.squeeze(-1)
+            ended = (done.flip(1).cumsum(1).flip(1) > 0).squeeze(-1)
+            batch["collector", "mask"] = ended
             # in units of how much returns differ, so that one critic_coeff and one bound on the
-            # gradient serve all tasks
-            return_norm.update(returns[ended])
-            returns = returns / return_norm.scale()
+            # gradient serve all tasks; a first success among zeros counts ten at most
+            if bool(ended.any()):
+                return_norm.update(returns[ended])
+            returns = returns / torch.maximum(return_norm.scale(), returns.abs().max() / 10)
             batch["value_target"] = batch["advantage"] = returns
             if algo.baseline:
                 with torch.no_grad(), set_recurrent_mode(True):
@@ -111,7 +114,7 @@ def main(
                 total = total + algo.critic_coeff * term["loss_value"]
             if algo.entropy_coeff:
                 entropy = policy.build_dist_from_params(batch).entropy()
-                total = total - algo.entropy_coeff * entropy[ended.squeeze(-1)].mean()
+                total = total - algo.entropy_coeff * entropy[ended].mean()
             optimizer.zero_grad()
             total.backward()
             norm = clip_grad_norm_(parameters, algo.max_grad_norm)
@@ -124,10 +127,9 @@ def main(
                 {
                     "learning_rate": rate,
                     "ended": float(ended.double().mean()),
-                    "loss_actor": float(term["loss_actor"]),
-                    "loss_value": float(term["loss_value"]),
                     "grad_norm": float(norm),
                 }
+                | {key: float(term[key].detach()) for key in LOGGED}
             )
 
         # evaluate: every test task once, with the mean action and the task's own reward
