@@ -150,7 +150,7 @@ def recorded(
 # episodes of 8 to 30 steps, of which batches of 20 cut some off
 CART_POLE: dict[str, Any] = {
     "env": partial(PositionOnlyCartPoleEnv, max_steps=30), "collector": Recording,
-    "memory": Passes, "epochs": 1, "sequences_per_minibatch": 8, "num_test_episodes": 2,
+    "memory": Passes, "num_test_episodes": 2,
 }  # fmt: skip
 
 
@@ -189,24 +189,29 @@ class TestReinforce:
     def test_a_batch_without_an_end_changes_nothing(self, tmp_path: Path) -> None:
         """And the next one is learned from."""
         train(tmp_path, "reinforce_shm", env=partial(PositionOnlyCartPoleEnv, max_steps=200),
-              rollout_length=3, total_frames=24 * 8, num_test_episodes=2)  # fmt: skip
+              rollout_length=3, total_frames=24 * 15, num_test_episodes=2)  # fmt: skip
         rows = read_metrics(tmp_path)
         assert (rows[0]["ended"], rows[0]["grad_norm"]) == ("0.0", "0.0")
-        assert float(rows[-1]["ended"]) > 0
-        assert float(rows[-1]["grad_norm"]) > 0
+        ended = [float(row["ended"]) > 0 for row in rows]
+        assert ended == [float(row["grad_norm"]) > 0 for row in rows]
+        assert any(ended)
 
     def test_entropy_bonus(self, tmp_path: Path) -> None:
         for coeff in (0.0, 0.5):
             train(tmp_path / str(coeff), "reinforce_shm", entropy_coeff=coeff)
         plain, curious = (read_metrics(tmp_path / str(coeff)) for coeff in (0.0, 0.5))
-        assert plain[0]["loss_actor"] == curious[0]["loss_actor"]
-        assert plain[-1]["loss_actor"] != curious[-1]["loss_actor"]
+        # episodes end in the second update and in the third
+        found = [
+            one["loss_actor"] == other["loss_actor"]
+            for one, other in zip(plain, curious, strict=True)
+        ]
+        assert found[:3] == [True, True, False]
 
 
 class TestGRPO:
     def test_advantages(self, tmp_path: Path, recorded: Any) -> None:
         """By hand, of episodes that end early, late, and not at all in their batch."""
-        train(tmp_path, "grpo_shm", **CART_POLE)
+        train(tmp_path, "grpo_shm", **CART_POLE, epochs=1, sequences_per_minibatch=8)
         batches, seen, counted = recorded
         assert len(batches) == len(seen) == UPDATES
         for batch, got in zip(batches, seen, strict=True):
