@@ -129,6 +129,7 @@ def main(
                 {
                     "max_ratio": ratio,
                     "learning_rate": rate,
+                    "compared": float(returns.mean()),
                     "spread": float(spread.mean()),
                     # groups whose episodes were all as good teach nothing
                     "mixed_groups": float((spread > 1e-6).double().mean()),

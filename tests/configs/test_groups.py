@@ -17,7 +17,7 @@ from tensordict import TensorDict
 
 from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
-from torchrl_shm.configs import ENVS, MEMORIES, PPO, TUNED
+from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, TUNED, Reinforce
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import make_memory
@@ -162,12 +162,29 @@ def test_memories(name: str) -> None:
 
 def test_tuned_values_are_fields() -> None:
     """Cheaper than composing every task."""
-    assert TUNED.keys() == {"ppo"}
-    for name, values in TUNED["ppo"].items():
+    algos: dict[str, Any] = {"ppo": PPO, "reinforce": Reinforce, "grpo": GRPO}
+    assert TUNED.keys() == algos.keys()
+    parameters = inspect.signature(make_actor_critic).parameters
+    for algo, name, values in [(x, *item) for x in algos for item in TUNED[x].items()]:
         assert name in ENVS
         assert values.keys() <= {"algo", "experiment", "network"}
-        assert values["network"].keys() <= inspect.signature(make_actor_critic).parameters.keys()
-        PPO(**values["algo"]).check_batch(Experiment(**values["experiment"]).num_envs)
+        assert values["network"].keys() <= parameters.keys()
+        built, experiment = algos[algo](**values["algo"]), Experiment(**values["experiment"])
+        if algo != "reinforce":
+            built.check_batch(experiment.num_envs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wind", "t_maze_passive", "t_maze_active", "memory_length", "point_robot", "key_to_door_100",
+     "visual_match_100"],
+)  # fmt: skip
+def test_whole_episodes_fit_into_a_rollout(name: str) -> None:
+    """REINFORCE and GRPO would leave out the rest."""
+    env = build(f"env/{name}")(num_envs=1, seed=0)
+    for algo, default in {"reinforce": Reinforce, "grpo": GRPO}.items():
+        found = default(**TUNED[algo].get(name, {"algo": {}})["algo"])
+        assert found.rollout_length == getattr(env, "num_episodes", 1) * env.max_steps
 
 
 @pytest.mark.parametrize(

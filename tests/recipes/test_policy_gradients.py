@@ -39,8 +39,8 @@ COLUMNS = {
         "loss_actor", "loss_value", "seconds", "frames_per_second",
     ),
     "grpo_shm": (
-        "update", "frames", "return", "success", "max_ratio", "learning_rate", "spread",
-        "mixed_groups", "loss_objective", "entropy", "kl_approx", "clip_fraction", "grad_norm",
+        "update", "frames", "return", "success", "max_ratio", "learning_rate", "compared",
+        "spread", "mixed_groups", "loss_objective", "entropy", "kl_approx", "clip_fraction", "grad_norm",
         "seconds", "frames_per_second",
     ),
 }  # fmt: skip

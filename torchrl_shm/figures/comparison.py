@@ -1,4 +1,4 @@
-"""Runs of several memories side by side, with the uncertainty that few seeds leave."""
+"""Memories and algorithms side by side, with the uncertainty that few seeds leave."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ class Run:
         metrics: its `metrics.csv`, column by column, each of shape `[updates]`.
         config: lines of its `config.yaml` without seed, folder and command; equal in runs that may
             be averaged.
+        algo: name of its algorithm; empty where there is no `config.yaml`.
     """
 
     summary: Mapping[str, Any]
     metrics: Mapping[str, np.ndarray]
     config: tuple[str, ...] = ()
+    algo: str = ""
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -58,9 +60,9 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
     runs: list[Run] = []
     for summary in found:
         metrics = read_metrics(summary.with_name("metrics.csv"))
-        config = _repeated(summary.with_name("config.yaml"))
-        runs.append(Run(json.loads(summary.read_text()), metrics, config))
-    return sorted(runs, key=lambda run: (run.summary["memory"], run.summary["seed"]))
+        config, algo = _repeated(summary.with_name("config.yaml"))
+        runs.append(Run(json.loads(summary.read_text()), metrics, config, algo))
+    return sorted(runs, key=lambda run: (run.summary["memory"], run.algo, run.summary["seed"]))
 
 
 def confidence_band(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -90,8 +92,11 @@ def confidence_band(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.n
 def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
     """Draw learning curves and final scores of every memory, with 95 % confidence bands over seeds.
 
+    Where there is more than one algorithm, each memory is drawn once for each.
+
     Args:
-        runs: finished runs of one task; those of one memory differ in their seed alone.
+        runs: finished runs of one task; those of one memory and algorithm differ in their seed
+            alone.
         path: file to write; its ending chooses the format.
 
     Raises:
@@ -165,15 +170,16 @@ def comparison_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _repeated(path: Path) -> tuple[str, ...]:
-    """Lines of a `config.yaml` that repetitions of a run share."""
+def _repeated(path: Path) -> tuple[tuple[str, ...], str]:
+    """Lines of a `config.yaml` that repetitions of a run share, and the name of its algorithm."""
     if not path.exists():
-        return ()
+        return (), ""
     config: Any = OmegaConf.load(path)
+    algo = str(config.get("algo", {}).get("_target_", "")).rpartition(".")[2]
     for place in (config, config.get("experiment", {})):
         for key in ("seed", "run_dir", "command"):
             place.pop(key, None)
-    return tuple(OmegaConf.to_yaml(config).splitlines())
+    return tuple(OmegaConf.to_yaml(config).splitlines()), algo
 
 
 def _by_memory(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -182,9 +188,11 @@ def _by_memory(runs: Sequence[Run]) -> dict[str, list[Run]]:
     tasks = sorted({run.summary["env"] for run in runs})
     if len(tasks) > 1:
         raise ValueError(f"the runs are of several tasks, {tasks}: compare one task at a time")
+    several = len({run.algo for run in runs}) > 1
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.summary["memory"], []).append(run)
+        name = f"{run.summary['memory']}, {run.algo}" if several else run.summary["memory"]
+        groups.setdefault(name, []).append(run)
     for name, group in groups.items():
         lengths = {run.summary["frames"] for run in group}
         if len(lengths) > 1:
