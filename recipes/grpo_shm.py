@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
 from torch.nn.utils import clip_grad_norm_
 from torchrl.envs import EnvBase
+from torchrl.objectives.value.functional import reward2go
 from torchrl.record.loggers import Logger
 
 from torchrl_shm.configs import GRPO, run_recipe
@@ -92,15 +93,20 @@ def main(
             if ("next", "shaping") in batch.keys(True):
                 reward = reward + algo.shaping * batch["next", "shaping"]
 
-            # advantage: the first episode of each row counts, up to its end. Its return is compared
-            # with those of its group, and all of its steps are as good as the whole
-            done = batch["next", "done"].long()
-            counts = done.cumsum(1) - done == 0
-            returns = (reward * counts).sum((1, 2)).unflatten(0, (-1, algo.group_size))
-            spread = returns.std(1, keepdim=True)
-            better = (returns - returns.mean(1, keepdim=True)) / (spread + 1e-6)
-            batch["advantage"] = better.reshape(-1, 1, 1).expand_as(reward)
+            # return: the first episode of each row counts, up to its end. All of its steps are as
+            # good as the whole, or each as what follows it
+            done = batch["next", "done"]
+            counts = done.cumsum(1) - done.long() == 0
             batch["collector", "mask"] = counts.squeeze(-1)
+            returns = reward2go(reward * counts, done, algo.gamma)
+            if algo.credit == "episode":
+                returns = returns[:, :1].expand_as(returns)
+
+            # advantage: how much better than the group at the same step
+            groups = returns.unflatten(0, (-1, algo.group_size))
+            better = groups - groups.mean(1, keepdim=True)
+            spread = better.square().mean((1, 2), keepdim=True).sqrt()
+            batch["advantage"] = (better / (spread + 1e-6)).flatten(0, 1)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, and leaves out what does not count
@@ -129,7 +135,7 @@ def main(
                 {
                     "max_ratio": ratio,
                     "learning_rate": rate,
-                    "compared": float(returns.mean()),
+                    "compared": float(returns[:, 0].mean()),
                     "spread": float(spread.mean()),
                     # groups whose episodes were all as good teach nothing
                     "mixed_groups": float((spread > 1e-6).double().mean()),

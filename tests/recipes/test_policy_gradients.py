@@ -40,8 +40,8 @@ COLUMNS = {
     ),
     "grpo_shm": (
         "update", "frames", "return", "success", "max_ratio", "learning_rate", "compared",
-        "spread", "mixed_groups", "loss_objective", "entropy", "kl_approx", "clip_fraction", "grad_norm",
-        "seconds", "frames_per_second",
+        "spread", "mixed_groups", "loss_objective", "entropy", "kl_approx", "clip_fraction",
+        "grad_norm", "seconds", "frames_per_second",
     ),
 }  # fmt: skip
 
@@ -209,9 +209,11 @@ class TestReinforce:
 
 
 class TestGRPO:
-    def test_advantages(self, tmp_path: Path, recorded: Any) -> None:
+    @pytest.mark.parametrize("credit", ["episode", "step"])
+    def test_advantages(self, tmp_path: Path, recorded: Any, credit: str) -> None:
         """By hand, of episodes that end early, late, and not at all in their batch."""
-        train(tmp_path, "grpo_shm", **CART_POLE, epochs=1, sequences_per_minibatch=8)
+        options = {"epochs": 1, "sequences_per_minibatch": 8, "gamma": 0.9, "credit": credit}
+        train(tmp_path, "grpo_shm", **CART_POLE, **options)
         batches, seen, counted = recorded
         assert len(batches) == len(seen) == UPDATES
         for batch, got in zip(batches, seen, strict=True):
@@ -223,9 +225,16 @@ class TestGRPO:
             lengths = batch["next", "done"].squeeze(-1).long().argmax(1) + 1
             lengths[~batch["next", "done"].any(1).squeeze(-1)] = 20
             counts = torch.arange(20) < lengths[:, None]
-            returns = (batch["next", "reward"].squeeze(-1) * counts).sum(1).view(2, 4)
-            expected = returns - returns.mean(1, keepdim=True)
-            expected = (expected / (returns.std(1, keepdim=True) + 1e-6)).view(8)
+            reward, ahead = batch["next", "reward"].squeeze(-1) * counts, torch.zeros(8)
+            returns = torch.zeros(8, 20)
+            for t in reversed(range(20)):
+                returns[:, t] = ahead = reward[:, t] + 0.9 * ahead
+            expected = (returns if credit == "step" else returns[:, :1].expand(8, 20)).view(
+                2, 4, 20
+            )
+            expected = expected - expected.mean(1, keepdim=True)
+            spread = expected.flatten(1).std(1, correction=0).view(2, 1, 1)
+            expected = (expected / (spread + 1e-6)).view(8, 20)
             assert expected.abs().max() > 0.5
             # minibatches are shuffled: rows by what was seen, after steps that nobody repeats
             order = [
@@ -234,9 +243,8 @@ class TestGRPO:
             ]
             assert sorted(order) == list(range(8))
             assert torch.equal(got["collector", "mask"], counts[order])
-            torch.testing.assert_close(
-                got["advantage"].squeeze(-1), expected[order][:, None].expand(8, 20)
-            )
+            found = got["advantage"].squeeze(-1)
+            torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)
         assert counted == [True] * UPDATES
 
     @pytest.mark.parametrize("kl_coeff", [0.0, 0.3])
@@ -277,6 +285,7 @@ class TestMistakes:
         [
             ("algo.group_size=1", "algo.group_size must be at least 2, got 1"),
             ("algo.group_size=3", "algo.group_size=3 must divide experiment.num_envs=8"),
+            ("algo.credit=token", "'episode' or 'step'"),
             ("algo.kl_coeff=-1", "algo.kl_coeff=-1.0 must not be negative"),
             ("experiment.on_nonfinite=skip", "groups need all of theirs; use stop"),
             (

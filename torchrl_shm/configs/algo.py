@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from torchrl_shm.checks import check_count
+from torchrl_shm.checks import check_count, check_option
+
+Credit = Literal["episode", "step"]
+"""What GRPO compares: whole episodes, or what follows each step."""
 
 
 @dataclass
@@ -132,6 +135,9 @@ class GRPO:
         sequences_per_minibatch: sequences (environments) per gradient step.
         learning_rate: of Adam at the start.
         anneal_lr: let the learning rate fall linearly to zero over the run.
+        gamma: discount factor.
+        credit: what a step is worth: the return of the whole `"episode"`, or that of what follows
+            the `"step"`, compared with what follows the same step elsewhere in the group.
         clip_epsilon: clipping range of the probability ratio.
         entropy_coeff: weight of the entropy bonus.
         kl_coeff: weight of the divergence from the policy of the last batch.
@@ -153,6 +159,8 @@ class GRPO:
     sequences_per_minibatch: int = 32
     learning_rate: float = 1e-3
     anneal_lr: bool = True
+    gamma: float = 1.0
+    credit: Credit = "episode"
     clip_epsilon: float = 0.2
     entropy_coeff: float = 0.0
     kl_coeff: float = 0.0
@@ -165,7 +173,9 @@ class GRPO:
             counts=("rollout_length", "epochs", "sequences_per_minibatch"),
             positive=("learning_rate", "clip_epsilon", "max_grad_norm"),
             not_negative=("kl_coeff",),
+            shares=("gamma",),
         )
+        check_option("algo.credit", self.credit, Credit)
         # one alone is always as good as its group
         check_count("algo.group_size", self.group_size, 2)
 
