@@ -37,3 +37,27 @@ def test_memory_pays(
         result = command("ppo_shm.py", f"env={env}", f"memory={memory}", *budget, place)
         assert result.code == 0, result.stderr
         assert least <= result.summary[score] <= most, memory
+
+
+# recipe, preset, options, and the least and the most success with SHM and with no memory; seed 0
+OTHERS = [
+    ("reinforce_shm", "memory_length", (), (0.98, 1.0), (0.4, 0.6)),
+    ("grpo_shm", "wind", (), (0.8, 1.0), (0.0, 0.7)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "env", "options", "solved", "guessed"), OTHERS)
+def test_memory_pays_with_other_algorithms(
+    tmp_path: Path,
+    recipe: str,
+    env: str,
+    options: tuple[str, ...],
+    solved: tuple[float, float],
+    guessed: tuple[float, float],
+) -> None:
+    for memory, (least, most) in {"shm": solved, "mlp": guessed}.items():
+        place = f"hydra.run.dir={tmp_path / memory}"
+        result = command(f"{recipe}.py", f"env={env}", f"memory={memory}", *options, place)
+        assert result.code == 0, result.stderr
+        assert least <= result.summary["eval_success"] <= most, memory
