@@ -106,7 +106,7 @@ def main(
             groups = returns.unflatten(0, (-1, algo.group_size))
             better = groups - groups.mean(1, keepdim=True)
             spread = better.square().mean((1, 2), keepdim=True).sqrt()
-            batch["advantage"] = (better / (spread + 1e-6)).flatten(0, 1)
+            batch["advantage"] = (better / (spread + algo.spread_eps)).flatten(0, 1)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, and leaves out what does not count

@@ -285,6 +285,7 @@ class TestMistakes:
         [
             ("algo.group_size=1", "algo.group_size must be at least 2, got 1"),
             ("algo.group_size=3", "algo.group_size=3 must divide experiment.num_envs=8"),
+            ("algo.spread_eps=0", "algo.spread_eps=0.0 must be positive"),
             ("algo.credit=token", "'episode' or 'step'"),
             ("algo.kl_coeff=-1", "algo.kl_coeff=-1.0 must not be negative"),
             ("experiment.on_nonfinite=skip", "groups need all of theirs; use stop"),

@@ -138,6 +138,8 @@ class GRPO:
         gamma: discount factor.
         credit: what a step is worth: the return of the whole `"episode"`, or that of what follows
             the `"step"`, compared with what follows the same step elsewhere in the group.
+        spread_eps: what is added to the spread of a group before its advantages are divided by it,
+            in units of the return: the larger, the less is learned from groups that hardly differ.
         clip_epsilon: clipping range of the probability ratio.
         entropy_coeff: weight of the entropy bonus.
         kl_coeff: weight of the divergence from the policy of the last batch.
@@ -161,6 +163,7 @@ class GRPO:
     anneal_lr: bool = True
     gamma: float = 1.0
     credit: Credit = "episode"
+    spread_eps: float = 1e-6
     clip_epsilon: float = 0.2
     entropy_coeff: float = 0.0
     kl_coeff: float = 0.0
@@ -171,7 +174,7 @@ class GRPO:
         _check(
             self,
             counts=("rollout_length", "epochs", "sequences_per_minibatch"),
-            positive=("learning_rate", "clip_epsilon", "max_grad_norm"),
+            positive=("learning_rate", "spread_eps", "clip_epsilon", "max_grad_norm"),
             not_negative=("kl_coeff",),
             shares=("gamma",),
         )
