@@ -98,8 +98,8 @@ def _grpo(env: str) -> Values | None:
         values["algo"] |= {"credit": "step", "gamma": 0.9, "learning_rate": 1.5e-3}
         values["experiment"]["total_frames"] = 1_600_000
     elif env == "t_maze_passive":
-        # a single step behind schedule must not count as much as the goal: who is too sure of how to
-        # walk never tries to turn
+        # to be a step late must not count as much as the goal: who is too sure of how to walk never
+        # tries to turn
         values["algo"] |= {
             "credit": "step", "gamma": 0.99, "entropy_coeff": 0.03, "spread_eps": 0.1,
         }  # fmt: skip
