@@ -102,6 +102,7 @@ def _grpo(env: str) -> Values | None:
         # tries to turn
         values["algo"] |= {
             "credit": "step", "gamma": 0.99, "entropy_coeff": 0.03, "spread_eps": 0.1,
+            "anneal_lr": False,
         }  # fmt: skip
     return values
 
