@@ -5,6 +5,8 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any, get_args
 
+import torch
+
 
 def check_option(name: str, value: object, literal: Any) -> None:
     """Raise ValueError unless a value is one of a `Literal`."""
@@ -19,3 +21,13 @@ def check_count(name: str, value: float, smallest: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < smallest:
         raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
+def check_device(name: str, value: str) -> None:
+    """Raise ValueError for a device that torch does not know, or that this machine lacks."""
+    try:
+        device = torch.device(value)
+    except RuntimeError:
+        raise ValueError(f"{name}={value!r} is unknown; use cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name}={value!r}: torch finds no CUDA device; use cpu")

@@ -9,7 +9,12 @@ import os
 import runpy
 import subprocess
 import sys
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Mapping
+=======
+import traceback
+from collections.abc import Iterator, Mapping
+>>>>>>> main
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from recipes import grpo_shm, ppo_shm, reinforce_shm
 from torchrl_shm import SHMModule, WindEnv
@@ -83,6 +89,12 @@ def command(script: str, *arguments: str, terminal: bool = False) -> Result:
             if isinstance(error.code, str):
                 print(error.code, file=stderr)
             code = 1 if isinstance(error.code, str) else error.code or 0
+        except Exception:
+            traceback.print_exc(file=stderr)
+            code = 1
+        finally:
+            # Hydra leaves it where it could not make the folder of a run
+            HydraConfig.instance().cfg = None
     return Result(stdout.getvalue(), stderr.getvalue(), code)
 
 

@@ -9,9 +9,8 @@ import pytest
 from tests.recipes._helpers import command
 
 # preset, entry of the summary, frames (None: those of the preset), least and most with SHM, and
-# with no memory; seed 0. Guessing gives a half in T-Maze, a third in Visual Match and -0.5 in
-# Repeat Previous; but no memory solves Key-to-Door, for who always takes the key has nothing to
-# remember
+# with no memory; seed 0. Guessing gives a half in T-Maze, a third in Visual Match, -0.5 in Repeat
+# Previous; but no memory solves Key-to-Door, for who always takes the key has nothing to remember
 TASKS = [
     ("t_maze_passive", "eval_success", 2_000_000, (0.9, 1.0), (0.4, 0.6)),
     ("popgym_repeat_previous_easy", "eval_return", 1_000_000, (0.75, 1.0), (-0.6, -0.4)),

@@ -202,31 +202,6 @@ def test_help_and_configuration() -> None:
 class TestMistakes:
     """Each is answered before the first step, by name."""
 
-    @pytest.mark.parametrize(
-        ("override", "answers"),
-        [
-            ("memory=foo", ["'memory/foo'", "shm", "gru", "lstm", "mlp"]),
-            ("memory.backend=foo", ["backend", "'auto', 'reference', 'chunked'", "'foo'"]),
-            ("collector.backend=foo", ["'single' or 'multi_sync'", "'foo'"]),
-            ("memory.memory_size=big", ["'big'", "memory.memory_size"]),
-            ("memory.size=3", ["'memory.size'", "not in"]),
-            ("algo.gamma=1.5", ["algo.gamma=1.5 must be between 0 and 1"]),
-            (
-                "algo.sequences_per_minibatch=9",
-                ["algo.sequences_per_minibatch=9", "experiment.num_envs=8"],
-            ),
-            ("network.policy_keys=[place]", ["place", "observation", "previous_action"]),
-            ("env.num_train_tasks=0", ["num_train_tasks=0"]),
-            ("experiment.seed=first", ["experiment.seed", "'first'", "Integer"]),
-        ],
-    )
-    def test_message(self, tmp_path: Path, override: str, answers: list[str]) -> None:
-        result = command("ppo_shm.py", *TINY, override, f"hydra.run.dir={tmp_path}")
-        assert (result.code, result.stdout) == (1, "")
-        for answer in answers:
-            assert answer in result.stderr
-        assert not (tmp_path / "metrics.csv").exists()
-
     def test_old_names(self) -> None:
         result = command("ppo_shm.py", "seed=1", "algo.row_length=5", "memory=gru")
         assert (result.code, result.stdout) == (1, "")
@@ -241,7 +216,7 @@ class TestMistakes:
     ) -> None:
         monkeypatch.setitem(sys.modules, "wandb", None)
         result = command("ppo_shm.py", *TINY, "logger=wandb", f"hydra.run.dir={tmp_path}")
-        assert result.code == 1
+        assert result.code == 2
         assert 'pip install -e ".[wandb]"' in result.stderr
 
 

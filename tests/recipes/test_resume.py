@@ -220,12 +220,12 @@ class TestFolder:
         assert result.code == 2
         assert "keeps that run's configuration; leave out ['algo.epochs=3']" in result.stderr
         result = start(folder)
-        assert result.code == 1
+        assert result.code == 2
         assert "is of another run, which would be overwritten; continue it with" in result.stderr
         run = RunFolder.create(folder, resume=True)
         result = resume(folder)
         run.close()
-        assert result.code == 1
+        assert result.code == 2
         assert f"{folder} is in use: a run is writing there" in result.stderr
         assert contents(folder) == before
         result = resume(tmp_path / "nothing")
@@ -248,7 +248,7 @@ class TestAuto:
         assert (again.summary, again.stderr) == (result.summary, "")
         # of another length it is another run
         other = start(folder, "experiment.resume=auto", "experiment.total_frames=1")
-        assert other.code == 1
+        assert other.code == 2
         assert "is of another run" in other.stderr
 
     def test_newest_unfinished_of_the_same_configuration(self) -> None:

@@ -72,6 +72,24 @@ def test_results_outlive_the_runs(places: list[object], tmp_path: Path) -> None:
     assert read(results / "summary.csv") == [row]
 
 
+def test_what_was_collected_is_finished(places: list[object], tmp_path: Path) -> None:
+    """On another machine, too, where the folders of the runs are not."""
+    results = tmp_path / "results/short"
+    row = {"run": RUNS[0].name, "eval_return": "3.5", "eval_success": "", "seconds": "60",
+           "commit": "abc"}  # fmt: skip
+    rows = [[row.get(key, "") for key in suite._COLUMNS]]
+    suite._write(results / "summary.csv", list(suite._COLUMNS), rows)
+    result = tool("suite", "run", *places)
+    assert result.code == 0, result.stderr
+    assert not (tmp_path / "runs/short" / RUNS[0].name).exists()
+    assert (tmp_path / "runs/short" / RUNS[1].name / "summary.json").exists()
+    assert f"{RUNS[0].name:<50} return 3.50\n" in result.stdout
+    assert "2 of 2 done" in result.stdout
+    assert "of several commits: " in result.stdout
+    kept = [row["run"] for row in read(results / "summary.csv")]
+    assert kept == sorted(run.name for run in RUNS)
+
+
 def test_a_failure_is_named(places: list[object], tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('no such thing')")
@@ -121,7 +139,7 @@ def test_long_metrics_are_thinned(tmp_path: Path) -> None:
     [
         (["status", "nothing"], "there is no suite 'nothing'"),
         (["status", "paper_meta", "--only", "chess"], "no run of paper_meta has 'chess'"),
-        (["run", "paper_meta", "--jobs", "0"], "--jobs=0 must be at least 1"),
+        (["run", "paper_meta", "--jobs", "0"], "--jobs: 0 must be at least 1"),
         (["run", "paper_meta", "--recipe", "nowhere.py"], "nowhere.py is not there"),
     ],
 )

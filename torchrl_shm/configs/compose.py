@@ -25,7 +25,8 @@ from torchrl_shm.configs._help import help_template
 from torchrl_shm.configs.envs import env_config
 from torchrl_shm.configs.groups import MEMBERS, Member
 from torchrl_shm.configs.memories import memory_config
-from torchrl_shm.configs.saved import resumed_config
+from torchrl_shm.configs.mistakes import mistakes_in_a_line, refuse
+from torchrl_shm.configs.saved import remove_empty, resumed_config
 from torchrl_shm.modules import MemoryCell
 from torchrl_shm.renamed import refuse_old_options
 
@@ -42,7 +43,7 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
         algo: default member of the group `algo`, and the folder of `tuned` that belongs to it.
 
     Raises:
-        SystemExit: an option has an old name, or the run to be resumed cannot be read.
+        SystemExit: the command line is wrong; code 2, and a few words on stderr.
     """
     refuse_old_options(sys.argv[1:])
     # a million objects of imported packages stay to the end; collections need not visit them
@@ -51,7 +52,8 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     register(name, algo=algo)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
-    task.hydra_main(config_name=name, config_path=None, version_base="1.3")
+    with mistakes_in_a_line():
+        task.hydra_main(config_name=name, config_path=None, version_base="1.3")
 
 
 class _Recipe(Zen[..., Any]):
@@ -68,12 +70,12 @@ class _Recipe(Zen[..., Any]):
                 OmegaConf.update(cfg, f"experiment.{key}", value)
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
-            config = resumed_config(cfg)
-        except (ValueError, OSError) as error:
-            # a mistake on the command line, which a traceback would not explain
-            print(f"experiment.resume: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        return super().__call__(config)
+            return super().__call__(resumed_config(cfg))
+        except Exception as error:
+            remove_empty(Path(hydra.runtime.output_dir))
+            # here, for Hydra would print all values of the command line before it
+            refuse(error)
+            raise
 
 
 def _command() -> str:

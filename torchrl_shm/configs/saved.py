@@ -98,14 +98,25 @@ def resumed_config(config: DictConfig) -> DictConfig:
     # the folder that Hydra has made for a new run is not needed
     fresh = Path(config.experiment.run_dir)
     if fresh.resolve() != folder.resolve():
-        with suppress(OSError):
-            # with its parents, as long as they are empty, up to the folder of all runs
-            for path in (fresh, *fresh.parents):
-                path.rmdir()
-                if path.name in _ROOTS:
-                    break
+        remove_empty(fresh)
     place = {"run_dir": str(folder.resolve()), "resume": str(folder)}
     return OmegaConf.merge(saved, {"experiment": place})  # pyright: ignore[reportReturnType]
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that Hydra has made for a run that does not need it.
+
+    Args:
+        folder: the folder; its parents go, too, as long as they are empty, up to the folder of all
+            runs. Whatever holds something stays.
+    """
+    with suppress(OSError):
+        for path in (folder, *folder.parents):
+            # the run may have removed its own
+            if path.exists():
+                path.rmdir()
+            if path.name in _ROOTS:
+                break
 
 
 def _refuse_other_values() -> None:

@@ -49,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         import_module(f"torchrl_shm.tools.{tool}").main(options)
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         # a mistake of the command line, which no traceback explains
-        print(f"torchrl-shm {tool}: {error}", file=sys.stderr)
+        reason = error
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"{error.filename}: {error.strerror}"
+        print(f"torchrl-shm {tool}: {reason}", file=sys.stderr)
         return 2
     return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from torchrl_shm.figures import comparison_table, load_runs, plot_comparison
+from torchrl_shm.tools._parser import Parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
         FileNotFoundError: there is no finished run in a folder.
         ValueError: the runs cannot be compared.
     """
-    parser = argparse.ArgumentParser("torchrl-shm compare", description=__doc__)
+    parser = Parser("torchrl-shm compare", description=__doc__)
     parser.add_argument("folders", nargs="+", help="folders of runs, or folders that hold them")
     parser.add_argument(
         "--output", type=Path, help="without ending; default: `comparison` in the first folder"

@@ -12,10 +12,12 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
+from torchrl_shm.checks import check_device
 from torchrl_shm.configs import instantiate_saved
 from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
 from torchrl_shm.sharing import load_policy, load_task
 from torchrl_shm.sharing.policy_file import CONFIG_FILE, read_policy_file
+from torchrl_shm.tools._parser import Parser, count
 from torchrl_shm.training import Experiment, RunFolder, evaluate, make_test_env
 
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         ValueError: it was made by an older version, or the environment of the policy is not in
             this package.
     """
-    parser = argparse.ArgumentParser("torchrl-shm evaluate", description=__doc__)
+    parser = Parser("torchrl-shm evaluate", description=__doc__)
     parser.add_argument("folder", type=Path, help="of a run, or one that was exported")
     parser.add_argument(
         "--checkpoint", choices=["latest", "best"], help="of the run; default: latest"
@@ -44,19 +46,17 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         "outputs/evaluate/<name> for a policy",
     )  # fmt: skip
     parser.add_argument(
-        "--num-episodes", type=int, help="for tasks without a list of test tasks; default: the "
+        "--num-episodes", type=count, help="for tasks without a list of test tasks; default: the "
         "number of the run, 256 for a policy",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--num-paths", type=int, default=8, help="paths, for tasks in the plane")
+    parser.add_argument("--threads", type=count, default=1, help="threads of torch")
+    parser.add_argument("--num-paths", type=count, default=8, help="paths, for tasks in the plane")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the environments and of random gates"
     )
     options = parser.parse_args(arguments)
-    for name in ("num_paths", "num_episodes"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value} must be at least 1")
+    check_device("--device", options.device)
     torch.set_num_threads(options.threads)
     shared = (options.folder / CONFIG_FILE).exists()
     loaded = _load_shared(options) if shared else _load_run(options)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from torchrl_shm.sharing import export_policy
+from torchrl_shm.tools._parser import Parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
         FileNotFoundError: the folder is not that of a run, or has no checkpoint yet.
         FileExistsError: the folder to write to holds something else.
     """
-    parser = argparse.ArgumentParser("torchrl-shm export", description=__doc__)
+    parser = Parser("torchrl-shm export", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--to", type=Path, help="folder to write to; default: `export` in the run")
     parser.add_argument("--checkpoint", choices=["latest", "best"], default="latest")

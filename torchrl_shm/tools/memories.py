@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from hydra_zen import instantiate
 
 from torchrl_shm.configs import MEMORIES, SIZES
 from torchrl_shm.modules import MemorySize, measure_memory
+from torchrl_shm.tools._parser import Parser, count
 
 
 def main(arguments: Sequence[str]) -> dict[str, MemorySize]:
@@ -20,10 +20,10 @@ def main(arguments: Sequence[str]) -> dict[str, MemorySize]:
     Returns:
         Sizes by name.
     """
-    parser = argparse.ArgumentParser("torchrl-shm memories", description=__doc__)
+    parser = Parser("torchrl-shm memories", description=__doc__)
     parser.add_argument("--size", choices=["own", *SIZES], default="own", help="see size= of a run")
     parser.add_argument(
-        "--features", type=int, default=64, help="features in and out, network.embedding_size"
+        "--features", type=count, default=64, help="features in and out, network.embedding_size"
     )
     options = parser.parse_args(arguments)
     sizes: dict[str, MemorySize] = {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from torchrl_shm.figures import load_suite, plot_gaps, plot_suite, suite_table
+from torchrl_shm.tools._parser import Parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         FileNotFoundError: nothing was collected there.
     """
-    parser = argparse.ArgumentParser("torchrl-shm results", description=__doc__)
+    parser = Parser("torchrl-shm results", description=__doc__)
     parser.add_argument("folder", type=Path, help="such as docs/results/paper_credit")
     folder: Path = parser.parse_args(arguments).folder
     suite = load_suite(folder)

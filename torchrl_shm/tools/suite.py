@@ -7,7 +7,8 @@ torchrl-shm suite collect paper_credit
 `run` starts one process with one thread for each run, prints a table whenever one ends, and
 collects. Ctrl-C, or a signal of a scheduler, lets the running ones save a checkpoint; the same
 command goes on. `collect` copies what is to be kept into the folder of results: of each finished
-run its metrics, at most 200 rows, and a row of `summary.csv`.
+run its metrics, at most 200 rows, and a row of `summary.csv`. What was collected is finished, on
+whatever machine; delete its row to make it again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from torchrl_shm.configs import SUITES, SuiteRun, load_config
+from torchrl_shm.tools._parser import Parser, count
 from torchrl_shm.training.files import write_atomically
 from torchrl_shm.training.run_folder import is_running
 
@@ -53,12 +55,12 @@ def main(arguments: Sequence[str]) -> None:
         FileNotFoundError: the recipe is not there.
         ValueError: there is no such suite, or a run failed.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "torchrl-shm suite", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("action", choices=["run", "status", "collect"])
     parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; default: 1")
+    parser.add_argument("--jobs", type=count, default=1, help="processes at a time; default: 1")
     parser.add_argument("--only", default="", help="runs whose names hold this text")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument(
@@ -70,26 +72,25 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.suite not in SUITES:
         raise ValueError(f"there is no suite {options.suite!r}; choose one of {', '.join(SUITES)}")
-    if options.jobs < 1:
-        raise ValueError(f"--jobs={options.jobs} must be at least 1")
     runs = [run for run in SUITES[options.suite] if options.only in run.name]
     if not runs:
         raise ValueError(f"no run of {options.suite} has {options.only!r} in its name")
-    folder: Path = options.runs / options.suite
+    folder, results = options.runs / options.suite, options.results / options.suite
     if options.action == "run":
         if not options.recipe.is_file():
             raise FileNotFoundError(f"{options.recipe} is not there; name it with --recipe")
-        failed = _run(runs, folder, options.results / options.suite, options)
+        failed = _run(runs, folder, results, options)
         if failed:
             raise ValueError(f"{', '.join(failed)} failed: see the file `log` of each run's folder")
     elif options.action == "collect":
-        _collect(runs, folder, options.results / options.suite)
-    print(_table(runs, folder))
+        _collect(runs, folder, results)
+    print(_table(runs, folder, results))
 
 
 def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> list[str]:
     """Start and wait; returns the names of what failed."""
-    waiting = [run for run in runs if _summary(folder / run.name) is None]
+    finished = _finished(runs, folder, results)
+    waiting = [run for run in runs if run.name not in finished]
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: list[str] = []
     with _stopped_by_signals(running) as stopped:
@@ -112,7 +113,7 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
                     _collect(runs, folder, results)
                 elif not stopped:
                     failed.append(name)
-                print(_table(runs, folder), flush=True)
+                print(_table(runs, folder, results), flush=True)
     return failed
 
 
@@ -188,59 +189,76 @@ def _last_row(folder: Path) -> dict[str, str] | None:
     return rows[-1] if rows else None
 
 
-def _table(runs: list[SuiteRun], folder: Path) -> str:
+def _table(runs: list[SuiteRun], folder: Path, results: Path) -> str:
     """A line for every run, and what is left."""
+    finished = _finished(runs, folder, results)
     lines: list[str] = []
     seconds: dict[str, list[float]] = {}
     left: list[str] = []
     for run in runs:
-        summary, row = _summary(folder / run.name), _last_row(folder / run.name)
-        if summary is not None:
-            score = summary.get("eval_success")
-            text = "" if score is None else f", success {score:.2f}"
-            lines.append(f"{run.name:<50} return {summary['eval_return']:.2f}{text}")
-            seconds.setdefault(run.env, []).append(float(row["seconds"]) if row else 0.0)
-        elif row is not None:
-            lines.append(f"{run.name:<50} at frame {int(float(row['frames'])):,}")
-            left.append(run.env)
+        if row := finished.get(run.name):
+            score = row["eval_success"]
+            # empty in a file
+            text = "" if score in (None, "") else f", success {float(score):.2f}"
+            lines.append(f"{run.name:<50} return {float(row['eval_return']):.2f}{text}")
+            seconds.setdefault(run.env, []).append(float(row["seconds"]))
         else:
-            lines.append(f"{run.name:<50} -")
+            at = _last_row(folder / run.name)
+            text = "-" if at is None else f"at frame {int(float(at['frames'])):,}"
+            lines.append(f"{run.name:<50} {text}")
             left.append(run.env)
     known = [x for values in seconds.values() for x in values]
     total = f"{len(runs) - len(left)} of {len(runs)} done"
     if left and known:
         hours = sum(median(seconds.get(env, known)) for env in left) / 3600
         total += f", about {hours:.1f} hours of one core left"
-    commits = {_commit_of(folder / run.name) for run in runs if _summary(folder / run.name)}
+    commits = {row["commit"] for row in finished.values()}
     if len(commits) > 1:
         total += f"\nfinished runs are of several commits: {', '.join(sorted(commits))}"
     return "\n".join([*lines, total])
 
 
-def _collect(runs: list[SuiteRun], folder: Path, results: Path) -> None:
-    """Copy what is to be kept of finished runs; what was collected before and is gone stays."""
-    path = results / "summary.csv"
-    kept: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        with open(path, newline="") as file:
-            kept = {row["run"]: row for row in csv.DictReader(file)}
+def _finished(runs: list[SuiteRun], folder: Path, results: Path) -> dict[str, dict[str, Any]]:
+    """Rows of `summary.csv` by run: of what is in the folder, and of what was collected before."""
+    rows = _collected(results)
+    found: dict[str, dict[str, Any]] = {}
     for run in runs:
         here = folder / run.name
         summary, last = _summary(here), _last_row(here)
         if summary is None or last is None:
+            if run.name in rows:
+                found[run.name] = rows[run.name]
             continue
         config = OmegaConf.to_container(load_config(here))
         assert isinstance(config, dict)
         given = [x for x in shlex.split(config["command"]) if not x.startswith("hydra.run.dir=")]
-        kept[run.name] = {
+        found[run.name] = {
             "run": run.name, "variant": run.variant, "seconds": last["seconds"],
             "commit": _commit_of(here), "command": shlex.join(given),
             **{key: x for key, x in summary.items() if key in _COLUMNS and key != "seconds"},
         }  # fmt: skip
-        _write(results / f"{run.name}.csv", *_thinned(here / "metrics.csv"))
+    return found
+
+
+def _collect(runs: list[SuiteRun], folder: Path, results: Path) -> None:
+    """Copy what is to be kept of finished runs; what was collected before and is gone stays."""
+    kept = _collected(results) | _finished(runs, folder, results)
+    for run in runs:
+        if _summary(folder / run.name) is not None:
+            _write(results / f"{run.name}.csv", *_thinned(folder / run.name / "metrics.csv"))
     rows = [kept[name] for name in sorted(kept)]
     if rows:
-        _write(path, list(_COLUMNS), [[row.get(key, "") for key in _COLUMNS] for row in rows])
+        table = [[row.get(key, "") for key in _COLUMNS] for row in rows]
+        _write(results / "summary.csv", list(_COLUMNS), table)
+
+
+def _collected(results: Path) -> dict[str, dict[str, Any]]:
+    """Rows of `summary.csv` by run."""
+    path = results / "summary.csv"
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
 
 
 def _thinned(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.checks import check_count, check_device, check_option
 from torchrl_shm.training.compiling import Compile
 from torchrl_shm.training.finite import OnNonfinite
 
@@ -75,13 +73,4 @@ class Experiment:
         Raises:
             ValueError: `device` is unknown or missing.
         """
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise ValueError(
-                f"experiment.device={self.device!r} is unknown; use cpu or cuda"
-            ) from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"experiment.device={self.device!r}: torch finds no CUDA device; use cpu"
-            )
+        check_device("experiment.device", self.device)

@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -43,6 +44,22 @@ class Stateful(Protocol):
         ...
 
 
+# note on errors after the first batch was asked for
+_TRAINING = "The error is of the training"
+
+
+def is_of_training(error: BaseException) -> bool:
+    """Whether a `TrainingRun` had begun to train when an error was raised.
+
+    Args:
+        error: what a recipe raised.
+
+    Returns:
+        False for whatever went wrong before, such as options that do not fit each other.
+    """
+    return any(note.startswith(_TRAINING) for note in getattr(error, "__notes__", ()))
+
+
 class TrainingRun:
     """Seeds, folder, logs, checkpoints, signals, resume and the final evaluation of one run.
 
@@ -56,7 +73,8 @@ class TrainingRun:
     | one of them again | ends the process at once |
     | SIGUSR1 | saves after the update that is going on, and goes on |
 
-    An error ends the run where it is; the newest checkpoint stays.
+    An error ends the run where it is; the newest checkpoint stays. Where nothing was trained yet,
+    the folder goes as well.
 
     Args:
         folder: where the run writes; `open` makes and locks it.
@@ -107,6 +125,7 @@ class TrainingRun:
         self._start = self._last = time.perf_counter()
         self._saved: int | None = None
         self._signals = Signals()
+        self._wrote_config = False
 
     @classmethod
     def open(
@@ -154,18 +173,39 @@ class TrainingRun:
         if run.summary is not None:
             print(json.dumps(run.summary), flush=True)
             return run
-        torch.set_num_threads(experiment.threads)
-        torch.manual_seed(experiment.seed)
+        try:
+            run._set_up(logger, config)
+        except Exception:
+            run._discard()
+            raise
+        return run
+
+    def _set_up(
+        self, logger: Callable[..., Logger | None] | None, config: DictConfig | None
+    ) -> None:
+        """Seed all generators, write the configuration, open the logger."""
+        torch.set_num_threads(self.experiment.threads)
+        torch.manual_seed(self.experiment.seed)
         # environments of other packages may draw from these
-        random.seed(experiment.seed)
-        np.random.seed(experiment.seed)
+        random.seed(self.experiment.seed)
+        np.random.seed(self.experiment.seed)
+        path = self.folder.path
         if config is not None:
             plain: Any = OmegaConf.to_container(config, resolve=True)
             # a run that is taken up keeps its configuration
             plain["experiment"]["resume"] = None
-            write_atomically(folder.path / "config.yaml", OmegaConf.to_yaml(plain).encode())
-        run._logger = None if logger is None else logger(run_dir=str(folder.path))
-        return run
+            self._wrote_config = not (path / "config.yaml").exists()
+            write_atomically(path / "config.yaml", OmegaConf.to_yaml(plain).encode())
+        self._logger = None if logger is None else logger(run_dir=str(path))
+
+    def _discard(self) -> None:
+        """Leave nothing behind of a run that has not begun."""
+        if self._wrote_config:
+            (self.folder.path / "config.yaml").unlink(missing_ok=True)
+        self.folder.close()
+        # whatever else is there stays
+        with suppress(OSError):
+            self.folder.path.rmdir()
 
     def track(self, **parts: Stateful) -> None:
         """Register what changes while training; all of it is saved and restored.
@@ -341,7 +381,11 @@ class TrainingRun:
             self._collector.close()
         self._signals.__exit__(kind, error, trace)
         self.folder.close()
-        if error is not None:
+        # both are set where training begins
+        if isinstance(error, Exception) and self._bar is None and self.summary is None:
+            self._discard()
+        elif error is not None:
+            error.add_note(f"{_TRAINING}, update {self.updates} of {self.folder.path}.")
             saved = self.folder.checkpoints.steps()
             if saved:
                 _say(

@@ -1,0 +1,185 @@
+"""Mistakes of a command line in one to three lines, in place of a traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from difflib import get_close_matches
+from typing import Any
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from torchrl_shm.configs.groups import MEMBERS
+from torchrl_shm.training.run import is_of_training
+
+# asks Hydra to leave errors as they are
+_TRACEBACK = "HYDRA_FULL_ERROR"
+_explaining: ContextVar[bool] = ContextVar("explaining", default=False)
+# groups whose options are the same for all tasks and memories
+_COMMON = ("experiment", "algo", "network", "collector", "logger")
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError)
+
+
+@contextmanager
+def mistakes_in_a_line() -> Generator[None]:
+    """End the process with code 2 and a few words where a command line is wrong.
+
+    What goes wrong once training has begun, and what nobody has foreseen, keeps its traceback; with
+    the environment variable `HYDRA_FULL_ERROR=1` all does.
+
+    Raises:
+        SystemExit: a mistake was explained on stderr.
+    """
+    if os.environ.get(_TRACEBACK):
+        yield
+        return
+    os.environ[_TRACEBACK] = "1"
+    token = _explaining.set(True)
+    try:
+        yield
+    except Exception as error:
+        refuse(error)
+        raise
+    finally:
+        _explaining.reset(token)
+        del os.environ[_TRACEBACK]
+
+
+def refuse(error: Exception) -> None:
+    """End the process where an error is a mistake of the command line, and explain it.
+
+    Where tracebacks are asked for, or no command line was read, nothing happens.
+
+    Args:
+        error: what was raised.
+
+    Raises:
+        SystemExit: it is one; it was explained on stderr.
+    """
+    if _explaining.get() and (text := explain(error)):
+        print(text, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def explain(error: Exception) -> str | None:
+    """Say what is wrong with a command line.
+
+    Args:
+        error: what was raised on the way from the command line to the first batch.
+
+    Returns:
+        One to three lines; `None` if this is no mistake of the command line.
+    """
+    if is_of_training(error):
+        return None
+    match error:
+        case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
+            group, _, name = path.rpartition("/")
+            return f"{group}={name} is unknown; {_instead(name, options)}"
+        case OverrideParseException(override=str(text)):
+            said = str(error).splitlines()
+            # a first line that repeats what was given
+            reason = next((line for line in said if not line.startswith("Error parsing")), said[0])
+            return f"{text} cannot be read, {reason}; write group.name=value"
+        case ConfigCompositionException(__cause__=OmegaConfBaseException() as cause):
+            return _explain_override(str(error).splitlines()[0], cause)
+        case InstantiationException(__cause__=ValidationError() as cause):
+            place = re.search(r"^full_key: (.+)$", str(error), re.M)
+            return _explain_types(cause, place[1] if place else "")
+        case InstantiationException(__cause__=Exception() as cause):
+            return explain(cause)
+        case ValidationError():
+            return _explain_types(error)
+        case HydraException() | OmegaConfBaseException():
+            return _short(str(error))
+        case OSError(filename=str(name), strerror=str(reason)):
+            return f"{name}: {reason}"
+        # a sentence, and no key that a dictionary lacks
+        case KeyError(args=(str(text),)) if " " in text and _is_ours(error):
+            return _short(text)
+        case _ if isinstance(error, _EXPECTED) and _is_ours(error):
+            # a value or a file that is wrong needs no more words than these
+            plain = isinstance(error, ValueError | OSError | ImportError)
+            return _short(str(error)) + ("" if plain else f"\n({_TRACEBACK}=1 shows where)")
+        case _:
+            return None
+
+
+def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
+    """A value that does not fit, or an option that does not exist."""
+    reason = _short(str(cause), 1)
+    if given := re.match(r"Error merging override (.+)", message):
+        return f"{given[1]}: {reason}"
+    unknown = re.match(r"Could not override '(.+)'", message)
+    if unknown is None:
+        return f"{message} {reason}"
+    # where the group is unknown, the key is that of the group
+    place, _, name = (cause.full_key or unknown[1]).rpartition(".")
+    options = _options(cause.parent_node)
+    if not get_close_matches(name, options, 1):
+        # it may be that of another group, or have none
+        everywhere = {
+            f"{path.partition('/')[0]}.{option}": option
+            for path, member in MEMBERS.items()
+            if path.partition("/")[0] in _COMMON
+            for option in _options(OmegaConf.structured(member.make()))
+        }
+        near = get_close_matches(name, everywhere.values(), 1, 0.8)
+        if near:
+            found = sorted(full for full, option in everywhere.items() if option == near[0])
+            return f"{unknown[1]} is unknown; did you mean {' or '.join(found)}?"
+    given = f"{place}.{name}" if place else name
+    return f"{given} is unknown; {_instead(name, options, place)}"
+
+
+def _options(config: Any) -> list[str]:
+    """Names that may be set, without those of hydra and hydra-zen."""
+    if not isinstance(config, Mapping):
+        return []
+    return [str(key) for key in config if key[0] != "_" and key not in ("hydra", "cell")]
+
+
+def _explain_types(error: ValidationError, place: str = "") -> str:
+    """The first value whose type is wrong."""
+    first = error.errors()[0]
+    name = ".".join(map(str, filter(None, (place, *first["loc"]))))
+    return f"{name}={first['input']!r}: {_short(first['msg'], 1)}"
+
+
+def _instead(name: str, options: Iterable[str], place: str = "") -> str:
+    """The nearest names, or else all of them."""
+    options = sorted(options)
+    near = get_close_matches(name, options, 3)
+    if near:
+        names = [f"{place}.{option}" if place else option for option in near]
+        return f"did you mean {' or '.join(names)}?"
+    names = ", ".join(options)
+    if len(names) > 400:
+        return "--help lists what there is"
+    return f"{place} has {names}" if place else f"choose one of {names}"
+
+
+def _short(text: str, lines: int = 2) -> str:
+    return "\n".join([line.strip() for line in text.strip().splitlines() if line.strip()][:lines])
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package, or what reads the command line, has raised it in words for users."""
+    trace, module = error.__traceback__, ""
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        trace = trace.tb_next
+    return module.partition(".")[0] in ("torchrl_shm", "hydra", "omegaconf")
