@@ -9,12 +9,8 @@ import os
 import runpy
 import subprocess
 import sys
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator, Mapping
-=======
 import traceback
-from collections.abc import Iterator, Mapping
->>>>>>> main
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from functools import partial
