@@ -45,12 +45,7 @@ def main(
     zen_cfg: DictConfig | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate on the test tasks, and return the summary."""
-    algo.check_batch(experiment.num_envs)
-    if experiment.on_nonfinite == "skip":
-        raise ValueError(
-            "experiment.on_nonfinite=skip leaves sequences out, and groups need all of theirs; "
-            "use stop"
-        )
+    algo.check_batch(experiment.num_envs, experiment.on_nonfinite)
     with TrainingRun.open("grpo_shm", experiment, env, memory, logger, zen_cfg) as run:
         if run.summary is not None:
             return run.summary

@@ -182,20 +182,26 @@ class GRPO:
         # one alone is always as good as its group
         check_count("algo.group_size", self.group_size, 2)
 
-    def check_batch(self, num_envs: int) -> None:
-        """Refuse minibatches that a batch does not fill, and groups that do not fill it.
+    def check_batch(self, num_envs: int, on_nonfinite: str = "stop") -> None:
+        """Refuse minibatches and groups that do not fill a batch, or would lose a part of it.
 
         Args:
             num_envs: environments, hence sequences per batch.
+            on_nonfinite: that of the experiment.
 
         Raises:
-            ValueError: `sequences_per_minibatch` is more than that, or `group_size` does not
-                divide it.
+            ValueError: `sequences_per_minibatch` is more than `num_envs`, `group_size` does not
+                divide it, or `on_nonfinite` is `"skip"`, which leaves sequences out.
         """
         _check_minibatch(self.sequences_per_minibatch, num_envs)
         if num_envs % self.group_size:
             raise ValueError(
                 f"algo.group_size={self.group_size} must divide experiment.num_envs={num_envs}"
+            )
+        if on_nonfinite == "skip":
+            raise ValueError(
+                "experiment.on_nonfinite=skip leaves sequences out, and groups need all of theirs; "
+                "use stop"
             )
 
 
