@@ -32,12 +32,10 @@ from torchrl_shm.training import (
     RolloutCollector,
     SelfImitation,
     TrainingRun,
+    check_ratio,
     make_test_env,
 )
 
-# how far from 1 the probability ratio of a batch's first minibatch may be: nothing was learned
-# from the batch yet, so more than rounding means that recurrent mode lost the memory or the gates
-RATIO_TOLERANCE = 1e-2
 LOGGED = ("loss_objective", "loss_critic", "kl_approx", "clip_fraction", "grad_norm")
 
 
@@ -167,18 +165,6 @@ def main(
 
         # evaluate: every test task once, with the mean action and the task's own reward
         return run.finish(policy, test_env)
-
-
-def check_ratio(term: TensorDictBase) -> float:
-    """Stop if the policy of the loss is not the policy that acted."""
-    ratio, mean = float(term["max_ratio"]), float(term["mean_ratio"])
-    if not max(abs(ratio - 1), abs(mean - 1)) <= RATIO_TOLERANCE:
-        raise RuntimeError(
-            f"the probability ratio of a first minibatch is {ratio} at most and {mean} on average, "
-            "not 1: recurrent mode does not repeat what acted. memory.state=zero forgets sequences "
-            "that start in mid-episode; for a memory of your own run torchrl_shm.check_memory"
-        )
-    return ratio
 
 
 if __name__ == "__main__":

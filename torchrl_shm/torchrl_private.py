@@ -75,6 +75,18 @@ def number_episodes(collector: Any, came_next: TensorDictBase) -> None:
     collector._update_traj_ids({"next": came_next})
 
 
+def start_over(collector: Any) -> None:
+    """Start new episodes everywhere, as collectors with `reset_at_each_iter` do.
+
+    Would be replaced by `collector.reset()`, which writes into tensors that are not its own.
+
+    Args:
+        collector: a `torchrl.collectors.Collector`, in the process in which it steps.
+    """
+    collector._carrier.update(collector.env.reset())
+    collector._start_new_trajectories()
+
+
 def only_steps(collector: Any) -> bool:
     """Whether a collector does nothing but to step one environment and to stack the steps.
 
@@ -91,7 +103,6 @@ def only_steps(collector: Any) -> bool:
         or c._truncated_keys
         or c.compiled_policy
         or c.cudagraphed_policy
-        or c.reset_at_each_iter
         or c.pre_collect_hook is not None
         or c.replay_buffer is not None
         or c.interruptor is not None

@@ -1,8 +1,6 @@
-r"""Draw memory and calibration of a trained agent over an episode of Visual Match.
+"""Draw memory and calibration of a trained agent over an episode of Visual Match.
 
-python recipes/ppo_shm.py env=visual_match_100 experiment.seed=1 \
-    experiment.total_frames=4000000 hydra.run.dir=runs/match
-python docs/pictures/visual_match.py runs/match
+python docs/pictures/visual_match.py docs/results/policies/visual_match_100
 
 writes `visual_match.png` beside this file.
 """
@@ -20,8 +18,8 @@ from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
 
 from torchrl_shm import SHM
-from torchrl_shm.configs import instantiate_saved
-from torchrl_shm.training import RunFolder, make_test_env
+from torchrl_shm.sharing import load_policy, load_task
+from torchrl_shm.training import make_test_env
 
 HERE = Path(__file__).parent
 # the step whose picture is shown, and what the agent is doing then
@@ -30,18 +28,15 @@ NUM_EPISODES = 64
 
 
 @torch.no_grad()
-def play(run: str) -> tuple[list[Tensor], Tensor, Tensor]:
+def play(policy_folder: str) -> tuple[list[Tensor], Tensor, Tensor]:
     """Play test episodes, and look at the first one that ends at the right field.
 
     Returns:
         Its boards, uint8 `[H, W, 3]` for each of T steps, its memories `[T, H, H]` after each step,
         and the calibrations `[T, H, H]` that acted.
     """
-    parts = instantiate_saved(run)
-    env = make_test_env(parts["env"], num_episodes=NUM_EPISODES)
-    operator = parts["network"](env, parts["memory"])
-    operator.load_state_dict(RunFolder(run).checkpoints.load()["operator"])
-    policy = operator.get_policy_operator()
+    env = make_test_env(load_task(policy_folder), num_episodes=NUM_EPISODES)
+    policy = load_policy(policy_folder).module
     (cell,) = (module for module in policy.modules() if isinstance(module, SHM))
     transformed = TransformedEnv(env, get_env_transforms_from_module(policy))
     boards, memories, calibrations = [], [], []
@@ -61,18 +56,19 @@ def play(run: str) -> tuple[list[Tensor], Tensor, Tensor]:
     return seen, torch.stack(memories)[:, first], torch.stack(calibrations)[:, first]
 
 
-def main(run: str) -> None:
+def main(policy_folder: str) -> None:
     """Draw three moments of the episode, and the product of C since the color was seen."""
-    boards, memories, calibrations = play(run)
+    boards, memories, calibrations = play(policy_folder)
     figure = Figure(figsize=(5, 7.6), layout="constrained")
     rows = figure.subfigures(2, 1, height_ratios=(3, 1.3))
     grid = rows[0].subplots(3, len(MOMENTS), height_ratios=(1.3, 2, 2))
     bound = float(memories.abs().quantile(0.99))
+    gap = float((calibrations - 1).abs().quantile(0.99))
     for column, (step, title) in enumerate(MOMENTS.items()):
         grid[0, column].imshow(boards[step])
         grid[0, column].set_title(title, fontsize=8)
         matrix = grid[1, column].imshow(memories[step], cmap="RdBu", vmin=-bound, vmax=bound)
-        gates = grid[2, column].imshow(calibrations[step], cmap="PuOr", vmin=0, vmax=2)
+        gates = grid[2, column].imshow(calibrations[step], cmap="PuOr", vmin=1 - gap, vmax=1 + gap)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     for row, name in enumerate(("board", "memory M", "calibration C")):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from torchrl_shm.configs import PPO, SAC
+from torchrl_shm.configs import GRPO, PPO, SAC, Reinforce
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,23 @@ def test_values_out_of_range(values: dict[str, Any], message: str) -> None:
         PPO(**values)
 
 
+@pytest.mark.parametrize(
+    ("algo", "values", "message"),
+    [
+        (Reinforce, {"rollout_length": 0}, r"algo\.rollout_length must be at least 1"),
+        (Reinforce, {"critic_coeff": 0.0}, r"algo\.critic_coeff=0\.0 must be positive"),
+        (Reinforce, {"gamma": -0.1}, r"algo\.gamma=-0\.1 must be between 0 and 1"),
+        (GRPO, {"epochs": 0}, r"algo\.epochs must be at least 1"),
+        (GRPO, {"group_size": 1}, r"algo\.group_size must be at least 2, got 1"),
+        (GRPO, {"clip_epsilon": 0.0}, r"algo\.clip_epsilon=0\.0 must be positive"),
+        (GRPO, {"kl_coeff": float("nan")}, r"algo\.kl_coeff=nan must not be negative"),
+    ],
+)
+def test_values_of_others_out_of_range(algo: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        algo(**values)
+
+
 def test_bounds_are_allowed() -> None:
     assert (PPO(gamma=0, lmbda=0).gamma, PPO(gamma=1, lmbda=1).gamma) == (0, 1)
 
@@ -33,8 +50,15 @@ def test_bounds_are_allowed() -> None:
 def test_minibatches_are_not_larger_than_batches() -> None:
     PPO(sequences_per_minibatch=8).check_batch(num_envs=8)
     message = r"algo\.sequences_per_minibatch=9 .* experiment\.num_envs=8"
-    with pytest.raises(ValueError, match=message):
-        PPO(sequences_per_minibatch=9).check_batch(num_envs=8)
+    for algo in (PPO(sequences_per_minibatch=9), GRPO(sequences_per_minibatch=9)):
+        with pytest.raises(ValueError, match=message):
+            algo.check_batch(num_envs=8)
+
+
+def test_groups_fill_a_batch() -> None:
+    GRPO(group_size=4, sequences_per_minibatch=8).check_batch(num_envs=8)
+    with pytest.raises(ValueError, match=r"^algo\.group_size=16 must divide .*num_envs=40$"):
+        GRPO().check_batch(num_envs=40)
 
 
 @pytest.mark.parametrize(

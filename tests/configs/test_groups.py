@@ -17,7 +17,7 @@ from tensordict import TensorDict
 
 from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
-from torchrl_shm.configs import ENVS, MEMORIES, PPO, SAC, TUNED
+from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, SAC, TUNED, Reinforce
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import make_memory
@@ -32,7 +32,7 @@ RUNTIME = {
                "device", "dtype"},
     "network": {"env", "memory", "device"},
     "collector": {"make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed",
-                  "device"},
+                  "device", "group_size", "reset_each_batch"},
     "logger": {"run_dir"},
 }  # fmt: skip
 POINT: dict[str, Any] = {"shaping_radii": (0.001, 10.0)}
@@ -171,17 +171,18 @@ def test_memories(name: str) -> None:
 
 def test_tuned_values_are_fields() -> None:
     """Cheaper than composing every task."""
-    networks: dict[str, Any] = {"ppo": make_actor_critic, "sac": make_soft_actor_critic}
-    assert TUNED.keys() == networks.keys()
-    for algo, name, values in [(x, *item) for x in TUNED for item in TUNED[x].items()]:
+    algos: dict[str, Any] = {"ppo": PPO, "sac": SAC, "reinforce": Reinforce, "grpo": GRPO}
+    assert TUNED.keys() == algos.keys()
+    for algo, name, values in [(x, *item) for x in algos for item in TUNED[x].items()]:
         assert name in ENVS
         assert values.keys() <= {"algo", "experiment", "network"}
-        assert values["network"].keys() <= inspect.signature(networks[algo]).parameters.keys()
-        num_envs = Experiment(**values["experiment"]).num_envs
-        if algo == "ppo":
-            PPO(**values["algo"]).check_batch(num_envs)
-        else:
-            SAC(**values["algo"]).check_buffer(num_envs)
+        network = make_soft_actor_critic if algo == "sac" else make_actor_critic
+        assert values["network"].keys() <= inspect.signature(network).parameters.keys()
+        built, experiment = algos[algo](**values["algo"]), Experiment(**values["experiment"])
+        if algo == "sac":
+            built.check_buffer(experiment.num_envs)
+        elif algo != "reinforce":
+            built.check_batch(experiment.num_envs)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,19 @@ def test_sequences_of_sac_are_whole_episodes(name: str) -> None:
     env = build(f"env/{name}")(num_envs=1, seed=0)
     algo = SAC(**TUNED["sac"][name]["algo"])
     assert algo.rollout_length == getattr(env, "num_episodes", 1) * env.max_steps
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wind", "t_maze_passive", "t_maze_active", "memory_length", "point_robot", "key_to_door_100",
+     "visual_match_100"],
+)  # fmt: skip
+def test_whole_episodes_fit_into_a_rollout(name: str) -> None:
+    """REINFORCE and GRPO would leave out the rest."""
+    env = build(f"env/{name}")(num_envs=1, seed=0)
+    for algo, default in {"reinforce": Reinforce, "grpo": GRPO}.items():
+        found = default(**TUNED[algo].get(name, {"algo": {}})["algo"])
+        assert found.rollout_length == getattr(env, "num_episodes", 1) * env.max_steps
 
 
 @pytest.mark.parametrize(

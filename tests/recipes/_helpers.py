@@ -10,7 +10,7 @@ import runpy
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,9 +21,9 @@ from unittest.mock import patch
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from recipes import ppo_shm
+from recipes import grpo_shm, ppo_shm, reinforce_shm
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.configs import PPO
+from torchrl_shm.configs import GRPO, PPO, Reinforce
 from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector, RunFolder
 
@@ -40,6 +40,13 @@ TINY = (
 FRAMES_PER_UPDATE = 8 * 20
 # 500 frames in whole batches
 UPDATES, FRAMES = 4, 640
+
+# recipes by name, and the hyperparameters of each
+RECIPES: dict[str, tuple[Any, Any]] = {
+    "ppo_shm": (ppo_shm.main, PPO),
+    "reinforce_shm": (reinforce_shm.main, Reinforce),
+    "grpo_shm": (grpo_shm.main, partial(GRPO, group_size=4)),
+}
 
 # what Hydra sets up would outlive the command
 _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -101,14 +108,24 @@ def process(script: str, *arguments: str, cwd: Path) -> Result:
     return Result(found.stdout, found.stderr, found.returncode)
 
 
-def train(folder: Path, **replace: Any) -> dict[str, Any]:
-    """Call the recipe with plain objects; fields of `Experiment` and `PPO` change the tiny ones."""
+def fitting(recipe: str, options: Iterable[str]) -> tuple[str, ...]:
+    """Options of the command line less those that an algorithm does not have."""
+    names = {f"algo.{field.name}" for field in fields(RECIPES[recipe][1]())}
+    groups = ("algo.group_size=2",) if "algo.group_size" in names else ()
+    return (*groups, *(x for x in options if x[:5] != "algo." or x.partition("=")[0] in names))
+
+
+def train(folder: Path, recipe: str = "ppo_shm", **replace: Any) -> dict[str, Any]:
+    """Call a recipe with plain objects; fields of `Experiment` and `algo` change the tiny ones."""
+    main, make_algo = RECIPES[recipe]
     experiment: dict[str, Any] = {"total_frames": FRAMES, "num_envs": 8, "checkpoint_interval": 1}
     algo: dict[str, Any] = {
         "rollout_length": 20, "sequences_per_minibatch": 4, "epochs": 2, "learning_rate": 3e-3,
     }  # fmt: skip
     experiment |= {"run_dir": str(folder)}
-    for values, kind in ((experiment, Experiment), (algo, PPO)):
+    known = {field.name for field in fields(make_algo())}
+    algo = {name: value for name, value in algo.items() if name in known}
+    for values, kind in ((experiment, Experiment()), (algo, make_algo())):
         names = {field.name for field in fields(kind)} & replace.keys()
         values |= {name: replace.pop(name) for name in names}
     parts: dict[str, Any] = {
@@ -118,7 +135,7 @@ def train(folder: Path, **replace: Any) -> dict[str, Any]:
         "collector": RolloutCollector,
     }
     parts |= replace
-    return ppo_shm.main(**parts, experiment=Experiment(**experiment), algo=PPO(**algo))
+    return main(**parts, experiment=Experiment(**experiment), algo=make_algo(**algo))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, str]]:

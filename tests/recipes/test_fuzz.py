@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from recipes import ppo_shm
+from tests.recipes._helpers import RECIPES, fitting
 from torchrl_shm.configs import ENVS as ALL_ENVS
 from torchrl_shm.configs import MEMORIES as ALL_MEMORIES
 from torchrl_shm.configs import register
@@ -83,14 +83,16 @@ def options_of(group: str, name: str) -> dict[str, Any]:
 
 
 @st.composite
-def overrides(draw: st.DrawFn) -> dict[str, Any]:
-    """Members of groups, and values of some of their options."""
+def overrides(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """A recipe, members of groups, and values of some of their options."""
+    recipe = draw(st.sampled_from(sorted(RECIPES)))
     found: dict[str, Any] = {
         "env": draw(st.sampled_from(ENVS)),
         "memory": draw(st.sampled_from(MEMORIES)),
         "size": draw(st.sampled_from(["own", "params", "state"])),
     }
-    members = {**found, "algo": "ppo", "network": "actor_critic", "experiment": "default"}
+    algo = recipe.partition("_")[0]
+    members = {**found, "algo": algo, "network": "actor_critic", "experiment": "default"}
     for group in draw(st.lists(st.sampled_from(sorted(members.keys() - {"size"})), max_size=4)):
         if options := options_of(group, members[group]):
             key = draw(st.sampled_from(list(options)))
@@ -98,30 +100,31 @@ def overrides(draw: st.DrawFn) -> dict[str, Any]:
             if value == 10**9 and any(part in key for part in BIG):
                 value = 9
             found[f"{group}.{key}"] = value
-    return found
+    return recipe, found
 
 
-def compose_run(chosen: dict[str, Any], run_dir: str) -> DictConfig:
+def compose_run(recipe: str, chosen: dict[str, Any], run_dir: str) -> DictConfig:
     names = {"experiment.names": "{env: x, memory: y}", "experiment.run_dir": run_dir}
     values = {**SMALL, **names, **chosen}
     lines = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     with initialize(version_base="1.3", config_path=None):
-        return compose("fuzz", lines)
+        return compose(f"fuzz_{recipe}", list(fitting(recipe, lines)))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def recipe() -> None:
-    register("fuzz", algo="ppo")
+def configurations() -> None:
+    for recipe in RECIPES:
+        register(f"fuzz_{recipe}", algo=recipe.partition("_")[0])
 
 
-def outcome(chosen: dict[str, Any]) -> str | None:
+def outcome(recipe: str, chosen: dict[str, Any]) -> str | None:
     """The error of a run; `None` if it went to its end."""
-    run = zen(ppo_shm.main, instantiation_wrapper=pydantic_parser)
+    run = zen(RECIPES[recipe][0], instantiation_wrapper=pydantic_parser)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # a memory that is reported as large, or damaged files, are no subject here
         warnings.simplefilter("ignore", UserWarning)
         try:
-            summary = run(compose_run(chosen, folder))
+            summary = run(compose_run(recipe, chosen, folder))
         # what is meant for people to read; anything else comes out of the depth of a library
         except (ValueError, TypeError, KeyError, FloatingPointError, HydraException) as error:
             return str(error)
@@ -140,11 +143,12 @@ def outcome(chosen: dict[str, Any]) -> str | None:
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     database=None,
 )
-@given(chosen=overrides())
-def test_every_outcome_is_a_run_or_a_clear_error(chosen: dict[str, Any]) -> None:
-    message = outcome(chosen)
+@given(drawn=overrides())
+def test_every_outcome_is_a_run_or_a_clear_error(drawn: tuple[str, dict[str, Any]]) -> None:
+    recipe, chosen = drawn
+    message = outcome(recipe, chosen)
     if message is None:
         return
     # it names an option that was given, or one that would help
     named = [key.split(".")[-1] for key in chosen if "." in key]
-    assert any(name in message for name in [*named, "memory.clamp", "algo."]), (chosen, message)
+    assert any(name in message for name in [*named, "memory.clamp", "algo."]), (drawn, message)

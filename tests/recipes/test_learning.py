@@ -38,6 +38,33 @@ def test_memory_pays(
         assert least <= result.summary[score] <= most, memory
 
 
+# recipe, preset, entry of the summary, and its least and most with SHM and with no memory; seed 0.
+# Without a memory an agent passes through the goal of Wind, but cannot stay there
+OTHERS = [
+    ("reinforce_shm", "memory_length", "eval_success", (0.98, 1.0), (0.4, 0.6)),
+    ("grpo_shm", "t_maze_passive", "eval_success", (0.98, 1.0), (0.4, 0.6)),
+    ("grpo_shm", "wind", "eval_success", (0.8, 1.0), (0.0, 0.9)),
+    ("grpo_shm", "wind", "eval_return", (60.0, 81.7), (0.0, 55.0)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "env", "score", "solved", "guessed"), OTHERS)
+def test_memory_pays_with_other_algorithms(
+    tmp_path: Path,
+    recipe: str,
+    env: str,
+    score: str,
+    solved: tuple[float, float],
+    guessed: tuple[float, float],
+) -> None:
+    for memory, (least, most) in {"shm": solved, "mlp": guessed}.items():
+        place = f"hydra.run.dir={tmp_path / memory}"
+        result = command(f"{recipe}.py", f"env={env}", f"memory={memory}", place)
+        assert result.code == 0, result.stderr
+        assert least <= result.summary[score] <= most, memory
+
+
 # of the off-policy recipe: preset, further values, and the same two intervals of the success
 OFF_POLICY = [
     ("memory_length", ("env.length=20", "algo.rollout_length=21"), (0.98, 1.0), (0.35, 0.65)),

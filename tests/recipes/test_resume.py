@@ -16,9 +16,11 @@ import torch
 
 from tests._processes import Child, wait_until
 from tests.recipes._helpers import (
+    RECIPES,
     Result,
     check_same_runs,
     command,
+    fitting,
     process,
     read_metrics,
     without_time,
@@ -51,21 +53,22 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a run that nothing stopped."""
 
     @cache
-    def make(*arguments: str) -> Path:
+    def make(*arguments: str, recipe: str = "ppo_shm") -> Path:
         folder = tmp_path_factory.mktemp("straight") / "run"
-        result = start(folder, *arguments)
+        result = start(folder, *arguments, recipe=recipe)
         assert result.code == 0, result.stderr
         return folder
 
     return make
 
 
-def start(folder: Path, *arguments: str) -> Result:
-    return command("ppo_shm.py", *SMALL, *arguments, f"hydra.run.dir={folder}")
+def start(folder: Path, *arguments: str, recipe: str = "ppo_shm") -> Result:
+    small = fitting(recipe, SMALL)
+    return command(f"{recipe}.py", *small, *arguments, f"hydra.run.dir={folder}")
 
 
-def resume(folder: Path, *arguments: str) -> Result:
-    return command("ppo_shm.py", f"experiment.resume={folder}", *arguments)
+def resume(folder: Path, *arguments: str, recipe: str = "ppo_shm") -> Result:
+    return command(f"{recipe}.py", f"experiment.resume={folder}", *arguments)
 
 
 def num_rows(folder: Path) -> int:
@@ -84,11 +87,13 @@ def kill(begin: Callable[[], Result], folder: Path, after: int = 3) -> None:
     assert not (folder / "summary.json").exists()
 
 
-def check_killed_and_resumed(tmp_path: Path, straight: Path, *arguments: str) -> None:
+def check_killed_and_resumed(
+    tmp_path: Path, straight: Path, *arguments: str, recipe: str = "ppo_shm"
+) -> None:
     folder = tmp_path / "run"
-    kill(partial(start, folder, *arguments), folder)
+    kill(partial(start, folder, *arguments, recipe=recipe), folder)
     config, before = (folder / "config.yaml").read_bytes(), num_rows(folder)
-    result = resume(folder)
+    result = resume(folder, recipe=recipe)
     assert result.code == 0, result.stderr
     (at,) = [int(line.split()[-1]) for line in result.stderr.splitlines() if "resumed" in line]
     # from a checkpoint, not from the row that was written last
@@ -104,6 +109,11 @@ class TestKilled:
     @pytest.mark.parametrize("case", CASES)
     def test_and_resumed(self, straight: Any, tmp_path: Path, case: str) -> None:
         check_killed_and_resumed(tmp_path, straight(*CASES[case]), *CASES[case])
+
+    @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"ppo_shm"}))
+    def test_other_recipes(self, straight: Any, tmp_path: Path, recipe: str) -> None:
+        whole = straight(*CASES["wind"], recipe=recipe)
+        check_killed_and_resumed(tmp_path, whole, *CASES["wind"], recipe=recipe)
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")

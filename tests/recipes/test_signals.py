@@ -37,13 +37,13 @@ SECONDS = 10
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a run that nothing stopped."""
 
     @cache
-    def make() -> Path:
+    def make(recipe: str = "ppo_shm") -> Path:
         folder = tmp_path_factory.mktemp("straight")
-        train(folder)
+        train(folder, recipe)
         return folder
 
     return make
@@ -79,6 +79,29 @@ def test_in_every_phase(
     assert caught.value.code == 0
     assert saved_state(tmp_path)["updates"] == len(read_metrics(tmp_path)) == updates
     train(tmp_path, resume=str(tmp_path))
+    check_same_runs(tmp_path, expected)
+
+
+@pytest.mark.parametrize(("recipe", "nth"), [("reinforce_shm", 2), ("grpo_shm", 7)])
+def test_other_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: Any, recipe: str, nth: int
+) -> None:
+    """In their second update."""
+    expected = straight(recipe)
+    step, calls = torch.optim.Adam.step, iter(range(1, 10**6))
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if next(calls) == nth:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", interrupted)
+        with pytest.raises(SystemExit) as caught:
+            train(tmp_path, recipe)
+    assert caught.value.code == 0
+    assert saved_state(tmp_path)["updates"] == len(read_metrics(tmp_path)) == 2
+    train(tmp_path, recipe, resume=str(tmp_path))
     check_same_runs(tmp_path, expected)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase
+from torch.testing import assert_close
+from torchrl.envs import EnvBase, StepCounter, TransformedEnv
 
 from tests._processes import Child
 from tests.training._helpers import MEMORIES, make_operator, time_limit
@@ -305,3 +306,67 @@ class TestState:
         batches = list(second)
         assert len(batches) == 2
         assert batches[0]["is_init"][:, 0].all()
+
+    def test_with_new_episodes_in_every_batch(self) -> None:
+        options = {"reset_each_batch": True, "group_size": 2}
+        first, second = make_collector(**options), make_collector(**options)
+        batches = iter(first)
+        next(batches)
+        state, generator = copy.deepcopy(first.state_dict()), torch.get_rng_state()
+        expected = list(batches)
+        second.load_state_dict(state)
+        torch.set_rng_state(generator)
+        check_same(list(second), expected)
+
+
+def winds_of(batch: TensorDictBase) -> torch.Tensor:
+    """The winds of the first steps, which are drawn once per episode."""
+    moved = batch["next", "observation"][:, 0] - batch["observation"][:, 0]
+    return moved - 0.1 * batch["action"][:, 0].clamp(-1, 1)
+
+
+class TestGroups:
+    """Rows that play the same layout, from the first step of a batch."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, pytest.param({"backend": "multi_sync", "num_workers": 1}, marks=pytest.mark.slow)],
+        ids=["here", "worker"],
+    )
+    def test_every_batch_is_a_new_start(self, options: dict[str, Any]) -> None:
+        batches = collect(group_size=2, reset_each_batch=True, **options)
+        winds: list[torch.Tensor] = []
+        for batch in batches:
+            assert batch["is_init"][:, 0].all()
+            # the episodes are longer than the batch
+            assert not batch["is_init"][:, 1:].any()
+            assert not batch["next", "done"].any()
+            winds.append(wind := winds_of(batch))
+            assert_close(wind[::2], wind[1::2])
+            assert (wind[0] - wind[2]).abs().max() > 1e-3
+            assert not torch.equal(batch["action"][0], batch["action"][1])
+            # rewards are summed anew
+            assert torch.equal(batch["episode_reward"][:, 0], torch.zeros(4, 1))
+        assert (winds[0] - winds[1]).abs().max() > 1e-3
+
+    @pytest.mark.filterwarnings("ignore:Nested TransformedEnvs")
+    def test_below_transforms(self) -> None:
+        """Where a task comes with some of its own."""
+
+        def make_env(**options: Any) -> EnvBase:
+            return TransformedEnv(WindEnv(**options), StepCounter())
+
+        wind = winds_of(collect(make_env, group_size=4)[0])
+        assert_close(wind, wind[:1].expand(4, 2))
+
+    def test_mistakes(self) -> None:
+        with pytest.raises(ValueError, match=r"^group_size=3 must divide num_envs=4$"):
+            collect(group_size=3)
+        needs = "^group_size=2 needs a task that draws layouts, which Opaque does not; .*$"
+        message = "^group_size=4 must divide the 2 environments of each of 2 workers, .*$"
+        for options in ({}, {"backend": "multi_sync", "num_workers": 1}):
+            with pytest.raises(ValueError, match=needs):
+                collect(Opaque, group_size=2, **options)
+        with pytest.raises(ValueError, match=message):
+            collect(group_size=4, backend="multi_sync")
+        assert multiprocessing.active_children() == []

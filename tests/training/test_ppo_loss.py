@@ -90,3 +90,52 @@ def test_the_data_stay_as_they_are() -> None:
     assert set(batch.keys(True, True)) == before
     with pytest.raises(KeyError, match="action_log_prob"):
         loss(batch.exclude("action_log_prob"))
+
+
+@pytest.mark.parametrize("critic", [True, False])
+def test_steps_that_do_not_count(critic: bool) -> None:
+    """Whatever stands there, the loss is that of TorchRL, with and without a critic."""
+    operator, batch = collected(RepeatPreviousEnv)
+    networks = operator.get_policy_operator(), operator.get_value_head() if critic else None
+    options: dict[str, Any] = {**OPTIONS, "critic_coeff": 0.4 if critic else None}
+    mask = torch.rand(batch.shape) < 0.6
+    batch["collector", "mask"] = mask
+    theirs = ClipPPOLoss(*networks, **options, loss_critic_type="l2", functional=False)
+    ours = LeanClipPPOLoss(*networks, **OPTIONS)
+    found: list[Any] = []
+    for loss in (theirs, ours):
+        operator.zero_grad()
+        terms = loss(batch)
+        sum(terms[key] for key in terms.keys() if key.startswith("loss_")).backward()
+        gradients = [x.grad.clone() for x in operator.parameters() if x.grad is not None]
+        found.append((terms, gradients))
+    (expected, gradients), (terms, ours_gradients) = found
+    assert list(terms.keys()) == ours.out_keys
+    assert ("loss_critic" in terms.keys()) == critic
+    for key in terms.keys() - {"entropy"}:
+        torch.testing.assert_close(terms[key], expected[key].squeeze(), rtol=1e-5, atol=1e-6)
+    for ours_gradient, gradient in zip(ours_gradients, gradients, strict=True):
+        torch.testing.assert_close(ours_gradient, gradient, rtol=1e-4, atol=1e-6)
+    assert len(gradients) < len(list(operator.parameters())) or critic
+    # NaN times zero would be NaN
+    batch["advantage"] = torch.where(mask[..., None], batch["advantage"], torch.nan)
+    torch.testing.assert_close(ours(batch)["loss_objective"], terms["loss_objective"])
+    batch["collector", "mask"] = torch.zeros_like(mask)
+    assert float(ours(batch)["loss_objective"].detach()) == 0
+
+
+def test_divergence_from_the_policy_that_acted() -> None:
+    """Its gradient is that of KL(now, then) on average, and it is zero at the start."""
+    operator, batch = collected(RepeatPreviousEnv)
+    policy = operator.get_policy_operator()
+    loss = LeanClipPPOLoss(policy, entropy_coeff=0.0, kl_coeff=0.5)
+    terms = loss(batch)
+    assert list(terms.keys()) == loss.out_keys
+    with set_recurrent_mode(True):
+        dist = policy.get_dist(batch.copy())
+    ratio = dist.log_prob(batch["action"]) - batch["action_log_prob"]
+    expected = (1 / ratio.exp() - 1 + ratio).mean()
+    torch.testing.assert_close(terms["loss_kl"], 0.5 * expected)
+    assert float(terms["loss_kl"].detach()) > 0
+    batch["action_log_prob"] = dist.log_prob(batch["action"]).detach()
+    assert float(loss(batch)["loss_kl"].detach().abs()) < 1e-6

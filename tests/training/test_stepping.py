@@ -142,6 +142,15 @@ def test_numbers_of_episodes(name: str) -> None:
     assert check_same(name, SHMModule, track_traj_ids=True)
 
 
+@pytest.mark.parametrize(
+    "name", ["layouts are drawn for all", "end one by one", "actions are numbers"]
+)
+def test_every_batch_starts_with_a_reset(name: str) -> None:
+    for memory in ("lean", "of TorchRL"):
+        assert check_same(name, MEMORIES[memory], reset_at_each_iter=True)
+    assert check_same(name, MEMORIES["lean"], reset_at_each_iter=True, track_traj_ids=True)
+
+
 def test_the_most_likely_actions() -> None:
     kind = ExplorationType.DETERMINISTIC
     assert check_same("end one by one", SHMModule, exploration_type=kind)
@@ -215,7 +224,6 @@ def test_other_transforms_go_the_way_of_torchrl(other: Any) -> None:
         {"init_random_frames": 150},
         {"compact_obs": True},
         {"set_truncated": True},
-        {"reset_at_each_iter": True},
         {"pre_collect_hook": lambda: None},
     ],
     ids=lambda options: next(iter(options)),

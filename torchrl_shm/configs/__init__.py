@@ -1,6 +1,6 @@
 """Typed configuration of the recipes, derived from the signatures of what it composes."""
 
-from torchrl_shm.configs.algo import PPO, SAC
+from torchrl_shm.configs.algo import GRPO, PPO, SAC, Reinforce
 from torchrl_shm.configs.compose import add_env, add_memory, register, run_recipe
 from torchrl_shm.configs.envs import ENVS, env_config
 from torchrl_shm.configs.memories import MEMORIES, memory_config
@@ -12,12 +12,14 @@ from torchrl_shm.renamed import refuse_old_name
 
 __all__ = [
     "ENVS",
+    "GRPO",
     "MEMORIES",
     "PPO",
     "SAC",
     "SIZES",
     "SUITES",
     "TUNED",
+    "Reinforce",
     "SuiteRun",
     "add_env",
     "add_memory",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.training import ReplayStorage
+
+Credit = Literal["episode", "step"]
+"""What GRPO compares: whole episodes, or what follows each step."""
 
 
 @dataclass
@@ -179,6 +182,134 @@ class SAC:
                     f"sequences of algo.rollout_length={self.rollout_length}, less than "
                     f"{name}={count}"
                 )
+
+
+@dataclass
+class Reinforce:
+    """Hyperparameters of `recipes/reinforce_shm.py`.
+
+    Attributes:
+        rollout_length: steps per environment and batch, at best the length of an episode; also the
+            length of back-propagation through time.
+        learning_rate: of Adam at the start.
+        anneal_lr: let the learning rate fall linearly to zero over the run.
+        gamma: discount factor.
+        baseline: learn what return to expect, and subtract it.
+        entropy_coeff: weight of the entropy bonus.
+        critic_coeff: weight of the loss of the baseline.
+        max_grad_norm: bound on the norm of the gradient.
+        shaping: weight of the environment's `shaping` entry in the training reward, where it has
+            one. Evaluation always uses the task's own reward.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Examples:
+        >>> from torchrl_shm.configs import Reinforce
+        >>> Reinforce(baseline=False).gamma
+        0.99
+    """
+
+    rollout_length: int = 100
+    learning_rate: float = 1e-3
+    anneal_lr: bool = True
+    gamma: float = 0.99
+    baseline: bool = True
+    entropy_coeff: float = 0.0
+    critic_coeff: float = 0.5
+    max_grad_norm: float = 0.5
+    shaping: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            counts=("rollout_length",),
+            positive=("learning_rate", "critic_coeff", "max_grad_norm"),
+            shares=("gamma",),
+        )
+
+
+@dataclass
+class GRPO:
+    """Hyperparameters of `recipes/grpo_shm.py`.
+
+    Attributes:
+        rollout_length: steps per environment and batch, which the episode that counts has to fit
+            into; also the length of back-propagation through time.
+        group_size: environments that play the same layout, with whose returns each other's are
+            compared.
+        epochs: passes over each batch.
+        sequences_per_minibatch: sequences (environments) per gradient step.
+        learning_rate: of Adam at the start.
+        anneal_lr: let the learning rate fall linearly to zero over the run.
+        gamma: discount factor.
+        credit: what a step is worth: the return of the whole `"episode"`, or that of what follows
+            the `"step"`, compared with what follows the same step elsewhere in the group.
+        spread_eps: what is added to the spread of a group before its advantages are divided by it,
+            in units of the return: the larger, the less is learned from groups that hardly differ.
+        clip_epsilon: clipping range of the probability ratio.
+        entropy_coeff: weight of the entropy bonus.
+        kl_coeff: weight of the divergence from the policy of the last batch.
+        max_grad_norm: bound on the norm of the gradient.
+        shaping: weight of the environment's `shaping` entry in the training reward, where it has
+            one. Evaluation always uses the task's own reward.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Examples:
+        >>> from torchrl_shm.configs import GRPO
+        >>> GRPO(group_size=8).check_batch(num_envs=64)
+    """
+
+    rollout_length: int = 100
+    group_size: int = 16
+    epochs: int = 4
+    sequences_per_minibatch: int = 32
+    learning_rate: float = 1e-3
+    anneal_lr: bool = True
+    gamma: float = 1.0
+    credit: Credit = "episode"
+    spread_eps: float = 1e-6
+    clip_epsilon: float = 0.2
+    entropy_coeff: float = 0.0
+    kl_coeff: float = 0.0
+    max_grad_norm: float = 0.5
+    shaping: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            counts=("rollout_length", "epochs", "sequences_per_minibatch"),
+            positive=("learning_rate", "spread_eps", "clip_epsilon", "max_grad_norm"),
+            not_negative=("kl_coeff",),
+            shares=("gamma",),
+        )
+        check_option("algo.credit", self.credit, Credit)
+        # one alone is always as good as its group
+        check_count("algo.group_size", self.group_size, 2)
+
+    def check_batch(self, num_envs: int, on_nonfinite: str = "stop") -> None:
+        """Refuse minibatches and groups that do not fill a batch, or would lose a part of it.
+
+        Args:
+            num_envs: environments, hence sequences per batch.
+            on_nonfinite: that of the experiment.
+
+        Raises:
+            ValueError: `sequences_per_minibatch` is more than `num_envs`, `group_size` does not
+                divide it, or `on_nonfinite` is `"skip"`, which leaves sequences out.
+        """
+        _check_minibatch(self.sequences_per_minibatch, num_envs)
+        if num_envs % self.group_size:
+            raise ValueError(
+                f"algo.group_size={self.group_size} must divide experiment.num_envs={num_envs}"
+            )
+        if on_nonfinite == "skip":
+            raise ValueError(
+                "experiment.on_nonfinite=skip leaves sequences out, and groups need all of theirs; "
+                "use stop"
+            )
 
 
 def _check(

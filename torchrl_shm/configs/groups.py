@@ -18,7 +18,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra_zen import builds
 from omegaconf import OmegaConf
 
-from torchrl_shm.configs.algo import PPO, SAC
+from torchrl_shm.configs.algo import GRPO, PPO, SAC, Reinforce
 from torchrl_shm.configs.envs import ENVS
 from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.configs.presets import factory_config
@@ -132,11 +132,12 @@ MEMBERS["network/soft_actor_critic"] = Member(
     )
 )
 MEMBERS["experiment/default"] = Member(partial(builds, Experiment, populate_full_signature=True))
-MEMBERS["algo/ppo"] = Member(partial(builds, PPO, populate_full_signature=True))
-MEMBERS["algo/sac"] = Member(partial(builds, SAC, populate_full_signature=True))
+for _name, _algo in {"ppo": PPO, "sac": SAC, "reinforce": Reinforce, "grpo": GRPO}.items():
+    MEMBERS[f"algo/{_name}"] = Member(partial(builds, _algo, populate_full_signature=True))
 
 _RUNTIME = (
     "make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed", "device",
+    "group_size", "reset_each_batch",
 )  # fmt: skip
 MEMBERS["collector/single"] = Member(
     partial(factory_config, RolloutCollector, zen_exclude=(*_RUNTIME, "num_workers"))

@@ -24,6 +24,10 @@ _LONG: dict[str, Any] = {
 _TIME: dict[str, Any] = {"time_size": 32}
 # environments in python are stepped one after the other, so there are fewer of them
 _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
+# steps of an episode of tasks for which PPO's rollouts are shorter or longer
+_LENGTHS = {
+    "wind_original": 75, "point_robot": 200, "point_robot_hard": 200, "point_robot_original": 120,
+}  # fmt: skip
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
@@ -67,6 +71,42 @@ def _ppo(env: str) -> Values | None:
     return {"experiment": experiment, "algo": algo, "network": network}
 
 
+def _whole_episodes(env: str) -> Values:
+    """What suits a task under algorithms that want whole episodes, beginning with their length."""
+    values = _ppo(env) or {"experiment": {}, "algo": {}, "network": {}}
+    kept = {"rollout_length": values["algo"].get("rollout_length", 100)}
+    kept |= {"rollout_length": _LENGTHS[env]} if env in _LENGTHS else {}
+    return {"experiment": dict(values["experiment"]), "algo": kept, "network": values["network"]}
+
+
+def _reinforce(env: str) -> Values:
+    values = _whole_episodes(env)
+    # there is one step per batch, so batches are small
+    values["experiment"] |= {"num_envs": 64}
+    if env == "memory_length":
+        values["experiment"]["total_frames"] = 1_500_000
+    return values
+
+
+def _grpo(env: str) -> Values | None:
+    if env == "gym" or "/" in env:
+        # has no layouts that groups could share
+        return None
+    values = _whole_episodes(env)
+    if env.startswith(("wind", "point_robot")):
+        # there are rewards along the way, and those far away are noise
+        values["algo"] |= {"credit": "step", "gamma": 0.9, "learning_rate": 1.5e-3}
+        values["experiment"]["total_frames"] = 1_600_000
+    elif env == "t_maze_passive":
+        # to be a step late must not count as much as the goal: who is too sure of how to walk never
+        # tries to turn
+        values["algo"] |= {
+            "credit": "step", "gamma": 0.99, "entropy_coeff": 0.03, "spread_eps": 0.1,
+            "anneal_lr": False,
+        }  # fmt: skip
+    return values
+
+
 def _sac(env: str) -> Values | None:
     """The released constants of the tasks in the plane, but for fewer updates in larger steps.
 
@@ -107,7 +147,7 @@ def _sac(env: str) -> Values | None:
 
 
 TUNED: dict[str, dict[str, Values]] = {
-    algo: {env: values for env in ENVS if (values := make(env)) is not None}
-    for algo, make in {"ppo": _ppo, "sac": _sac}.items()
+    algo: {env: values for env in ENVS if (values := tuned(env)) is not None}
+    for algo, tuned in {"ppo": _ppo, "sac": _sac, "reinforce": _reinforce, "grpo": _grpo}.items()
 }
 """Values by algorithm and environment."""

@@ -28,6 +28,7 @@ class BatchedEnv(EnvBase):
     |---|---|---|
     | `policy_keys` | `make_actor_critic`: the entries that a policy reads | `("observation",)` |
     | `split` | `make_test_env`: whether there is a list of test tasks | episodes are drawn |
+    | `group_size` | `RolloutCollector`: rows that play the same layout | groups are refused |
     | observation entry `success` | `evaluate` and the logs: the task's goal was met | no rate |
     | observation entry `shaping` | recipes: help in [0, 1] for training rewards | no help |
     | `render(index)` | `record_episode`: a picture of one environment | numbers are drawn |
@@ -71,6 +72,7 @@ class BatchedEnv(EnvBase):
         check_count("num_envs", num_envs)
         super().__init__(device=torch.device(device), batch_size=(num_envs,))
         self._state: State | None = None
+        self._group_size = 1
         # whether values may be read: on other devices the host would have to wait
         self._looks = self.device.type == "cpu"
 
@@ -152,6 +154,33 @@ class BatchedEnv(EnvBase):
         """Number of environments B."""
         return self.batch_size[0]
 
+    @property
+    def group_size(self) -> int:
+        """Number of rows G that play the same layout, 1 at first.
+
+        Rows kG to (k + 1)G - 1 are a group: those of them that start an episode in the same step
+        get the same layout. What is drawn later in an episode still differs from row to row, as
+        noise does, and layouts that are given (`set_state=True`) are taken as they are.
+
+        Raises:
+            ValueError: it is set to what is not a positive whole number or does not divide
+                `num_envs`, or to more than 1 where every row plays a task of its own
+                (`split="test"`).
+        """
+        return self._group_size
+
+    @group_size.setter
+    def group_size(self, value: int) -> None:
+        check_count("group_size", value)
+        if self.num_envs % value:
+            raise ValueError(f"group_size={value} must divide num_envs={self.num_envs}")
+        if value > 1 and self.split == "test":
+            raise ValueError(
+                f'group_size={value} is for layouts that are drawn, and split="test" plays every '
+                "test task once; use 1"
+            )
+        self._group_size = value
+
     def to(self, device: torch.device | str | int) -> Self:
         """Move everything to another device; the generator starts anew there, from its seed."""
         before = self.device
@@ -231,17 +260,28 @@ class BatchedEnv(EnvBase):
     ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if self._state is None or mask is None:
-            layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
+            layout = self._given(tensordict) if set_state else self._draw_layouts()
             self._keep(self._begin_episodes(layout))
         elif self._draws_rows and self._looks and not set_state:
             rows = mask.nonzero()[:, 0]
             if rows.shape[0]:
                 self._restart(rows, ~mask.reshape(-1, 1))
         else:
-            layout = self._given(tensordict) if set_state else self._draw(self.num_envs)
+            layout = self._given(tensordict) if set_state else self._draw_layouts()
             started = self._begin_episodes(layout)
             self._keep(_where(mask.reshape(self.batch_size), started, self._state))
         return self._pack(self._emit(self._running()))
+
+    def _draw_layouts(self, rows: Tensor | None = None) -> State:
+        """Draw the layouts of rows `[R]` in ascending order; of all rows if they are not given."""
+        layout = self._draw(self.num_envs if rows is None else rows.shape[0])
+        if self._group_size == 1:
+            return layout
+        rows = torch.arange(self.num_envs, device=self.device) if rows is None else rows
+        group = rows // self._group_size
+        # of each group that of its first row: less would be drawn only if a value were read
+        first = torch.searchsorted(group, group)
+        return {name: entry[first] for name, entry in layout.items()}
 
     def _restart(self, rows: Tensor, going_on: Tensor) -> State:
         """Draw and start episodes in some environments only.
@@ -253,7 +293,7 @@ class BatchedEnv(EnvBase):
         Returns:
             Their new state without flags, tensors `[R, ...]`.
         """
-        old, started = self._running(), self._start(self._draw(rows.shape[0]))
+        old, started = self._running(), self._start(self._draw_layouts(rows))
         new = {name: old[name].index_copy(0, rows, value) for name, value in started.items()}
         new["terminated"] = old["terminated"] & going_on
         new["truncated"] = old["truncated"] & going_on

@@ -9,7 +9,7 @@ from torchrl_shm.training.experiment import Experiment
 from torchrl_shm.training.finite import FiniteCheck, OnNonfinite
 from torchrl_shm.training.imitation import SelfImitation
 from torchrl_shm.training.loggers import LoggerKind, make_logger
-from torchrl_shm.training.ppo_loss import LeanClipPPOLoss
+from torchrl_shm.training.ppo_loss import LeanClipPPOLoss, check_ratio
 from torchrl_shm.training.replay import ReplayStorage, SequenceReplay
 from torchrl_shm.training.run import Stateful, TrainingRun
 from torchrl_shm.training.run_folder import RunFolder
@@ -42,6 +42,7 @@ __all__ = [
     "UnrolledDiscreteSACLoss",
     "UnrolledSACLoss",
     "Which",
+    "check_ratio",
     "evaluate",
     "make_logger",
     "make_sac_loss",

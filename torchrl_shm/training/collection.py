@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase, Transform, TransformedEnv
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.envs.base import BatchedEnv
+from torchrl_shm.envs.contract import ask_env
 from torchrl_shm.torchrl_private import get_carrier, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
 from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector
@@ -25,15 +26,20 @@ CollectorBackend = Literal["single", "multi_sync"]
 class _EnvFactory:
     """Makes a collector's environment; a class, because workers receive it by pickling."""
 
-    def __init__(self, make_env: Callable[..., EnvBase], *, worker: bool, **options: Any) -> None:
+    def __init__(
+        self, make_env: Callable[..., EnvBase], *, worker: bool, group_size: int, **options: Any
+    ) -> None:
         self.make_env = make_env
         self.worker = worker
+        self.group_size = group_size
         self.options = options
 
     def __call__(self) -> EnvBase:
         if self.worker:
             _leave_signals_to_the_parent()
         env = self.make_env(**self.options)
+        if self.group_size > 1:
+            _set_groups(env, self.group_size)
         batched = isinstance(env, BatchedEnv)
         transformed = TransformedEnv(env, FiniteSteps())
         # the sum of the rewards of an episode, for the logs; behind it, for it is no observation
@@ -41,6 +47,17 @@ class _EnvFactory:
         carried = _Carried(exact=batched, worker=self.worker)
         transformed.append_transform(carried)
         return transformed
+
+
+def _set_groups(env: EnvBase, group_size: int) -> None:
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    if ask_env(env, "group_size") is None:
+        raise ValueError(
+            f"group_size={group_size} needs a task that draws layouts, which {type(env).__name__} "
+            "does not; use 1, or a task of torchrl_shm"
+        )
+    env.group_size = group_size
 
 
 def _leave_signals_to_the_parent() -> None:
@@ -113,10 +130,14 @@ class RolloutCollector:
         seed: seed of the environments, and of torch's generator in worker processes.
         backend: see `CollectorBackend`.
         num_workers: worker processes of `"multi_sync"`; must divide `num_envs`.
+        group_size: environments that play the same layout, see `BatchedEnv.group_size`.
+        reset_each_batch: start new episodes with every batch, instead of going on with those of the
+            last one.
         device: device of environments and policy.
 
     Raises:
-        ValueError: `backend` is unknown or `num_workers` does not divide `num_envs`.
+        ValueError: `backend` is unknown, `num_workers` does not divide `num_envs`, or `group_size`
+            does not divide the environments of a worker or needs a task that draws layouts.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -142,6 +163,8 @@ class RolloutCollector:
         seed: int = 0,
         backend: CollectorBackend = "single",
         num_workers: int = 2,
+        group_size: int = 1,
+        reset_each_batch: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         check_option("backend", backend, CollectorBackend)
@@ -153,6 +176,7 @@ class RolloutCollector:
             "total_frames": self.num_batches * self.frames_per_batch,
             "device": device,
             "auto_register_policy_transforms": True,
+            "reset_at_each_iter": reset_each_batch,
         }
         env_options: dict[str, Any] = {} if device is None else {"device": device}
         if backend == "multi_sync":
@@ -161,8 +185,17 @@ class RolloutCollector:
                     f"num_workers={num_workers} must divide num_envs={num_envs}, so that all "
                     "workers collect as many sequences"
                 )
+            num_envs //= num_workers
+            if group_size < 1 or num_envs % group_size:
+                raise ValueError(
+                    f"group_size={group_size} must divide the {num_envs} environments of each of "
+                    f"{num_workers} workers, so that no group is in two of them"
+                )
+            if group_size > 1:
+                # here, where an error is not lost in a worker
+                _set_groups(make_env(num_envs=num_envs, seed=seed, **env_options), group_size)
             factory: Any = _EnvFactory(
-                make_env, worker=True, num_envs=num_envs // num_workers, **env_options
+                make_env, worker=True, group_size=group_size, num_envs=num_envs, **env_options
             )
             options |= {
                 "backend": "process",
@@ -176,7 +209,9 @@ class RolloutCollector:
             }
             self._collector: Any = Collector(factory, policy, **options)
         else:
-            factory = _EnvFactory(make_env, worker=False, num_envs=num_envs, **env_options)
+            factory = _EnvFactory(
+                make_env, worker=False, group_size=group_size, num_envs=num_envs, **env_options
+            )
             # sequences are whole, so no sampler has to know of which episode a step is
             self._collector = SteppingCollector(factory(), policy, track_traj_ids=False, **options)
         self._policy = policy

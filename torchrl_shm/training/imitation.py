@@ -127,6 +127,7 @@ class SelfImitation:
         keys: Any = self._loss.tensor_keys
         with set_recurrent_mode(True):
             dist, value = self._loss.run_networks(sequences)
+        assert value is not None, "what was expected takes a critic"
         log_prob = dist.log_prob(sequences[keys.action])
         surprise = (sequences[keys.value_target] / self._scale - value).clamp(min=0).squeeze(-1)
         with torch.no_grad():

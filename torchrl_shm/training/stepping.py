@@ -28,6 +28,7 @@ from torchrl_shm.torchrl_private import (
     only_steps,
     pack,
     set_carrier,
+    start_over,
 )
 from torchrl_shm.training.finite import FiniteSteps
 
@@ -75,6 +76,8 @@ class SteppingCollector(Collector):
             carrier, plan = get_carrier(self), make_plan(self)
             if carrier is None or plan is None or not all(key in carrier for key in plan.needed):
                 return super().rollout()
+            if self.reset_at_each_iter:
+                start_over(self)
             shape, device = carrier.batch_size, carrier.device
             act = _find_step(self.policy, device)
             entries = Entries(carrier.items(), shape)
