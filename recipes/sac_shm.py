@@ -22,7 +22,6 @@ from torchrl.envs import EnvBase
 from torchrl.record.loggers import Logger
 
 from torchrl_shm.configs import SAC, run_recipe
-from torchrl_shm.modules import unroll
 from torchrl_shm.networks import MemoryFactory, get_behavior
 from torchrl_shm.training import (
     Experiment,
@@ -32,6 +31,7 @@ from torchrl_shm.training import (
     TrainingRun,
     make_sac_loss,
     make_test_env,
+    unroll_features,
 )
 
 LOGGED = (
@@ -121,7 +121,8 @@ def main(
             for _ in range(updates_per_batch if learns else 0):
                 sample = replay.sample()
                 # features of every observation and of what came next; the target's are slower
-                data = slow.unroll_next(sample, unroll(memories, sample))
+                data = unroll_features(operator.critic, unroll_features(operator.actor, sample))
+                data = slow.unroll_next(sample, data)
                 term = loss(data[:, algo.burn_in :])
                 optimizer.zero_grad()
                 (term["loss_actor"] + term["loss_qvalue"] + term["loss_alpha"]).backward()

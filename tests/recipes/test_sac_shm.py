@@ -28,6 +28,7 @@ from tests.recipes.test_resume import kill
 from tests.tools._helpers import tool
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import SAC, instantiate_saved
+from torchrl_shm.modules import make_mlp
 from torchrl_shm.networks import make_soft_actor_critic
 from torchrl_shm.sharing import load_policy
 from torchrl_shm.training import Experiment, RolloutCollector, RunFolder, evaluate, make_test_env
@@ -150,6 +151,14 @@ def test_compared_with_another_algorithm(straight: Any, tmp_path: Path) -> None:
     result = tool("compare", straight(*WIND), other, "--output", tmp_path / "both")
     assert (result.code, result.stderr) == (0, "")
     assert (tmp_path / "both.png").exists()
+
+
+@pytest.mark.parametrize("time_size", [0, 4])
+def test_without_a_memory(tmp_path: Path, time_size: int) -> None:
+    """For comparisons; what came next is then a matter of one observation."""
+    network = partial(make_soft_actor_critic, time_size=time_size)
+    summary = train(tmp_path, memory=make_mlp, network=network, total_frames=240)
+    assert summary["memory"] == "make_mlp"
 
 
 class TestMistakes:

@@ -18,6 +18,7 @@ from torchrl_shm.training.sac_loss import (
     UnrolledDiscreteSACLoss,
     UnrolledSACLoss,
     make_sac_loss,
+    unroll_features,
 )
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "make_logger",
     "make_sac_loss",
     "make_test_env",
+    "unroll_features",
 ]
 
 

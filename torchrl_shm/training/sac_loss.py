@@ -16,8 +16,43 @@ from torchrl_shm.modules import unroll
 from torchrl_shm.networks import SoftOperator
 
 
+def unroll_features(backbone: Any, sample: TensorDictBase) -> TensorDictBase:
+    """Run an embedding and a memory over sequences, as `unroll` does, or what stands for a memory.
+
+    Args:
+        backbone: what stands before the heads of an actor or a critic. Where it ends with a
+            feed-forward network (`memory=mlp`), there is nothing but a clock to unroll.
+        sample: sequences `[B, T]`.
+
+    Returns:
+        A shallow copy, with features of every observation, and under `"next"` those of what came
+        next, through which no gradient flows.
+
+    Examples:
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.networks import get_behavior, make_soft_actor_critic
+        >>> from torchrl_shm.training import RolloutCollector, unroll_features
+        >>> operator = make_soft_actor_critic(WindEnv(4), SHMModule)
+        >>> sizes = {"num_envs": 4, "rollout_length": 10, "total_frames": 40}
+        >>> (batch,) = RolloutCollector(WindEnv, get_behavior(operator), **sizes)
+        >>> unroll_features(operator.actor, batch)["next", "features"].shape
+        torch.Size([4, 10, 64])
+    """
+    parts: list[Any] = list(backbone)
+    remembering = [part for part in parts if hasattr(part, "make_tensordict_primer")]
+    if parts[-1] in remembering:
+        return unroll(backbone, sample)
+    data = unroll(TensorDictSequential(*remembering), sample) if remembering else sample.copy()
+    plain = TensorDictSequential(*(part for part in parts if part not in remembering))
+    with torch.no_grad():
+        came_next = plain(data.get("next").copy())
+    for key in plain.out_keys:
+        data.set(("next", key), came_next.get(key))
+    return plain(data)
+
+
 class UnrolledSACLoss(SACLoss):
-    """`torchrl.objectives.SACLoss` on features of memories, which `unroll` has written.
+    """`torchrl.objectives.SACLoss` on features of memories, which `unroll_features` has written.
 
     TorchRL's loss holds the parameters of the critic fixed while the actor learns. The critic's
     features are work of its memory as well, which TorchRL cannot know; here they are held, too.
@@ -63,8 +98,7 @@ def make_sac_loss(
 
     Returns:
         The loss, `UnrolledSACLoss` or `UnrolledDiscreteSACLoss`, which reads sequences `[B, T]`
-        with the features that `unroll` writes, and gives `loss_actor`, `loss_qvalue` and
-        `loss_alpha`.
+        with what `unroll_features` writes, and gives `loss_actor`, `loss_qvalue`, `loss_alpha`.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -129,12 +163,12 @@ class SlowCritic:
 
         Args:
             sample: sequences `[B, T]`.
-            data: what `unroll` made of them with the learning networks.
+            data: what `unroll_features` made of them with the learning networks.
 
         Returns:
             `data`, with the features of this critic under `"next"`.
         """
-        slow = unroll(self.critic, sample)
+        slow = unroll_features(self.critic, sample)
         for key in ("critic_embedding", "critic_features"):
             data.set(("next", key), slow.get(("next", key)))
         return data
