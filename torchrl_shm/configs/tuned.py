@@ -104,6 +104,7 @@ def _grpo(env: str) -> Values | None:
             "credit": "step", "gamma": 0.99, "entropy_coeff": 0.03, "spread_eps": 0.1,
             "anneal_lr": False,
         }  # fmt: skip
+        values["experiment"]["total_frames"] = 1_400_000
     return values
 
 
