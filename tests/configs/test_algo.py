@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from torchrl_shm.configs import GRPO, PPO, Reinforce
+from torchrl_shm.configs import GRPO, PPO, SAC, Reinforce
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,31 @@ def test_groups_fill_a_batch() -> None:
     GRPO(group_size=4, sequences_per_minibatch=8).check_batch(num_envs=8)
     with pytest.raises(ValueError, match=r"^algo\.group_size=16 must divide .*num_envs=40$"):
         GRPO().check_batch(num_envs=40)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rollout_length": 0}, r"algo\.rollout_length must be at least 1, got 0"),
+        ({"random_frames": -1}, r"algo\.random_frames must be at least 0, got -1"),
+        ({"burn_in": 100}, r"algo\.burn_in=100 leaves nothing of .*algo\.rollout_length=100 steps"),
+        ({"storage": "tape"}, r"algo\.storage='tape' is unknown"),
+        ({"updates_per_step": 0.0}, r"algo\.updates_per_step=0\.0 must be positive"),
+        ({"temperature": 0.0}, r"algo\.temperature=0\.0 must be positive"),
+        ({"temperature": 1.0, "target_entropy": 0.1}, r"algo\.temperature=1\.0 is fixed; drop one"),
+        ({"tau": 1.1}, r"algo\.tau=1\.1 must be between 0 and 1"),
+    ],
+)
+def test_values_of_sac_out_of_range(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SAC(**values)
+
+
+def test_a_buffer_holds_what_is_drawn_and_what_is_collected() -> None:
+    algo = SAC(buffer_size=850, rollout_length=100, batch_size=8)
+    assert algo.num_sequences == 8
+    algo.check_buffer(num_envs=8)
+    with pytest.raises(ValueError, match=r"850 steps hold 8 sequences .* experiment\.num_envs=9"):
+        algo.check_buffer(num_envs=9)
+    with pytest.raises(ValueError, match=r"less than algo\.batch_size=9"):
+        SAC(buffer_size=850, batch_size=9).check_buffer(num_envs=1)

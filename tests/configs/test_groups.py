@@ -17,11 +17,11 @@ from tensordict import TensorDict
 
 from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
-from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, TUNED, Reinforce
+from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, SAC, TUNED, Reinforce
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import make_memory
-from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment, make_logger
 
 # arguments that a recipe passes itself: choosing them would have no effect, or a bad one
@@ -162,15 +162,17 @@ def test_memories(name: str) -> None:
 
 def test_tuned_values_are_fields() -> None:
     """Cheaper than composing every task."""
-    algos: dict[str, Any] = {"ppo": PPO, "reinforce": Reinforce, "grpo": GRPO}
+    algos: dict[str, Any] = {"ppo": PPO, "reinforce": Reinforce, "grpo": GRPO, "sac": SAC}
     assert TUNED.keys() == algos.keys()
-    parameters = inspect.signature(make_actor_critic).parameters
     for algo, name, values in [(x, *item) for x in algos for item in TUNED[x].items()]:
         assert name in ENVS
         assert values.keys() <= {"algo", "experiment", "network"}
-        assert values["network"].keys() <= parameters.keys()
+        network = make_soft_actor_critic if algo == "sac" else make_actor_critic
+        assert values["network"].keys() <= inspect.signature(network).parameters.keys()
         built, experiment = algos[algo](**values["algo"]), Experiment(**values["experiment"])
-        if algo != "reinforce":
+        if algo == "sac":
+            built.check_buffer(experiment.num_envs)
+        elif algo != "reinforce":
             built.check_batch(experiment.num_envs)
 
 
@@ -185,6 +187,17 @@ def test_whole_episodes_fit_into_a_rollout(name: str) -> None:
     for algo, default in {"reinforce": Reinforce, "grpo": GRPO}.items():
         found = default(**TUNED[algo].get(name, {"algo": {}})["algo"])
         assert found.rollout_length == getattr(env, "num_episodes", 1) * env.max_steps
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wind", "t_maze_passive", "memory_length", "point_robot", "key_to_door_100",
+     "key_to_door_original", "visual_match_100"],
+)  # fmt: skip
+def test_sequences_of_sac_are_whole_episodes(name: str) -> None:
+    env = build(f"env/{name}")(num_envs=1, seed=0)
+    algo = SAC(**TUNED["sac"][name]["algo"])
+    assert algo.rollout_length == getattr(env, "num_episodes", 1) * env.max_steps
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ OTHERS = [
     ("grpo_shm", "wind", "eval_return", (60.0, 81.7), (0.0, 55.0)),
 ]
 
+# of the off-policy recipe: preset, further values, and the same two intervals of the success
+OFF_POLICY = [
+    ("memory_length", ("env.length=20", "algo.rollout_length=21"), (0.98, 1.0), (0.35, 0.65)),
+    ("t_maze_passive", (), (0.98, 1.0), (0.0, 0.65)),
+]
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "env", "score", "solved", "guessed"), OTHERS)
@@ -63,3 +69,19 @@ def test_memory_pays_with_other_algorithms(
         result = command(f"{recipe}.py", f"env={env}", f"memory={memory}", place)
         assert result.code == 0, result.stderr
         assert least <= result.summary[score] <= most, memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env", "values", "solved", "guessed"), OFF_POLICY)
+def test_memory_pays_off_policy(
+    tmp_path: Path,
+    env: str,
+    values: tuple[str, ...],
+    solved: tuple[float, float],
+    guessed: tuple[float, float],
+) -> None:
+    for memory, (least, most) in {"shm": solved, "mlp": guessed}.items():
+        place = f"hydra.run.dir={tmp_path / memory}"
+        result = command("sac_shm.py", f"env={env}", f"memory={memory}", *values, place)
+        assert result.code == 0, result.stderr
+        assert least <= result.summary["eval_success"] <= most, memory

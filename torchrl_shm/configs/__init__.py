@@ -1,6 +1,6 @@
 """Typed configuration of the recipes, derived from the signatures of what it composes."""
 
-from torchrl_shm.configs.algo import GRPO, PPO, Reinforce
+from torchrl_shm.configs.algo import GRPO, PPO, SAC, Reinforce
 from torchrl_shm.configs.compose import add_env, add_memory, register, run_recipe
 from torchrl_shm.configs.envs import ENVS, env_config
 from torchrl_shm.configs.memories import MEMORIES, memory_config
@@ -15,6 +15,7 @@ __all__ = [
     "GRPO",
     "MEMORIES",
     "PPO",
+    "SAC",
     "SIZES",
     "SUITES",
     "TUNED",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.training import ReplayStorage
 
 Credit = Literal["episode", "step"]
 """What GRPO compares: whole episodes, or what follows each step."""
@@ -203,6 +204,112 @@ class GRPO:
                 "experiment.on_nonfinite=skip leaves sequences out, and groups need all of theirs; "
                 "use stop"
             )
+
+
+@dataclass
+class SAC:
+    """Hyperparameters of `recipes/sac_shm.py`.
+
+    Attributes:
+        rollout_length: steps per environment and batch: the length of the sequences that are
+            stored, drawn and learned from. Where episodes are longer, sequences are parts of them,
+            each of which starts from the memory with which it was collected.
+        buffer_size: steps that the replay buffer holds.
+        storage: where they are, see `torchrl_shm.training.ReplayStorage`.
+        batch_size: sequences per gradient step.
+        updates_per_step: gradient steps per environment step.
+        random_frames: frames before the first gradient step. They are collected by the untrained
+            policy, whose actions are uniform within a few percent.
+        burn_in: first steps of each sequence that only warm up the memories: they take no part in
+            the loss.
+        learning_rate: of Adam.
+        gamma: discount factor.
+        tau: part of the way to the critic that the target networks go at each gradient step.
+        reward_scale: by which the training reward is multiplied. Differences between actions that
+            are small beside 1 are lost in the noise of the updates.
+        temperature: weight of the entropy, in units of that reward; `None` learns it.
+        initial_temperature: where a learned one starts.
+        temperature_learning_rate: that of a learned one.
+        target_entropy: entropy at which a learned temperature aims, in nats; see
+            `torchrl_shm.training.make_sac_loss`.
+        max_grad_norm: bound on the norm of the gradient, of the actor and of the critic each.
+        shaping: weight of the environment's `shaping` entry in the training reward, where it has
+            one. Evaluation always uses the task's own reward.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Examples:
+        >>> from torchrl_shm.configs import SAC
+        >>> SAC(gamma=0.9).tau
+        0.005
+    """
+
+    rollout_length: int = 100
+    buffer_size: int = 1_000_000
+    storage: ReplayStorage = "memory"
+    batch_size: int = 32
+    updates_per_step: float = 0.02
+    random_frames: int = 10_000
+    burn_in: int = 0
+    learning_rate: float = 1e-3
+    gamma: float = 0.99
+    tau: float = 0.005
+    reward_scale: float = 1.0
+    temperature: float | None = None
+    initial_temperature: float = 0.1
+    temperature_learning_rate: float = 3e-3
+    target_entropy: float | None = None
+    max_grad_norm: float = 10.0
+    shaping: float = 1.0
+
+    def __post_init__(self) -> None:
+        fixed = self.temperature is not None
+        _check(
+            self,
+            counts=("rollout_length", "buffer_size", "batch_size"),
+            positive=(
+                "updates_per_step", "learning_rate", "reward_scale", "initial_temperature",
+                "temperature_learning_rate", "max_grad_norm", *(("temperature",) if fixed else ()),
+            ),
+            shares=("gamma", "tau"),
+        )  # fmt: skip
+        check_count("algo.random_frames", self.random_frames, 0)
+        check_count("algo.burn_in", self.burn_in, 0)
+        check_option("algo.storage", self.storage, ReplayStorage)
+        if fixed and self.target_entropy is not None:
+            raise ValueError(
+                f"algo.target_entropy={self.target_entropy} is for a temperature that is learned, "
+                f"but algo.temperature={self.temperature} is fixed; drop one of them"
+            )
+        if self.burn_in >= self.rollout_length:
+            raise ValueError(
+                f"algo.burn_in={self.burn_in} leaves nothing of sequences of "
+                f"algo.rollout_length={self.rollout_length} steps"
+            )
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the replay buffer holds."""
+        return self.buffer_size // self.rollout_length
+
+    def check_buffer(self, num_envs: int) -> None:
+        """Refuse a replay buffer that does not hold what is drawn from it or what is collected.
+
+        Args:
+            num_envs: environments, hence sequences per batch of the collector.
+
+        Raises:
+            ValueError: it is too small.
+        """
+        needed = {"algo.batch_size": self.batch_size, "experiment.num_envs": num_envs}
+        for name, count in needed.items():
+            if count > self.num_sequences:
+                raise ValueError(
+                    f"algo.buffer_size={self.buffer_size} steps hold {self.num_sequences} "
+                    f"sequences of algo.rollout_length={self.rollout_length}, less than "
+                    f"{name}={count}"
+                )
 
 
 def _check(

@@ -23,7 +23,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.configs._help import help_template
 from torchrl_shm.configs.envs import env_config
-from torchrl_shm.configs.groups import MEMBERS, Member
+from torchrl_shm.configs.groups import MEMBERS, MEMORY_GROUPS, Member
 from torchrl_shm.configs.memories import memory_config
 from torchrl_shm.configs.mistakes import mistakes_in_a_line, refuse
 from torchrl_shm.configs.saved import remove_empty, resumed_config
@@ -33,7 +33,9 @@ from torchrl_shm.renamed import refuse_old_options
 _GROUPS = ("env", "memory", "network", "experiment", "algo", "collector", "logger")
 
 
-def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
+def run_recipe(
+    main: Callable[..., Any], *, name: str, algo: str, network: str = "actor_critic"
+) -> None:
     """Run a recipe from the command line.
 
     Args:
@@ -41,6 +43,7 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
             `collector` and `logger`, one config group each, and `zen_cfg`, the configuration.
         name: name of the recipe, of its configuration and of its output folder.
         algo: default member of the group `algo`, and the folder of `tuned` that belongs to it.
+        network: default member of the group `network`.
 
     Raises:
         SystemExit: the command line is wrong; code 2, and a few words on stderr.
@@ -50,7 +53,7 @@ def run_recipe(main: Callable[..., Any], *, name: str, algo: str) -> None:
     gc.freeze()
     # TorchRL tells of every transform that moves from one stack to another
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    register(name, algo=algo)
+    register(name, algo=algo, network=network)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
     with mistakes_in_a_line():
         task.hydra_main(config_name=name, config_path=None, version_base="1.3")
@@ -61,10 +64,10 @@ class _Recipe(Zen[..., Any]):
 
     def __call__(self, cfg: Any, /) -> Any:
         hydra = HydraConfig.get()
-        experiment = {
-            "run_dir": hydra.runtime.output_dir,
-            "names": {name: hydra.runtime.choices[name] for name in ("env", "memory")},
-        }
+        names = {name: hydra.runtime.choices[name] for name in ("env", "memory")}
+        if actor := hydra.runtime.choices.get("network/actor_memory"):
+            names["memory"] += f"_actor_{actor}"
+        experiment = {"run_dir": hydra.runtime.output_dir, "names": names}
         for key, value in experiment.items():
             if cfg.experiment[key] is None:
                 OmegaConf.update(cfg, f"experiment.{key}", value)
@@ -87,12 +90,13 @@ def _command() -> str:
     return shlex.join(["python", shown, *given])
 
 
-def register(name: str, *, algo: str) -> None:
+def register(name: str, *, algo: str, network: str = "actor_critic") -> None:
     """Put the groups and a recipe's configuration into Hydra's store.
 
     Args:
         name: name of the recipe and of its configuration.
         algo: default member of the group `algo`.
+        network: default member of the group `network`.
 
     Examples:
         >>> from hydra import compose, initialize
@@ -113,7 +117,9 @@ def register(name: str, *, algo: str) -> None:
             {"optional sized": "${size}_${memory}"},
             # a start that suits the length of the sequences, where the memory has one
             {"optional spanned": "${memory}"},
-            {"network": "actor_critic"},
+            {"network": network},
+            # a memory of another kind for the actor
+            *([{"network/actor_memory": None}] if network == "soft_actor_critic" else []),
             {"experiment": "default"},
             {"algo": algo},
             # values that suit the task, where there are some
@@ -164,7 +170,8 @@ def add_memory(name: str, cell: Callable[..., MemoryCell], **options: Any) -> No
         >>> from torchrl_shm.modules import LRU
         >>> add_memory("lru_small", LRU, memory_size=8)
     """
-    _add("memory", name, partial(memory_config, cell, **options))
+    for group in MEMORY_GROUPS:
+        _add(group, name, partial(memory_config, cell, **options))
 
 
 def add_env(

@@ -18,13 +18,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra_zen import builds
 from omegaconf import OmegaConf
 
-from torchrl_shm.configs.algo import GRPO, PPO, Reinforce
+from torchrl_shm.configs.algo import GRPO, PPO, SAC, Reinforce
 from torchrl_shm.configs.envs import ENVS
 from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.configs.presets import factory_config
 from torchrl_shm.configs.sizes import SIZES
 from torchrl_shm.configs.tuned import TUNED
-from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector, make_logger
 
 
@@ -39,6 +39,9 @@ class Member(NamedTuple):
     make: Callable[[], Any]
     package: str | None = None
 
+
+MEMORY_GROUPS = ("memory", "network/actor_memory")
+"""Groups whose members are memories: that of the agent or its critic, and an actor's own."""
 
 MEMBERS: dict[str, Member] = {}
 """By group and name, as in `env/wind` and `tuned/ppo/wind`."""
@@ -105,7 +108,8 @@ for _algo, _envs in TUNED.items():
         MEMBERS[f"tuned/{_algo}/{_name}"] = Member(partial(dict, _values), "_global_")
 
 for _name in MEMORIES:
-    MEMBERS[f"memory/{_name}"] = Member(partial(MEMORIES.__getitem__, _name))
+    for _group in MEMORY_GROUPS:
+        MEMBERS[f"{_group}/{_name}"] = Member(partial(MEMORIES.__getitem__, _name))
     if _name.startswith("shm"):
         # what it is told is to last as long as the sequences through which it learns
         _span = {"span": "${oc.select:algo.rollout_length,null}"}
@@ -120,8 +124,15 @@ for _size, _options in SIZES.items():
 MEMBERS["network/actor_critic"] = Member(
     partial(factory_config, make_actor_critic, zen_exclude=("env", "memory", "device"))
 )
+MEMBERS["network/soft_actor_critic"] = Member(
+    partial(
+        factory_config,
+        make_soft_actor_critic,
+        zen_exclude=("env", "memory", "device"),
+    )
+)
 MEMBERS["experiment/default"] = Member(partial(builds, Experiment, populate_full_signature=True))
-for _name, _algo in {"ppo": PPO, "reinforce": Reinforce, "grpo": GRPO}.items():
+for _name, _algo in {"ppo": PPO, "reinforce": Reinforce, "grpo": GRPO, "sac": SAC}.items():
     MEMBERS[f"algo/{_name}"] = Member(partial(builds, _algo, populate_full_signature=True))
 
 _RUNTIME = (

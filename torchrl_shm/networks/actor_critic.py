@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import NestedKey
-from tensordict.nn import (
-    TensorDictModuleBase,
-)
 from tensordict.nn import TensorDictSequential as Sequential
 from torchrl.envs import EnvBase
 from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 
-from torchrl_shm.checks import check_count
-from torchrl_shm.networks.clock import Clock
-from torchrl_shm.networks.encoder import Encoder
+from torchrl_shm.networks.backbone import CRITIC, BackboneMaker, MemoryFactory, check_sizes
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
-from torchrl_shm.networks.policy import WRITTEN_KEYS, Behavior, Layer, Operator, Policy
+from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
+from torchrl_shm.networks.soft_actor_critic import SoftOperator
 from torchrl_shm.networks.specs import EnvSpecs
-
-MemoryFactory = Callable[..., TensorDictModuleBase]
-"""Makes a memory module from `input_size`, `output_size`, `in_key`, `out_key` and `device`, and,
-where the critic has a memory of its own, `memory_key`."""
-
-# entries of a critic's own embedding and memory
-_CRITIC = "critic_"
 
 
 def make_actor_critic(
@@ -84,54 +73,10 @@ def make_actor_critic(
         >>> operator.get_value_head().out_keys
         ['state_value']
     """
-    for name, size in {
-        "embedding_size": embedding_size,
-        "hidden_sizes": min(hidden_sizes, default=1),
-    }.items():
-        check_count(f"network.{name}", size)
-    if time_size < 0 or time_size % 2:
-        raise ValueError(
-            f"network.time_size={time_size} must be an even number, sines and cosines, or 0"
-        )
     if not init_scale > 0:
         raise ValueError(f"network.init_scale={init_scale} must be positive")
-    specs = EnvSpecs.of(env, policy_keys)
-    keys = specs.policy_keys
-    observed = [*keys, *([] if isinstance(env, EnvSpecs) else env.observation_spec.keys())]
-    written = {*WRITTEN_KEYS, *(("time", "episode_step") if time_size else ())}
-    clash = sorted({str(key) for key in observed if key in written})
-    if clash:
-        raise ValueError(
-            f"the environment emits {clash}, which the networks write themselves: rename these "
-            "observations, e.g. with torchrl.envs.RenameTransform"
-        )
-    shapes = [specs.observation_spec_unbatched[key].shape for key in keys]
-    # one clock is enough, also where the critic has an embedding of its own
-    clock: list[Any] = [Clock(time_size, device=device)] if time_size else []
-    read: list[NestedKey] = [*keys, *(x.out_key for x in clock)]
-    shapes += [torch.Size((time_size,)) for _ in clock]
-
-    def backbone(prefix: str, **options: Any) -> Sequential:
-        embed: Any = Layer(
-            Encoder(shapes, embedding_size, device), list(read), [f"{prefix}embedding"]
-        )
-        try:
-            module: Any = memory(
-                input_size=embedding_size,
-                output_size=embedding_size,
-                in_key=f"{prefix}embedding",
-                out_key=f"{prefix}features",
-                device=device,
-                **options,
-            )
-        except ValueError as error:
-            # what a memory calls input_size is an option of the network here
-            if f"input_size={embedding_size}" not in str(error):
-                raise
-            raise ValueError(
-                f"network.embedding_size={embedding_size} is too small for this memory: {error}"
-            ) from error
-        return Sequential(*clock, embed, module)
+    check_sizes(embedding_size, hidden_sizes)
+    backbone = BackboneMaker(env, policy_keys, time_size, embedding_size, device)
 
     def value_head(prefix: str) -> Layer:
         in_keys: list[Any] = [f"{prefix}{key}" for key in HEAD_KEYS]
@@ -139,20 +84,20 @@ def make_actor_critic(
         return Layer(head, in_keys, ["state_value"])
 
     sizes = (embedding_size, 2 * embedding_size, *hidden_sizes)
-    common = backbone("")
-    actor = make_actor(specs.action_spec_unbatched, sizes, init_scale, device)
+    common = backbone(memory)
+    actor = make_actor(backbone.specs.action_spec_unbatched, sizes, init_scale, device)
     if shared_memory:
         return Operator(common, actor, value_head(""))
     policy: list[Any] = [*common, *actor]
-    critic: list[Any] = [*backbone(_CRITIC, memory_key=f"{_CRITIC}memory"), value_head(_CRITIC)]
+    critic: list[Any] = [*backbone(memory, CRITIC), value_head(CRITIC)]
     return ActorCriticWrapper(Policy(*policy), Sequential(*critic))
 
 
-def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> Behavior:
+def get_behavior(operator: ActorValueOperator | ActorCriticWrapper | SoftOperator) -> Behavior:
     """Take the part of an operator that collects data.
 
     Args:
-        operator: what `make_actor_critic` returned.
+        operator: what `make_actor_critic` or `make_soft_actor_critic` returned.
 
     Returns:
         The policy, which writes nothing that every loss computes again (see `Behavior`). Where the
@@ -169,6 +114,10 @@ def get_behavior(operator: ActorValueOperator | ActorCriticWrapper) -> Behavior:
     policy: Any = operator.get_policy_operator()
     if isinstance(operator, ActorValueOperator):
         return Behavior(*policy.module)
-    critic: Any = operator.get_value_operator()
-    parts: list[Any] = [*list(critic)[:-1], *policy]
-    return Behavior(*parts)
+    if isinstance(operator, SoftOperator):
+        before: list[Any] = list(operator.critic)
+    else:
+        # without the value head
+        critic: Any = operator.get_value_operator()
+        before = list(critic)[:-1]
+    return Behavior(*before, *policy)

@@ -18,7 +18,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.configs import instantiate_saved, load_config
-from torchrl_shm.networks import EnvSpecs, make_actor_critic
+from torchrl_shm.networks import EnvSpecs, make_actor_critic, make_soft_actor_critic
 from torchrl_shm.sharing.card import model_card
 from torchrl_shm.sharing.plain_policy import PlainPolicy
 from torchrl_shm.sharing.policy_file import (
@@ -34,6 +34,9 @@ from torchrl_shm.training import RunFolder, Which
 from torchrl_shm.training.files import write_atomically
 
 _WEIGHTS, _CARD = "model.safetensors", "README.md"
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    make.__name__: make for make in (make_actor_critic, make_soft_actor_critic)
+}
 
 
 def export_policy(
@@ -68,25 +71,29 @@ def export_policy(
     folder = run / "export" if to is None else Path(to)
     _check_free(folder)
     network = dict(parts["network"].keywords)
-    if parts["network"].func is not make_actor_critic:
-        raise ValueError(f"{run}: only networks of make_actor_critic can be exported")
+    operator_name = parts["network"].func.__name__
+    if _OPERATORS.get(operator_name) is not parts["network"].func:
+        raise ValueError(f"{run}: only networks of {' and '.join(_OPERATORS)} can be exported")
 
     env = parts["env"](num_envs=1, seed=0)
     specs = EnvSpecs.of(env, network.pop("policy_keys", None))
     if not env.is_closed:
         env.close()
-    operator = make_actor_critic(specs, parts["memory"], **network)
+    operator = parts["network"].func(specs, parts["memory"], **network)
     operator.load_state_dict(state["operator"])
     policy = PlainPolicy(operator.get_policy_operator(), specs)
 
     experiment = parts["experiment"]
     plain: Any = OmegaConf.to_container(saved, resolve=True)
+    # of a critic with a memory of its own the policy knows nothing
+    network.pop("actor_memory", None)
     options: Any = OmegaConf.to_container(OmegaConf.create(network))
     config = PolicyFile(
         observations=observation_entries(specs),
         action=action_entry(specs.action_spec_unbatched),
+        operator=operator_name,
         network=options,
-        memory=plain["memory"],
+        memory=plain["network"].get("actor_memory") or plain["memory"],
         task=experiment.names["env"],
         memory_name=experiment.names["memory"],
         seed=experiment.seed,
@@ -138,7 +145,7 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Plain
     options: dict[str, Any] = config.network
     try:
         specs = config.specs()
-        operator = make_actor_critic(specs, memory, **options)
+        operator = _OPERATORS[config.operator](specs, memory, **options)
     # values of the right types can still be refused by what they are passed to
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{path} does not build a policy: {error}") from error

@@ -82,6 +82,8 @@ class PolicyFile(_Entry):
     format_version: int = FORMAT_VERSION
     observations: list[ObservationEntry] = Field(min_length=1)
     action: Action
+    # the factory of `torchrl_shm.networks` that makes the operator of the policy
+    operator: Literal["make_actor_critic", "make_soft_actor_critic"] = "make_actor_critic"
     network: dict[str, JsonValue]
     memory: dict[str, JsonValue]
     # from here on information for people

@@ -10,8 +10,15 @@ from torchrl_shm.training.finite import FiniteCheck, OnNonfinite
 from torchrl_shm.training.imitation import SelfImitation
 from torchrl_shm.training.loggers import LoggerKind, make_logger
 from torchrl_shm.training.ppo_loss import LeanClipPPOLoss, check_ratio
+from torchrl_shm.training.replay import ReplayStorage, SequenceReplay
 from torchrl_shm.training.run import Stateful, TrainingRun
 from torchrl_shm.training.run_folder import RunFolder
+from torchrl_shm.training.sac_loss import (
+    SlowCritic,
+    UnrolledDiscreteSACLoss,
+    UnrolledSACLoss,
+    make_sac_loss,
+)
 
 __all__ = [
     "Checkpoints",
@@ -24,15 +31,21 @@ __all__ = [
     "LeanClipPPOLoss",
     "LoggerKind",
     "OnNonfinite",
+    "ReplayStorage",
     "RolloutCollector",
     "RunFolder",
     "SelfImitation",
+    "SequenceReplay",
+    "SlowCritic",
     "Stateful",
     "TrainingRun",
+    "UnrolledDiscreteSACLoss",
+    "UnrolledSACLoss",
     "Which",
     "check_ratio",
     "evaluate",
     "make_logger",
+    "make_sac_loss",
     "make_test_env",
 ]
 

@@ -74,3 +74,14 @@ class Experiment:
             ValueError: `device` is unknown or missing.
         """
         check_device("experiment.device", self.device)
+
+    def refuse_compile(self) -> None:
+        """Refuse `compile`, for recipes that have no use for it.
+
+        Raises:
+            ValueError: something is to be compiled.
+        """
+        if self.compile != "none":
+            raise ValueError(
+                f"experiment.compile={self.compile!r} is not offered by this recipe; use none"
+            )

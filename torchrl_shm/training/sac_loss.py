@@ -1,0 +1,159 @@
+"""The losses of soft actor-critic behind memories, and the copies that make its targets."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictSequential
+from torch import Tensor
+from torchrl.objectives import DiscreteSACLoss, SACLoss, SoftUpdate
+
+from torchrl_shm.modules import unroll
+from torchrl_shm.networks import SoftOperator
+
+
+class UnrolledSACLoss(SACLoss):
+    """`torchrl.objectives.SACLoss` on features of memories, which `unroll` has written.
+
+    TorchRL's loss holds the parameters of the critic fixed while the actor learns. The critic's
+    features are work of its memory as well, which TorchRL cannot know; here they are held, too.
+    """
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of the actor; see TorchRL's loss."""
+        return super().actor_loss(_hold_features(self, tensordict))
+
+
+class UnrolledDiscreteSACLoss(DiscreteSACLoss):
+    """`torchrl.objectives.DiscreteSACLoss` on features of memories; see `UnrolledSACLoss`."""
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of the actor; see TorchRL's loss."""
+        return super().actor_loss(_hold_features(self, tensordict))
+
+
+def _hold_features(loss: Any, tensordict: TensorDictBase) -> TensorDictBase:
+    held = tensordict.copy()
+    for key in loss.qvalue_network.in_keys:
+        held.set(key, tensordict.get(key).detach())
+    return held
+
+
+def make_sac_loss(
+    operator: SoftOperator,
+    *,
+    gamma: float,
+    temperature: float | None = None,
+    initial_temperature: float = 0.1,
+    target_entropy: float | None = None,
+) -> Any:
+    """Build the loss that suits the action: continuous, or an index.
+
+    Args:
+        operator: the networks, to which the loss adds two heads of the critic.
+        gamma: discount factor.
+        temperature: weight of the entropy; `None` learns it.
+        initial_temperature: where a learned one starts.
+        target_entropy: entropy at which a learned temperature aims, in nats; `None` is minus the
+            number of parts of a continuous action, and 0.3 of the largest one of an index.
+
+    Returns:
+        The loss, `UnrolledSACLoss` or `UnrolledDiscreteSACLoss`, which reads sequences `[B, T]`
+        with the features that `unroll` writes, and gives `loss_actor`, `loss_qvalue` and
+        `loss_alpha`.
+
+    Examples:
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.networks import make_soft_actor_critic
+        >>> from torchrl_shm.training import make_sac_loss
+        >>> loss = make_sac_loss(make_soft_actor_critic(WindEnv(4), SHMModule), gamma=0.9)
+        >>> loss.out_keys
+        ['loss_actor', 'loss_qvalue', 'loss_alpha', 'alpha', 'entropy']
+    """
+    options: dict[str, Any] = {
+        "loss_function": "l2",
+        "alpha_init": initial_temperature if temperature is None else temperature,
+        "fixed_alpha": temperature is not None,
+    }
+    heads: Any = operator.make_q_heads()
+    if operator.discrete:
+        largest = math.log(operator.action_size)
+        options["target_entropy"] = 0.3 * largest if target_entropy is None else target_entropy
+        loss = UnrolledDiscreteSACLoss(operator.head, heads, action_space="categorical", **options)
+    else:
+        target = -float(operator.action_size) if target_entropy is None else target_entropy
+        loss = UnrolledSACLoss(operator.head, heads, target_entropy=target, **options)
+    loss.make_value_estimator(gamma=gamma)
+    return loss
+
+
+class SlowCritic:
+    """A critic that follows the one that learns: its embedding and memory, and its heads.
+
+    Targets are made of what it expects. Its memory is a network of its own, so that targets change
+    as slowly as TorchRL's target networks mean them to; these are only the heads.
+
+    Args:
+        operator: the networks.
+        loss: their loss, which holds the heads.
+        tau: part of the way to the learning critic that a step goes.
+
+    Examples:
+        >>> from torchrl_shm import SHMModule, WindEnv
+        >>> from torchrl_shm.networks import make_soft_actor_critic
+        >>> from torchrl_shm.training import SlowCritic, make_sac_loss
+        >>> operator = make_soft_actor_critic(WindEnv(4), SHMModule)
+        >>> slow = SlowCritic(operator, make_sac_loss(operator, gamma=0.9), tau=0.005)
+        >>> slow.step()
+    """
+
+    def __init__(
+        self,
+        operator: SoftOperator,
+        loss: UnrolledSACLoss | UnrolledDiscreteSACLoss,
+        *,
+        tau: float,
+    ) -> None:
+        self._critic = operator.critic
+        self._heads = SoftUpdate(loss, tau=tau)
+        self._tau = tau
+        self.critic: TensorDictSequential = copy.deepcopy(operator.critic).requires_grad_(False)
+
+    @torch.no_grad()
+    def unroll_next(self, sample: TensorDictBase, data: TensorDictBase) -> TensorDictBase:
+        """Put what came next as this critic remembers it in the place of what it replaces.
+
+        Args:
+            sample: sequences `[B, T]`.
+            data: what `unroll` made of them with the learning networks.
+
+        Returns:
+            `data`, with the features of this critic under `"next"`.
+        """
+        slow = unroll(self.critic, sample)
+        for key in ("critic_embedding", "critic_features"):
+            data.set(("next", key), slow.get(("next", key)))
+        return data
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Follow the learning critic."""
+        for slow, fast in zip(self.critic.parameters(), self._critic.parameters(), strict=True):
+            slow.lerp_(fast, self._tau)
+        self._heads.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the parameters of the memory; those of the heads are the loss's."""
+        return self.critic.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Args:
+            state_dict: of a critic with the same networks.
+        """
+        self.critic.load_state_dict(state_dict)
