@@ -146,6 +146,7 @@ def _sac(env: str) -> Values | None:
     return {"experiment": experiment, "algo": algo, "network": network}
 
 
+_MAKERS = {"ppo": _ppo, "reinforce": _reinforce, "grpo": _grpo, "sac": _sac}
 TUNED: dict[str, dict[str, Values]] = {
     algo: {env: values for env in ENVS if (values := tuned(env)) is not None}
     for algo, tuned in {"ppo": _ppo, "sac": _sac, "reinforce": _reinforce, "grpo": _grpo}.items()
