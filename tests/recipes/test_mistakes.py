@@ -34,6 +34,9 @@ UNKNOWN = [
     ("algos.epochs=1", "did you mean algo?"),
     ("foo=1", "choose one of algo, collector, env,"),
     ("algo.lr=1", "algo has anneal_lr, "),
+    # of another algorithm
+    ("algo.group_size=8", "algo has anneal_lr, "),
+    ("algo=grpo", "algo=GRPO: Input should be a dictionary or an instance of PPO"),
     ("experiment.totalframes=3", "did you mean experiment.total_frames?"),
     ("env.foo=1", "env has goal_radius, max_steps,"),
     ("env.max_step=1", "did you mean env.max_steps"),

@@ -28,8 +28,6 @@ from torchrl_shm.training.run import is_of_training
 # asks Hydra to leave errors as they are
 _TRACEBACK = "HYDRA_FULL_ERROR"
 _explaining: ContextVar[bool] = ContextVar("explaining", default=False)
-# groups whose options are the same for all tasks and memories
-_COMMON = ("experiment", "algo", "network", "collector", "logger")
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError)
 
 
@@ -131,11 +129,11 @@ def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
     options = _options(cause.parent_node)
     if not get_close_matches(name, options, 1):
         # it may be that of another group, or have none
+        groups = {group: cause.parent_node[group] for group in options} if not place else _common()
         everywhere = {
-            f"{path.partition('/')[0]}.{option}": option
-            for path, member in MEMBERS.items()
-            if path.partition("/")[0] in _COMMON
-            for option in _options(OmegaConf.structured(member.make()))
+            f"{group}.{option}": option
+            for group, config in groups.items()
+            for option in _options(config)
         }
         near = get_close_matches(name, everywhere.values(), 1, 0.8)
         if near:
@@ -143,6 +141,15 @@ def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
             return f"{unknown[1]} is unknown; did you mean {' or '.join(found)}?"
     given = f"{place}.{name}" if place else name
     return f"{given} is unknown; {_instead(name, options, place)}"
+
+
+def _common() -> dict[str, Any]:
+    """Groups whose options are the same in all recipes."""
+    members = {"experiment": "default", "collector": "multi_sync", "logger": "wandb"}
+    return {
+        group: OmegaConf.structured(MEMBERS[f"{group}/{name}"].make())
+        for group, name in members.items()
+    }
 
 
 def _options(config: Any) -> list[str]:
@@ -156,7 +163,9 @@ def _explain_types(error: ValidationError, place: str = "") -> str:
     """The first value whose type is wrong."""
     first = error.errors()[0]
     name = ".".join(map(str, filter(None, (place, *first["loc"]))))
-    return f"{name}={first['input']!r}: {_short(first['msg'], 1)}"
+    given = repr(first["input"])
+    given = given if len(given) <= 60 else type(first["input"]).__name__
+    return f"{name}={given}: {_short(first['msg'], 1)}"
 
 
 def _instead(name: str, options: Iterable[str], place: str = "") -> str:

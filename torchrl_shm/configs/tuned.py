@@ -104,6 +104,7 @@ def _grpo(env: str) -> Values | None:
             "credit": "step", "gamma": 0.99, "entropy_coeff": 0.03, "spread_eps": 0.1,
             "anneal_lr": False,
         }  # fmt: skip
+        values["experiment"]["total_frames"] = 1_400_000
     return values
 
 
@@ -146,8 +147,9 @@ def _sac(env: str) -> Values | None:
     return {"experiment": experiment, "algo": algo, "network": network}
 
 
+_MAKERS = {"ppo": _ppo, "sac": _sac, "reinforce": _reinforce, "grpo": _grpo}
 TUNED: dict[str, dict[str, Values]] = {
-    algo: {env: values for env in ENVS if (values := tuned(env)) is not None}
-    for algo, tuned in {"ppo": _ppo, "sac": _sac, "reinforce": _reinforce, "grpo": _grpo}.items()
+    algo: {env: values for env in ENVS if (values := make(env)) is not None}
+    for algo, make in _MAKERS.items()
 }
 """Values by algorithm and environment."""
