@@ -28,6 +28,9 @@ def unroll_features(backbone: Any, sample: TensorDictBase) -> TensorDictBase:
         A shallow copy, with features of every observation, and under `"next"` those of what came
         next, through which no gradient flows.
 
+    Raises:
+        KeyError: an entry is missing; see `unroll`, also for what else it raises.
+
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
         >>> from torchrl_shm.networks import get_behavior, make_soft_actor_critic
