@@ -29,7 +29,8 @@ def unroll_features(backbone: Any, sample: TensorDictBase) -> TensorDictBase:
         next, through which no gradient flows.
 
     Raises:
-        KeyError: an entry is missing; see `unroll`, also for what else it raises.
+        KeyError: an input, what came next, or the reset flags are missing.
+        ValueError: the data are no sequences, or `"next"` is several steps later, see `unroll`.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
