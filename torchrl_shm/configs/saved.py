@@ -108,8 +108,11 @@ def remove_empty(folder: Path) -> None:
 
     Args:
         folder: the folder; its parents go, too, as long as they are empty, up to the folder of all
-            runs. Whatever holds something stays.
+            runs. Whatever holds something stays, and so does a folder elsewhere.
     """
+    # a folder that was named may have been there before
+    if not set(_ROOTS) & set(folder.parts):
+        return
     with suppress(OSError):
         for path in (folder, *folder.parents):
             # the run may have removed its own

@@ -105,6 +105,10 @@ class SequenceReplay:
         # clones, because a view would be saved with all that it is a view of; and names of
         # dimensions would have to agree with those of the storage
         rows = TensorDict(chosen.detach().cpu().clone().to_dict(), chosen.batch_size)
+        if not self.count:
+            # of a run that ended in this folder before it saved anything
+            for stale, _, _ in self._files():
+                stale.unlink(missing_ok=True)
         self.count += len(batch)
         try:
             path = self._write(rows)

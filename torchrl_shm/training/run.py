@@ -9,7 +9,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -74,7 +73,7 @@ class TrainingRun:
     | SIGUSR1 | saves after the update that is going on, and goes on |
 
     An error ends the run where it is; the newest checkpoint stays. Where nothing was trained yet,
-    the folder goes as well.
+    its configuration goes as well.
 
     Args:
         folder: where the run writes; `open` makes and locks it.
@@ -203,9 +202,6 @@ class TrainingRun:
         if self._wrote_config:
             (self.folder.path / "config.yaml").unlink(missing_ok=True)
         self.folder.close()
-        # whatever else is there stays
-        with suppress(OSError):
-            self.folder.path.rmdir()
 
     def track(self, **parts: Stateful) -> None:
         """Register what changes while training; all of it is saved and restored.
