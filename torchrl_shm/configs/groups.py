@@ -121,16 +121,13 @@ for _size, _options in SIZES.items():
     for _name, _values in _options.items():
         MEMBERS[f"sized/{_size}_{_name}"] = Member(partial(dict, _values), "memory")
 
-MEMBERS["network/actor_critic"] = Member(
-    partial(factory_config, make_actor_critic, zen_exclude=("env", "memory", "device"))
-)
-MEMBERS["network/soft_actor_critic"] = Member(
-    partial(
-        factory_config,
-        make_soft_actor_critic,
-        zen_exclude=("env", "memory", "device"),
+for _name, _make in {
+    "actor_critic": make_actor_critic,
+    "soft_actor_critic": make_soft_actor_critic,
+}.items():
+    MEMBERS[f"network/{_name}"] = Member(
+        partial(factory_config, _make, zen_exclude=("env", "memory", "device"))
     )
-)
 MEMBERS["experiment/default"] = Member(partial(builds, Experiment, populate_full_signature=True))
 for _name, _algo in {"ppo": PPO, "sac": SAC, "reinforce": Reinforce, "grpo": GRPO}.items():
     MEMBERS[f"algo/{_name}"] = Member(partial(builds, _algo, populate_full_signature=True))

@@ -115,9 +115,7 @@ def remove_empty(folder: Path) -> None:
         return
     with suppress(OSError):
         for path in (folder, *folder.parents):
-            # the run may have removed its own
-            if path.exists():
-                path.rmdir()
+            path.rmdir()
             if path.name in _ROOTS:
                 break
 

@@ -198,7 +198,7 @@ class TrainingRun:
         self._logger = None if logger is None else logger(run_dir=str(path))
 
     def _discard(self) -> None:
-        """Leave nothing behind of a run that has not begun."""
+        """Take back what was written of a run that has not begun, and unlock its folder."""
         if self._wrote_config:
             (self.folder.path / "config.yaml").unlink(missing_ok=True)
         self.folder.close()
@@ -376,11 +376,12 @@ class TrainingRun:
         if self._collector is not None:
             self._collector.close()
         self._signals.__exit__(kind, error, trace)
-        self.folder.close()
         # both are set where training begins
         if isinstance(error, Exception) and self._bar is None and self.summary is None:
             self._discard()
-        elif error is not None:
+            return
+        self.folder.close()
+        if error is not None:
             error.add_note(f"{_TRAINING}, update {self.updates} of {self.folder.path}.")
             saved = self.folder.checkpoints.steps()
             if saved:
