@@ -58,7 +58,7 @@ def action_of(space: Any, name: str) -> Action:
 
     | space | spec | what is sent |
     |---|---|---|
-    | `Box` | `Bounded` from -1 to 1 if all bounds are finite, else `Unbounded` | see `_box_action` |
+    | `Box` | `Bounded`, -1 to 1, if all bounds are finite, or `Unbounded` | see `_box_action` |
     | `Discrete` | `Categorical` | the index, counted from the start of the space |
     | `MultiDiscrete` | `MultiCategorical`, in one row | the indices, from their starts |
     | `MultiBinary` | `Binary` | the bits |
@@ -103,7 +103,9 @@ def _box_action(space: Any) -> Action:
     both = above & below
     # what stands in for a bound that there is not is in no result
     lowest, highest = np.where(above, low, -1.0), np.where(below, high, 1.0)
-    near = np.where(above, np.maximum(lowest + 1, 0), np.where(below, np.minimum(highest - 1, 0), 0))
+    near = np.where(
+        above, np.maximum(lowest + 1, 0), np.where(below, np.minimum(highest - 1, 0), 0)
+    )
     middle = np.where(both, (lowest + highest) / 2, near)
     unit = np.where(both, (highest - lowest) / 2, 1.0)
     shape = torch.Size(space.shape or (1,))

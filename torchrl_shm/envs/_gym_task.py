@@ -127,8 +127,8 @@ def _find_mask(space: Any, choices: int, name: str) -> Any:
             return key
     if MASK in space.spaces:
         raise ValueError(
-            f"{MASK} of {name} is {space[MASK]}, which does not fit its actions: it needs one flag "
-            f"for each of {choices} choices" if choices else f"{MASK} of {name}: only indices have one"
+            f"observations of {name} have an entry {MASK!r}, {space[MASK]}, that is none: it needs "
+            f"a flag, 0 or 1, for each of the {choices} choices of Discrete or MultiDiscrete actions"
         )
     return None
 

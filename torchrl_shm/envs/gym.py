@@ -85,7 +85,7 @@ def make_gym_env(
         >>> env.rollout(3)["previous_action"].shape
         torch.Size([2, 3, 2])
         >>> options = {"desc": ["SFFG"], "is_slippery": False}
-        >>> make_gym_env("FrozenLake-v1", kwargs=options, max_episode_steps=20).reset()["observation"]
+        >>> make_gym_env("FrozenLake-v1", kwargs=options).reset()["observation"]
         tensor([[1., 0., 0., 0.]])
     """
     check_count("num_envs", num_envs)
@@ -206,9 +206,7 @@ def _task(env: Any, *, previous: tuple[bool, bool] = (False, False), **options: 
     return TransformedEnv(task, Previous(*previous)) if any(previous) else task
 
 
-def _batch(
-    make: Any, num_envs: int, seed: int | None, device: torch.device | str | int
-) -> EnvBase:
+def _batch(make: Any, num_envs: int, seed: int | None, device: torch.device | str | int) -> EnvBase:
     rows = [{"row": row} for row in range(num_envs)]
     env: Any = SerialEnv(num_envs, make, create_env_kwargs=rows, device=torch.device(device))
     env.policy_keys = tuple(env.observation_spec.keys(True, True))

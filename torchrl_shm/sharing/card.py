@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 from torchrl_shm.sharing.policy_file import (
+    BinaryAction,
     CategoricalAction,
     ContinuousAction,
     MultiCategoricalAction,
+    OneHotAction,
     PolicyFile,
 )
 
@@ -72,18 +74,31 @@ policy as a module of TorchRL. Loading runs no code of these files: the weights 
 
 def _reads(config: PolicyFile) -> str:
     return ", ".join(
-        f"`{entry.key}` {entry.dtype} `{_shape(entry.shape)}`" for entry in config.observations
+        f"`{entry.key if isinstance(entry.key, str) else _key(entry.key)}` {entry.dtype} `{_shape(entry.shape)}`"
+        for entry in config.observations
     )
 
 
 def _does(config: PolicyFile) -> str:
     match config.action:
-        case ContinuousAction(size=size):
-            return f"continuous actions `{_shape([size])}`"
+        case ContinuousAction(size=size, shape=shape):
+            return f"continuous actions `{_shape(shape or [size])}`"
         case CategoricalAction(choices=choices):
             return f"one of {choices} actions, an index `[B]`"
-        case MultiCategoricalAction(choices=choices):
-            return f"{len(choices)} indices of {choices[0]} choices each `{_shape([len(choices)])}`"
+        case MultiCategoricalAction(choices=choices, shape=shape):
+            sizes = ", ".join(map(str, choices)) if len({*choices}) > 1 else str(choices[0])
+            each = "choices" if len({*choices}) > 1 else "choices each"
+            return f"{len(choices)} indices of {sizes} {each} `{_shape(shape or [len(choices)])}`"
+        case BinaryAction(shape=shape):
+            return f"bits `{_shape(shape)}`"
+        case OneHotAction(choices=choices):
+            return f"one of {choices} actions, one-hot `{_shape([choices])}`"
+
+
+def _key(key: str | list[str]) -> str:
+    """A key as Python writes it."""
+    parts = [json.dumps(part) for part in ([key] if isinstance(key, str) else key)]
+    return parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
 
 
 def _shape(shape: list[int]) -> str:
@@ -117,13 +132,13 @@ def _results(config: PolicyFile) -> str:
 def _example(config: PolicyFile) -> str:
     """Code that loads the policy and takes steps, with zeros for observations."""
     tensors = {
-        entry.key: f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
+        _key(entry.key): f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
         for entry in config.observations
     }
     if len(tensors) == 1:
         observation = next(iter(tensors.values()))
     else:
-        lines = [f"    {json.dumps(key)}: {tensor}," for key, tensor in tensors.items()]
+        lines = [f"    {key}: {tensor}," for key, tensor in tensors.items()]
         observation = "\n".join(["{", *lines, "}"])
     return f"""\
 import torch

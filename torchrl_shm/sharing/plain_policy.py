@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict, unravel_key
+from tensordict import NestedKey, TensorDict, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
@@ -78,7 +78,7 @@ class PlainPolicy(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        observation: Tensor | Mapping[str, Tensor],
+        observation: Tensor | Mapping[Any, Any],
         memory: Mapping[str, Tensor],
         is_init: Tensor | None = None,
         *,
@@ -88,7 +88,8 @@ class PlainPolicy(nn.Module):
 
         Args:
             observation: `[B, ...]` by key, in the shapes and dtypes of the specs; further entries
-                are ignored. A tensor alone will do where the policy reads a single entry.
+                are ignored. Nested entries are in dictionaries of dictionaries, or by their keys.
+                A tensor alone will do where the policy reads a single entry.
             memory: what `initial_memory` or the previous step returned.
             is_init: bool of shape `[B]`; where true, an episode starts, with an empty memory.
             deterministic: take the mean, or the most likely action; else draw it.
@@ -114,9 +115,9 @@ class PlainPolicy(nn.Module):
                     "policy.initial_memory(batch_size) and pass on what the last step returned"
                 )
             self._check(f"memory[{key!r}]", memory[key], spec.shape, spec.dtype, batch_size)
-        data = TensorDict(
-            {**inputs, **{key: memory[key] for key in self._memory_specs}}, [batch_size]
-        )
+        data = TensorDict({key: memory[key] for key in self._memory_specs}, [batch_size])
+        for key, x in inputs.items():
+            data.set(key, x)
         data["is_init"] = is_init.unsqueeze(-1)
         mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
         # this is a single step, whatever mode the caller has set
@@ -124,7 +125,7 @@ class PlainPolicy(nn.Module):
             data = self.module(data)
         return data["action"], {key: data["next", key] for key in self._memory_specs}
 
-    def _read(self, observation: Tensor | Mapping[str, Tensor]) -> dict[Any, Tensor]:
+    def _read(self, observation: Tensor | Mapping[Any, Any]) -> dict[Any, Tensor]:
         """The entries of the specs, checked."""
         keys = list(self.specs.policy_keys)
         entries: Any = observation
@@ -135,9 +136,12 @@ class PlainPolicy(nn.Module):
                 f"the policy reads {keys}: pass a dictionary of tensors, not a "
                 f"{type(observation).__name__}"
             )
-        missing = [key for key in keys if key not in entries]
+        entries = {key: _find(entries, key) for key in keys}
+        missing = [key for key in keys if entries[key] is None]
         if missing:
-            raise KeyError(f"{missing} are missing: the policy reads {keys}, got {list(entries)}")
+            raise KeyError(
+                f"{missing} are missing: the policy reads {keys}, got {list(observation)}"
+            )
         batch_size: int | None = None
         for key in keys:
             spec = self.specs.observation_spec_unbatched[key]
@@ -169,6 +173,16 @@ class PlainPolicy(nn.Module):
                 f"{name} is on {x.device} but the policy on {self.device}: move it with "
                 f".to({str(self.device)!r})"
             )
+
+
+def _find(entries: Any, key: NestedKey) -> Any:
+    """An entry by its key, or nested; `None` where it is missing."""
+    # in a TensorDict, nested keys are those of what is nested
+    if isinstance(key, str) or (isinstance(entries, dict) and key in entries):
+        return entries.get(key, None)
+    for part in key:
+        entries = entries.get(part, None) if isinstance(entries, Mapping) else None
+    return entries
 
 
 def _memory_specs(module: TensorDictModuleBase) -> dict[str, TensorSpec]:

@@ -16,7 +16,17 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
-from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+from tensordict import unravel_key
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
 
 from torchrl_shm.networks import EnvSpecs
 
@@ -33,18 +43,25 @@ class _Entry(BaseModel):
 
 
 class ObservationEntry(_Entry):
-    """An entry that the policy reads; entries are a list, because their order counts."""
+    """An entry that the policy reads; entries are a list, because their order counts.
 
-    key: str
+    The key of a nested entry is a list of names.
+    """
+
+    key: str | list[str]
     shape: list[NonNegativeInt]
     dtype: Dtype
 
 
 class ContinuousAction(_Entry):
-    """Shape `[size]`; `low` and `high` are null where there are no bounds at all."""
+    """Numbers; `low` and `high`, row by row, are null where there are no bounds at all.
+
+    Here and below, `shape` is null for a row.
+    """
 
     kind: Literal["continuous"] = "continuous"
     size: PositiveInt
+    shape: list[PositiveInt] | None = None
     dtype: FloatDtype
     low: list[float] | None
     high: list[float] | None
@@ -62,10 +79,27 @@ class MultiCategoricalAction(_Entry):
 
     kind: Literal["multi_categorical"] = "multi_categorical"
     choices: list[PositiveInt]
+    shape: list[PositiveInt] | None = None
+
+
+class BinaryAction(_Entry):
+    """Bits."""
+
+    kind: Literal["binary"] = "binary"
+    shape: list[PositiveInt]
+    dtype: Dtype
+
+
+class OneHotAction(_Entry):
+    """One of `choices`, as a row of zeros and a one."""
+
+    kind: Literal["one_hot"] = "one_hot"
+    choices: PositiveInt
 
 
 Action = Annotated[
-    ContinuousAction | CategoricalAction | MultiCategoricalAction, Field(discriminator="kind")
+    ContinuousAction | CategoricalAction | MultiCategoricalAction | BinaryAction | OneHotAction,
+    Field(discriminator="kind"),
 ]
 
 
@@ -102,7 +136,9 @@ class PolicyFile(_Entry):
     def specs(self) -> EnvSpecs:
         """What the policy reads and does."""
         entries: Any = {
-            entry.key: Unbounded(torch.Size(entry.shape), dtype=getattr(torch, entry.dtype))
+            unravel_key(entry.key if isinstance(entry.key, str) else tuple(entry.key)): Unbounded(
+                torch.Size(entry.shape), dtype=getattr(torch, entry.dtype)
+            )
             for entry in self.observations
         }
         return EnvSpecs(Composite(entries), action_spec(self.action), list(entries))
@@ -132,41 +168,56 @@ def read_policy_file(path: Path) -> PolicyFile:
 
 
 def observation_entries(specs: EnvSpecs) -> list[ObservationEntry]:
-    """The entries of the specs, in the order of the policy.
-
-    Raises:
-        ValueError: a key is nested.
-    """
+    """The entries of the specs, in the order of the policy."""
     entries: list[ObservationEntry] = []
     for key in specs.policy_keys:
-        if not isinstance(key, str):
-            raise ValueError(f"policy_keys: {key!r} is nested; shared policies read flat keys")
         spec = specs.observation_spec_unbatched[key]
-        entries.append(ObservationEntry(key=key, shape=list(spec.shape), dtype=_name(spec.dtype)))
+        name = key if isinstance(key, str) else [str(part) for part in key]
+        entries.append(ObservationEntry(key=name, shape=list(spec.shape), dtype=_name(spec.dtype)))
     return entries
 
 
-def action_entry(spec: TensorSpec) -> Action:
+def action_entry(spec: Any) -> Action:
     """The entry for the spec of an action that `make_actor_critic` takes."""
-    # a MultiCategorical is a Categorical, too
-    if isinstance(spec, MultiCategorical):
-        return MultiCategoricalAction(choices=spec.nvec.tolist())
-    if isinstance(spec, Categorical):
-        return CategoricalAction(choices=spec.n)
-    low, high = None, None
-    if isinstance(spec, Bounded):
-        box: Any = spec.space
-        low, high = box.low.tolist(), box.high.tolist()
-    return ContinuousAction(size=spec.shape[-1], dtype=_name(spec.dtype), low=low, high=high)
+    shape = None if len(spec.shape) == 1 else list(spec.shape)
+    match spec:
+        case Binary():
+            return BinaryAction(shape=list(spec.shape), dtype=_name(spec.dtype))
+        case MultiCategorical():
+            return MultiCategoricalAction(choices=spec.nvec.flatten().tolist(), shape=shape)
+        case Categorical() if spec.shape:
+            choices = [spec.n] * spec.shape.numel()
+            return MultiCategoricalAction(choices=choices, shape=shape)
+        case Categorical():
+            return CategoricalAction(choices=spec.n)
+        case OneHot():
+            return OneHotAction(choices=spec.shape[-1])
+        case _:
+            low, high = None, None
+            if isinstance(spec, Bounded):
+                box: Any = spec.space
+                low, high = (bound.flatten().tolist() for bound in (box.low, box.high))
+            return ContinuousAction(
+                size=spec.shape.numel(), shape=shape, dtype=_name(spec.dtype), low=low, high=high
+            )
 
 
 def action_spec(action: Action) -> TensorSpec:
     """The spec of which `action_entry` made an entry."""
-    if isinstance(action, CategoricalAction):
-        return Categorical(action.choices)
-    if isinstance(action, MultiCategoricalAction):
-        return MultiCategorical(action.choices)
-    shape, dtype = torch.Size((action.size,)), getattr(torch, action.dtype)
+    match action:
+        case CategoricalAction(choices=choices):
+            return Categorical(choices)
+        case MultiCategoricalAction(choices=choices, shape=shape):
+            return MultiCategorical(torch.tensor(choices).reshape(shape or [len(choices)]))
+        case BinaryAction():
+            return Binary(shape=torch.Size(action.shape), dtype=getattr(torch, action.dtype))
+        case OneHotAction(choices=choices):
+            return OneHot(choices)
+        case ContinuousAction():
+            shape, dtype = (
+                torch.Size([action.size] if action.shape is None else action.shape),
+                getattr(torch, action.dtype),
+            )
     if action.low is None or action.high is None:
         return Unbounded(shape, dtype=dtype)
     bounds = (torch.tensor(bound, dtype=dtype) for bound in (action.low, action.high))
