@@ -47,6 +47,11 @@ class GymTask(GymWrapper):
         if mask_in_info:
             self.set_info_dict_reader(_MaskReader(self._action.choices))
 
+    def _build_env(self, env: Any, **kwargs: Any) -> Any:
+        # without a look whether TorchRL should take it for a picture
+        self.batch_size = torch.Size([])
+        return env
+
     def _make_specs(self, env: Any, batch_size: Any = None) -> None:
         self._action = action_of(env.action_space, self._task)
         space, name = env.observation_space, self._task
