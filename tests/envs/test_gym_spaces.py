@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -15,15 +16,13 @@ from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv, check_env_specs
 from torchrl.modules.utils import get_env_transforms_from_module
 
-gymnasium: Any = pytest.importorskip("gymnasium", reason="comes with the extra popgym")
-
-from tests.envs._gym_probe import Probe, is_in  # noqa: E402
-from torchrl_shm import SHMModule  # noqa: E402
-from torchrl_shm.envs import make_gym_env  # noqa: E402
-from torchrl_shm.envs._gym_task import GymTask  # noqa: E402
-from torchrl_shm.networks import get_behavior, make_actor_critic  # noqa: E402
-from torchrl_shm.networks.heads import make_actor  # noqa: E402
-from torchrl_shm.training import LeanClipPPOLoss, RolloutCollector  # noqa: E402
+from tests.envs._gym_probe import Probe, is_in
+from torchrl_shm import SHMModule
+from torchrl_shm.envs import make_gym_env
+from torchrl_shm.envs._gym_task import GymTask
+from torchrl_shm.networks import get_behavior, make_actor_critic
+from torchrl_shm.networks.heads import make_actor
+from torchrl_shm.training import LeanClipPPOLoss, RolloutCollector
 
 spaces: Any = gymnasium.spaces
 Box, Dict, Discrete, Tuple = spaces.Box, spaces.Dict, spaces.Discrete, spaces.Tuple
@@ -313,7 +312,7 @@ class TestRefusals:
         ids=str,
     )
     def test_observations(self, space: Any, register: Any) -> None:
-        with pytest.raises(ValueError, match="are of no fixed size: .*wrap it") as error:
+        with pytest.raises(ValueError, match=r"are of no fixed size: .*wrap it") as error:
             make_gym_env(register(Discrete(2), space))
         assert "\n" not in str(error.value)
 

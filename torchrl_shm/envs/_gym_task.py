@@ -132,8 +132,8 @@ def _find_mask(space: Any, choices: int, name: str) -> Any:
             return key
     if MASK in space.spaces:
         raise ValueError(
-            f"observations of {name} have an entry {MASK!r}, {space[MASK]}, that is none: it needs "
-            f"a flag, 0 or 1, for each of the {choices} choices of Discrete or MultiDiscrete actions"
+            f"observations of {name} have an entry {MASK!r}, {space[MASK]}, that is none: it "
+            f"needs a flag, 0 or 1, for each of the {choices} choices of the action"
         )
     return None
 

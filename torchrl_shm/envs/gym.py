@@ -96,7 +96,8 @@ def make_gym_env(
     first = _make_gymnasium(id, options)
     endless = first.spec is None or first.spec.max_episode_steps is None
     # refuses spaces; whether there is a mask in `info` is known after a reset only
-    mask_in_info = _task(first, name=id).shows_mask()
+    task: Any = _task(first, name=id)
+    mask_in_info = task.shows_mask()
     first.close()
     previous = (previous_action, previous_reward)
     make = partial(_wrap_gym, id, options, mask_in_info=mask_in_info, previous=previous)

@@ -183,7 +183,7 @@ def _normal_of_shape(loc: Tensor, scale: Tensor, *, shape: torch.Size) -> Indepe
     return IndependentNormal(loc, scale, event_dim=len(shape))
 
 
-class Choices(distributions.Independent):
+class Choices(distributions.Independent):  # pyright: ignore[reportMissingTypeArgument]
     """Several indices, independent of each other, with any number of choices each.
 
     Args:

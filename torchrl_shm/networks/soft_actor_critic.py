@@ -192,7 +192,7 @@ def _make_squashed_actor(
             "low": box.low.to(device),
             "high": box.high.to(device),
             "event_dims": len(spec.shape),
-        },  # fmt: skip
+        },
         return_log_prob=True,
         cache_dist=False,
     )

@@ -74,7 +74,8 @@ policy as a module of TorchRL. Loading runs no code of these files: the weights 
 
 def _reads(config: PolicyFile) -> str:
     return ", ".join(
-        f"`{entry.key if isinstance(entry.key, str) else _key(entry.key)}` {entry.dtype} `{_shape(entry.shape)}`"
+        f"`{_key(entry.key) if isinstance(entry.key, list) else entry.key}` "
+        f"{entry.dtype} `{_shape(entry.shape)}`"
         for entry in config.observations
     )
 
