@@ -134,14 +134,11 @@ class Unborn(popgym.RepeatFirstEnv):
     starts = 0
 
     def _start(self, layout: Any) -> Any:
-        vars(self)["starts"] += 1
-        return super()._start(layout)
-
-    def _observe(self, state: Any) -> Any:
-        seen = super()._observe(state)
+        vars(self)["starts"] = self.starts + 1
+        state = super()._start(layout)
         if self.starts > 6:
-            seen["observation"][-1] = torch.nan
-        return seen
+            state["observation"][-1] = torch.nan
+        return state
 
 
 def test_an_episode_that_starts_with_no_number() -> None:

@@ -72,11 +72,14 @@ def test_a_logger_that_raises_ends_no_run(tmp_path: Path) -> None:
             WindEnv, policy, num_envs=4, rollout_length=1, total_frames=16, seed=0
         )
         run.track(policy=policy, collector=rows)
-        with pytest.warns(
-            UserWarning, match=r"Lost raised ConnectionError: .*metrics\.csv has all"
-        ):
+
+        def train() -> None:
             for _ in run.batches(rows):
                 run.log({"loss": 0.0, "later": 1.0})
+
+        message = r"Lost raised ConnectionError: .*metrics\.csv has all"
+        with pytest.warns(UserWarning, match=message):
+            train()
     assert [row["frames"] for row in run.folder.metrics] == [4, 8, 12, 16]
     # the rest of the row that failed is left out, and the next one is logged again
     assert ("later", 8) not in logger.rows

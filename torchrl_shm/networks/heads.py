@@ -41,6 +41,9 @@ from torchrl_shm.torchrl_private import find_caller
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 """Entries that a head reads: the output of the memory, and the embedding of the current step."""
 
+# logit without a chance; finite, for losses multiply it with the probability 0
+_FORBIDDEN = -1e9
+
 
 class Head(nn.Module):
     """A tanh network over features and more, with the orthogonal initialization usual for PPO.
@@ -156,7 +159,7 @@ def _head_of(spec: Any, masked: bool) -> tuple[int, list[NestedKey], Any]:
             return spec.shape.numel(), ["loc", "scale"], make
         case Categorical() if not spec.shape:
             make = MaskedCategorical if masked else distributions.Categorical
-            options = {} if masked else {"validate_args": False}
+            options = {"neg_inf": _FORBIDDEN} if masked else {"validate_args": False}
             return int(spec.n), ["logits"], partial(make, **options)
         case MultiCategorical():
             choices = [int(n) for n in spec.nvec.flatten()]
@@ -165,7 +168,8 @@ def _head_of(spec: Any, masked: bool) -> tuple[int, list[NestedKey], Any]:
             choices = [2 if isinstance(spec, Binary) else int(spec.n)] * spec.shape.numel()
         case OneHot() if not isinstance(spec, MultiOneHot) and len(spec.shape) == 1:
             make = MaskedOneHotCategorical if masked else OneHotCategorical
-            return spec.shape[-1], ["logits"], make
+            options = {"neg_inf": _FORBIDDEN} if masked else {}
+            return spec.shape[-1], ["logits"], partial(make, **options)
         case _:
             raise TypeError(
                 f"actions of {type(spec).__name__} {list(spec.shape)}, {spec.dtype}, are not "
@@ -211,12 +215,12 @@ class Choices(distributions.Independent):  # pyright: ignore[reportMissingTypeAr
         mask: Tensor | None = None,
     ) -> None:
         if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf)
+            logits = logits.masked_fill(~mask, _FORBIDDEN)
         widest = max(sizes)
         if min(sizes) < widest:
             # blocks of equal size: what is missing is a choice without a chance
             rows = [
-                F.pad(block, (0, widest - block.shape[-1]), value=-torch.inf)
+                F.pad(block, (0, widest - block.shape[-1]), value=_FORBIDDEN)
                 for block in logits.split(list(sizes), -1)
             ]
             logits = torch.cat(rows, -1)
