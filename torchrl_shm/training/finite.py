@@ -22,6 +22,8 @@ OnNonfinite = Literal["stop", "skip"]
 # values of a memory from which float32 products are about to leave their range
 _LARGE = 1e6
 _OVERFLOWING = 1e30
+# the squares of what is read of a memory, which are summed to normalize it
+_OVERFLOWING_MEMORY = 1e18
 
 
 class FiniteCheck:
@@ -202,20 +204,26 @@ class FiniteSteps(Transform):
             came_next: entries by key that the environment emitted.
         """
         advice = "bound it in a new run, with memory.clamp=100, or learn slower"
-        self._look("memory", carried, advice)
+        self._look("memory", carried, advice, _OVERFLOWING_MEMORY)
         # no policy reads a reward: sequences with bad ones can be left out later
         seen = [(key, came_next[key]) for key in self._keys()]
         self._look("observation", seen, "fix the environment")
         # setting an attribute of a module costs as much as several operations
         vars(self)["_steps"] += 1
 
-    def _look(self, what: str, entries: Iterable[tuple[NestedKey, Tensor]], advice: str) -> None:
+    def _look(
+        self,
+        what: str,
+        entries: Iterable[tuple[NestedKey, Tensor]],
+        advice: str,
+        limit: float = _OVERFLOWING,
+    ) -> None:
         for key, value in entries:
             # a sum is not finite if a value is not, and costs less than to look at each value
-            if not value.is_floating_point() or abs(float(value.sum())) < _OVERFLOWING:
+            if not value.is_floating_point() or abs(float(value.sum())) < limit:
                 continue
             # products of larger values leave the range of float32 within this step
-            wrong = value.masked_fill(value.abs() >= _OVERFLOWING, torch.inf)
+            wrong = value.masked_fill(value.abs() >= limit, torch.inf)
             if bool(wrong.isfinite().all()):
                 continue
             # counted from the start of the rollout, if this environment belongs to a collector
