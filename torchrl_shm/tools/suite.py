@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: the options.
 
     Raises:
-        FileNotFoundError: the recipe is not there.
+        FileNotFoundError: a recipe is not there.
         ValueError: there is no such suite, or a run failed.
     """
     parser = Parser(
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         "--results", type=Path, default=Path("docs/results"), help="folder of what is collected"
     )
     parser.add_argument(
-        "--recipe", type=Path, default=Path("recipes/ppo_shm.py"), help="file that makes a run"
+        "--recipes", type=Path, default=Path("recipes"), help="folder of the files that make runs"
     )
     options = parser.parse_args(arguments)
     if options.suite not in SUITES:
@@ -77,8 +77,9 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"no run of {options.suite} has {options.only!r} in its name")
     folder, results = options.runs / options.suite, options.results / options.suite
     if options.action == "run":
-        if not options.recipe.is_file():
-            raise FileNotFoundError(f"{options.recipe} is not there; name it with --recipe")
+        for name in {run.recipe for run in runs}:
+            if not (path := options.recipes / f"{name}.py").is_file():
+                raise FileNotFoundError(f"{path} is not there; name its folder with --recipes")
         failed = _run(runs, folder, results, options)
         if failed:
             raise ValueError(f"{', '.join(failed)} failed: see the file `log` of each run's folder")
@@ -100,7 +101,7 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
                 if (folder / run.name).exists() and is_running(folder / run.name):
                     print(f"{run.name} is running already", flush=True)
                     continue
-                running[run.name] = _start(run, folder / run.name, options.recipe)
+                running[run.name] = _start(run, folder / run.name, options.recipes)
                 if stopped:
                     # the signal came while it was started
                     running[run.name].send_signal(signal.SIGTERM)
@@ -117,15 +118,15 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
     return failed
 
 
-def _start(run: SuiteRun, folder: Path, recipe: Path) -> subprocess.Popen[bytes]:
+def _start(run: SuiteRun, folder: Path, recipes: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     where = ["experiment.resume=auto", f"hydra.run.dir={folder}"]
     commit = folder / "commit"
     if not commit.exists():
-        commit.write_text(_commit(recipe) + "\n")
+        commit.write_text(_commit(recipes) + "\n")
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(recipe), *run.overrides, *where],
+            [sys.executable, str(recipes / f"{run.recipe}.py"), *run.overrides, *where],
             stdout=log,
             stderr=log,
             env=os.environ | _ONE_THREAD,
@@ -134,8 +135,8 @@ def _start(run: SuiteRun, folder: Path, recipe: Path) -> subprocess.Popen[bytes]
         )
 
 
-def _commit(recipe: Path) -> str:
-    command = ["git", "-C", str(recipe.absolute().parent), "describe", "--always", "--dirty"]
+def _commit(recipes: Path) -> str:
+    command = ["git", "-C", str(recipes.absolute()), "describe", "--always", "--dirty"]
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, start_new_session=True
