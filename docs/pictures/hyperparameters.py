@@ -1,4 +1,4 @@
-"""The tables of the page "Hyperparameters": defaults, and what the presets change, by algorithm.
+"""The tables of the pages on hyperparameters: defaults, and what the presets change, by algorithm.
 
 PYTHONPATH=. python docs/pictures/hyperparameters.py
 """
@@ -99,17 +99,25 @@ def list_presets(algo: str, rows: list[tuple[str, Any, str]]) -> list[str]:
 
 
 def make_tables() -> str:
-    """Markdown."""
+    """Markdown; pages include a section of it each."""
     run = list(defaults("experiment", Experiment))
-    lines: list[str] = []
+    sections: dict[str, list[str]] = {}
     for algo, (title, make, network) in ALGOS.items():
         rows = list(defaults("algo", make))
-        lines += [f"## {title}", *list_values(rows), f"What presets change with {title}:"]
-        lines += list_presets(algo, [*rows, *run, *defaults("network", network)])
-    lines += ["## Run", *list_values(run)]
+        sections[algo] = [
+            f"## {title}", *list_values(rows), f"What presets change with {title}:",
+            *list_presets(algo, [*rows, *run, *defaults("network", network)]),
+        ]  # fmt: skip
+    sections["run"] = ["## Run", *list_values(run)]
     for network in (make_actor_critic, make_soft_actor_critic):
-        users = [title for title, _, used in ALGOS.values() if used is network]
-        lines += [f"## Network of {', '.join(users)}", *list_values(defaults("network", network))]
+        users = ", ".join(title for title, _, used in ALGOS.values() if used is network)
+        values = list_values(defaults("network", network))
+        sections[network.__name__] = [f"## Network of {users}", *values]
+    lines = (
+        line
+        for name, section in sections.items()
+        for line in (f"--8<-- [start:{name}]", "", *section, f"--8<-- [end:{name}]", "")
+    )
     return "\n".join(lines).rstrip() + "\n"
 
 
