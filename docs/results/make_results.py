@@ -89,7 +89,7 @@ def draw(results: Path) -> None:
     figure.savefig(results / "learning_curves.png", dpi=150)
 
 
-def write_table(results: Path) -> None:
+def make_table(results: Path) -> str:
     """The final scores as a table of the documentation."""
     summary = read(results / "summary.csv")
     lines = [
@@ -107,7 +107,7 @@ def write_table(results: Path) -> None:
             f"({100 * success.min():.1f} to {100 * success.max():.1f}) | {runs[0]['frames']} | "
             f"{seconds.min():.0f} to {seconds.max():.0f} |"
         )
-    (results / "table.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
@@ -115,4 +115,4 @@ if __name__ == "__main__":
     if sys.argv[2:]:
         gather(folder, [Path(run) for run in sys.argv[2:]])
     draw(folder)
-    write_table(folder)
+    (folder / "table.md").write_text(make_table(folder))
