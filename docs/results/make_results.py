@@ -78,7 +78,7 @@ def draw(results: Path) -> None:
     curves.set(title="return in training")
     success.set(title="success in training", ylim=(-0.02, 1.02), xlabel="million steps")
     scores.axvline(81.66, color="black", linewidth=0.8, linestyle="--")
-    scores.annotate("knows the wind ", (81.66, 0.5), ha="right", va="center", fontsize=SMALL)
+    scores.annotate("knows the wind ", (81.66, 2.5), ha="right", va="center", fontsize=SMALL)
     scores.set(title="return on unseen winds, a dot per seed", xlim=(0, 90))
     counts = {memory: sum(row["memory"] == memory for row in summary) for memory in memories}
     names = [f"{memory} ({count})" for memory, count in counts.items()]
