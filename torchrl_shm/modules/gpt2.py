@@ -212,7 +212,7 @@ class _Layer(nn.Module):
         windows = keys_values.unfold(1, size, block)
         windows = windows.flatten(0, 1).unflatten(1, (2, *self.heads)).mT
         k, v = windows.unbind(1)
-        heads = q.reshape(len(visible), block, *self.heads).transpose(1, 2)
+        heads = q.reshape(visible.shape[0], block, *self.heads).transpose(1, 2)
         if self.rotate:
             place = torch.arange(size, device=q.device, dtype=q.dtype)
             cos, sin = _waves(place, k.shape[-1] // 2)
