@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_shm.modules._features import input_norm
 from torchrl_shm.modules._complex import real_step
+from torchrl_shm.modules._features import input_norm
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import linear_scan
 
