@@ -189,7 +189,7 @@ class Complex(Looking):
 
 def test_what_cannot_be_exported_is_refused_in_a_line(tmp_path: Path) -> None:
     step = make(memory=partial(make_memory, cell=Looking))
-    with pytest.raises(ValueError, match="torch.export refuses this policy: ") as error:
+    with pytest.raises(ValueError, match=r"torch\.export refuses this policy: ") as error:
         step.export()
     assert "\n" not in str(error.value)
     pytest.importorskip("onnxscript", reason="comes with the extra onnx")
@@ -204,9 +204,9 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     step = make()
     with pytest.raises(ValueError, match="argument 2 is"):
         step(torch.zeros(2, 2))
+    policy = PlainPolicy(step.policy.module, step.policy.specs)
+    policy.module = nn.Identity()
     with pytest.raises(TypeError, match="the policy is a Identity; a step is made of policies of"):
-        policy = PlainPolicy(step.policy.module, step.policy.specs)
-        policy.module = nn.Identity()
         PolicyStep(policy)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"need onnx and onnxscript: pip install 'torchrl_shm\["):

@@ -3,7 +3,7 @@
 from torchrl_shm.networks.actor_critic import get_behavior, make_actor_critic
 from torchrl_shm.networks.backbone import MemoryFactory
 from torchrl_shm.networks.clock import Clock
-from torchrl_shm.networks.encoder import Encoder, EncoderFactory, EncoderName, ImageEncoder
+from torchrl_shm.networks.encoder import Encoder, EncoderFactory, ImageEncoder
 from torchrl_shm.networks.heads import Head, make_actor
 from torchrl_shm.networks.image import Convolution, is_image
 from torchrl_shm.networks.normalization import Moments, Normalized, find_normalized
@@ -17,7 +17,6 @@ __all__ = [
     "Convolution",
     "Encoder",
     "EncoderFactory",
-    "EncoderName",
     "EnvSpecs",
     "Head",
     "ImageEncoder",

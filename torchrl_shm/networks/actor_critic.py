@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 
 from torchrl_shm.networks.backbone import CRITIC, BackboneMaker, MemoryFactory, check_sizes
-from torchrl_shm.networks.encoder import EncoderFactory, EncoderName
+from torchrl_shm.networks.encoder import EncoderFactory
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
 from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.soft_actor_critic import SoftOperator
@@ -25,7 +25,7 @@ def make_actor_critic(
     *,
     policy_keys: Sequence[NestedKey] | None = None,
     time_size: int = 0,
-    encoder: EncoderFactory | EncoderName = "auto",
+    encoder: EncoderFactory | str = "auto",
     normalize: bool = False,
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),

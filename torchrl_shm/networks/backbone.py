@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_count
 from torchrl_shm.networks.clock import Clock
-from torchrl_shm.networks.encoder import EncoderFactory, EncoderName, make_encoder
+from torchrl_shm.networks.encoder import EncoderFactory, make_encoder
 from torchrl_shm.networks.image import is_image
 from torchrl_shm.networks.normalization import Normalized
 from torchrl_shm.networks.policy import WRITTEN_KEYS, Layer
@@ -53,7 +53,7 @@ class BackboneMaker:
         env: EnvBase | EnvSpecs,
         policy_keys: Sequence[NestedKey] | None,
         time_size: int,
-        encoder: EncoderFactory | EncoderName,
+        encoder: EncoderFactory | str,
         normalize: bool,
         embedding_size: int,
         device: torch.device | str | None,
@@ -74,7 +74,7 @@ class BackboneMaker:
             )
         self._size, self._device = embedding_size, device
         entries: list[Any] = [self.specs.observation_spec_unbatched[key] for key in keys]
-        self._encoder = encoder
+        self._encoder: EncoderFactory | str = encoder
         self._shapes = [entry.shape for entry in entries]
         self._dtypes = [entry.dtype for entry in entries]
         # bytes have a scale of their own, and so have images

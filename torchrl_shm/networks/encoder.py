@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ EncoderFactory = Callable[..., nn.Module]
 It is called with the entries `[N, *shape]`, in the dtypes of the environment and whatever the
 number of steps N is made of, and returns features `[N, output_size]`.
 """
-
-EncoderName = Literal["auto", "flat", "image"]
-"""`"auto"`: images through a convolution where there are some. `"flat"`: none. `"image"`: some."""
 
 
 class Encoder(nn.Module):
@@ -94,10 +91,9 @@ class ImageEncoder(nn.Module):
                 f"least 5 and fewer channels; entries are {[list(shape) for shape in shapes]}: use "
                 "auto or flat"
             )
-        self.convolutions = nn.ModuleDict(
-            {i: Convolution(shape, device) for i, shape in images.items()}
-        )
-        sizes: Any = {i: torch.Size((net.size,)) for i, net in self.convolutions.items()}
+        nets = {i: Convolution(shape, device) for i, shape in images.items()}
+        self.convolutions = nn.ModuleDict(nets)
+        sizes = {i: torch.Size((net.size,)) for i, net in nets.items()}
         inputs = [sizes.get(str(i), shape) for i, shape in enumerate(shapes)]
         self.encoder = Encoder(inputs, output_size, device)
 
@@ -131,7 +127,7 @@ class Rows(nn.Module):
 
 
 def make_encoder(
-    encoder: EncoderFactory | EncoderName,
+    encoder: EncoderFactory | str,
     shapes: Sequence[torch.Size],
     dtypes: Sequence[torch.dtype],
     output_size: int,
@@ -140,7 +136,7 @@ def make_encoder(
     """Make an encoder by its name or its factory.
 
     Args:
-        encoder: name or factory.
+        encoder: `auto`, `flat` or `image`, or a factory.
         shapes: shape of each entry of one step.
         dtypes: dtype of each entry.
         output_size: number of features.

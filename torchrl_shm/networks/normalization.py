@@ -150,6 +150,7 @@ class Normalized(nn.Module):
 def find_normalized(network: nn.Module) -> Iterator[tuple[Normalized, list[Any]]]:
     """Yield the parts of a network that standardize, and the keys of the entries that they do."""
     for layer in network.modules():
-        module: Any = layer.module if isinstance(layer, Layer) else None
+        module: Any = getattr(layer, "module", None) if isinstance(layer, Layer) else None
         if isinstance(module, Normalized):
-            yield module, [layer.in_keys[i] for i in module.chosen]
+            keys: Any = layer.in_keys
+            yield module, [keys[i] for i in module.chosen]

@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_shm.networks.backbone import CRITIC, BackboneMaker, MemoryFactory, check_sizes
-from torchrl_shm.networks.encoder import EncoderFactory, EncoderName
+from torchrl_shm.networks.encoder import EncoderFactory
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
 from torchrl_shm.networks.policy import Layer, Policy
 from torchrl_shm.networks.specs import EnvSpecs
@@ -91,7 +91,7 @@ def make_soft_actor_critic(
     actor_memory: MemoryFactory | str | None = None,
     policy_keys: Sequence[NestedKey] | None = None,
     time_size: int = 0,
-    encoder: EncoderFactory | EncoderName = "auto",
+    encoder: EncoderFactory | str = "auto",
     normalize: bool = False,
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (128, 128),
