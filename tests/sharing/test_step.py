@@ -58,9 +58,10 @@ def make(kind: str = "", memory: Any = FEW["shm"]) -> PolicyStep:
     specs = EnvSpecs.of(env(2))
     operator = make_operator(specs, memory, embedding_size=16, hidden_sizes=(8,), **options)
     module = operator.get_policy_operator()
-    for parameter in module.parameters():
-        # a fresh policy does nearly nothing
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    for name, parameter in module.named_parameters():
+        # a fresh policy does nearly nothing; memories are left as they start, or they might explode
+        if ".cell." not in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
     for part, keys in find_normalized(module):
         shapes = [specs.observation_spec_unbatched[key].shape for key in keys]
         part.update(part.measure(*(3 * torch.randn(50, *shape) - 1 for shape in shapes)))
@@ -98,12 +99,13 @@ def play_policy(step: PolicyStep, observations: Any, start_at: int = 50) -> list
     return actions
 
 
-def check_close(found: list[Any], expected: list[Any]) -> None:
+def check_close(step: PolicyStep, found: list[Any], expected: list[Any]) -> None:
     for one, other in zip(found, expected, strict=True):
-        for x, y in zip(one, other, strict=True):
+        for name, x, y in zip(step.output_names, one, other, strict=True):
             assert x.dtype == y.dtype
-            # relative for memories that add up
-            assert_close(x, y, atol=1e-5, rtol=1e-5)
+            # states in units of their largest number, for memories that add up
+            unit = float(y.abs().max()) if name.startswith("next_") else 0.0
+            assert_close(x, y, atol=1e-5 * max(unit, 1), rtol=0)
 
 
 def check_program(step: PolicyStep) -> list[Any]:
@@ -112,7 +114,7 @@ def check_program(step: PolicyStep) -> list[Any]:
     assert_close([x[0] for x in eager], play_policy(step, observations), atol=1e-6, rtol=1e-6)
     # the parameters of the action, which may be the same one all the time
     assert len({tuple(x[1].flatten().tolist()) for x in eager}) == STEPS
-    check_close(play(step.export().module(), step, observations), eager)
+    check_close(step, play(step.export().module(), step, observations), eager)
     return observations
 
 
@@ -129,7 +131,7 @@ def check_onnx(step: PolicyStep, path: Path, observations: Any) -> None:
         feed = dict(zip(step.input_names, (x.numpy() for x in inputs), strict=True))
         return [torch.from_numpy(x) for x in session.run(None, feed)]
 
-    check_close(play(run, step, observations), play(step, step, observations))
+    check_close(step, play(run, step, observations), play(step, step, observations))
 
 
 @pytest.mark.parametrize(
