@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from hydra_zen import builds, instantiate, zen
+from hydra_zen import instantiate, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from torch import Tensor
 
 from recipes import ppo_shm
 from tests.configs._helpers import compose_recipe
 from torchrl_shm import SHM, MemoryLengthEnv, WindEnv
-from torchrl_shm.configs import ENVS, add_env, add_memory
+from torchrl_shm.configs import ENVS, add_algo, add_env, add_memory
 from torchrl_shm.configs.groups import MEMBERS, Member
 from torchrl_shm.configs.presets import factory_config
 from torchrl_shm.modules import BaseCell
@@ -98,12 +98,12 @@ def test_a_memory_an_environment_and_a_logger(tmp_path: Path) -> None:
 
 
 def test_an_algorithm(tmp_path: Path) -> None:
-    MEMBERS["algo/watching"] = Member(partial(builds, Watching, populate_full_signature=True))
+    add_algo("watching", Watching, tuned={"memory_length": {"algo": {"batch_size": 2}}})
     config = compose_recipe(
         "env=memory_length", "env.length=2", "experiment.total_frames=20", "algo.tau=0.2", *TINY,
         f"experiment.run_dir={tmp_path}", recipe="watching", algo="watching",
     )  # fmt: skip
-    assert instantiate(config.algo) == Watching(tau=0.2)
+    assert instantiate(config.algo) == Watching(tau=0.2, batch_size=2)
     summary = run(watch, config)
     assert summary["frames"] == 20
     assert "tau" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
@@ -111,7 +111,7 @@ def test_an_algorithm(tmp_path: Path) -> None:
 
 def test_an_algorithm_composes_with_every_environment() -> None:
     """What suits a task under PPO stays away from it."""
-    MEMBERS["algo/watching"] = Member(partial(builds, Watching, populate_full_signature=True))
+    add_algo("watching", Watching)
     own = compose_recipe(recipe="watching", algo="watching")
     for name in ("key_to_door_100", "popgym/RepeatFirstEasy"):
         config = compose_recipe(f"env={name}", recipe="watching", algo="watching")
@@ -127,6 +127,8 @@ def test_names_are_given_once() -> None:
         add_memory("gru", SHM)
     with pytest.raises(ValueError, match="env=wind is taken"):
         add_env("wind", WindEnv)
+    with pytest.raises(ValueError, match="algo=ppo is taken"):
+        add_algo("ppo", Watching)
     with pytest.raises(TypeError, match="speed"):
         add_env("fast_wind", WindEnv, speed=3)
     assert "env/fast_wind" not in MEMBERS

@@ -116,5 +116,5 @@ class TestResume:
 
     def test_no_run(self, fresh: DictConfig, tmp_path: Path) -> None:
         fresh.experiment.resume = str(tmp_path / "nothing")
-        with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist; this must be"):
+        with pytest.raises(FileNotFoundError, match="nothing is not the folder of a run"):
             resumed_config(fresh)

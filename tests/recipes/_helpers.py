@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from recipes import grpo_shm, ppo_shm, reinforce_shm
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import GRPO, PPO, Reinforce
+from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector, RunFolder
 
@@ -75,6 +76,8 @@ def command(script: str, *arguments: str, terminal: bool = False) -> Result:
     code = 0
     with (
         patch.object(sys, "argv", [path, *arguments, *_QUIET]),
+        # a recipe leaves out members of the others
+        patch.dict(MEMBERS),
         redirect_stdout(stdout),
         redirect_stderr(stderr),
     ):

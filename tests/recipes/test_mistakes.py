@@ -36,7 +36,9 @@ UNKNOWN = [
     ("algo.lr=1", "algo has anneal_lr, "),
     # of another algorithm
     ("algo.group_size=8", "algo has anneal_lr, "),
-    ("algo=grpo", "algo=GRPO: Input should be a dictionary or an instance of PPO"),
+    ("algo=grpo", "algo=grpo is unknown; choose one of ppo"),
+    ("network=soft_actor_critic", "did you mean actor_critic?"),
+    ("network/actor_memory=gru", "network/actor_memory is unknown"),
     ("experiment.totalframes=3", "did you mean experiment.total_frames?"),
     ("env.foo=1", "env has goal_radius, max_steps,"),
     ("env.max_step=1", "did you mean env.max_steps"),
@@ -135,6 +137,22 @@ def test_a_folder_of_ones_own_stays(tmp_path: Path) -> None:
     result = command("ppo_shm.py", *SMALL, where, "memory.memory_size=0")
     check([], "memory_size", result.stdout, result.stderr, result.code)
     assert list(tmp_path.iterdir()) == [note]
+
+
+def test_a_folder_of_a_run_that_is_not_there() -> None:
+    result = command("ppo_shm.py", "experiment.resume=nowhere")
+    message = "experiment.resume=nowhere is not the folder of a run"
+    check([], message, result.stdout, result.stderr, result.code)
+
+
+def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job with the mistake is named, and the others are run."""
+    monkeypatch.chdir(tmp_path)
+    result = command("ppo_shm.py", "-m", *SMALL, "algo.epochs=0,1")
+    assert result.code == 2
+    assert "algo.epochs=0" in result.stderr
+    assert result.stderr.splitlines()[-1] == "algo.epochs must be at least 1, got 0"
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 
 def test_a_process_ends_with_the_line_alone(tmp_path: Path) -> None:

@@ -417,6 +417,7 @@ def test_the_task_is_rebuilt(shared: Path) -> None:
     [
         ({"training__env___target_": "os.system"}, "'os.system'; only the tasks of torchrl_shm"),
         ({"training__env___target_": "torchrl_shm.modules.shm.SHM"}, "only the tasks"),
+        ({"training__env__goal": 3}, "does not describe its env: .*'goal'"),
         # gymnasium imports what stands before a colon
         (
             {

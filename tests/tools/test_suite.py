@@ -27,7 +27,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(suite, "SUITES", {"short": RUNS})
     return [
         "short", "--runs", tmp_path / "runs", "--results", tmp_path / "results",
-        "--recipe", ROOT / "recipes/ppo_shm.py",
+        "--recipes", ROOT / "recipes",
     ]  # fmt: skip
 
 
@@ -40,8 +40,11 @@ def test_runs_are_distinct_and_compose() -> None:
     for name, runs in SUITES.items():
         assert len({run.name for run in runs}) == len(runs), name
     for run in {(run.env, run.memory, run.options): run for runs in SUITES.values() for run in runs
-                if run.env.endswith(("_easy", "_100"))}.values():  # fmt: skip
-        config = compose_recipe(*run.overrides)
+                if run.env.endswith(("_easy", "_100")) or run.recipe != "ppo_shm"
+                }.values():  # fmt: skip
+        algo = run.recipe.removesuffix("_shm")
+        network = "soft_actor_critic" if algo == "sac" else "actor_critic"
+        config = compose_recipe(*run.overrides, recipe=run.recipe, algo=algo, network=network)
         assert config.experiment.seed == run.seed
 
 
@@ -91,9 +94,9 @@ def test_what_was_collected_is_finished(places: list[object], tmp_path: Path) ->
 
 
 def test_a_failure_is_named(places: list[object], tmp_path: Path) -> None:
-    broken = tmp_path / "broken.py"
+    broken = tmp_path / "ppo_shm.py"
     broken.write_text("raise SystemExit('no such thing')")
-    result = tool("suite", "run", *places[:-1], broken)
+    result = tool("suite", "run", *places[:-1], tmp_path)
     assert result.code == 2
     assert f"{RUNS[0].name}, {RUNS[1].name} failed" in result.stderr
     assert "no such thing" in (tmp_path / "runs/short" / RUNS[0].name / "log").read_text()
@@ -140,7 +143,7 @@ def test_long_metrics_are_thinned(tmp_path: Path) -> None:
         (["status", "nothing"], "there is no suite 'nothing'"),
         (["status", "paper_meta", "--only", "chess"], "no run of paper_meta has 'chess'"),
         (["run", "paper_meta", "--jobs", "0"], "--jobs: 0 must be at least 1"),
-        (["run", "paper_meta", "--recipe", "nowhere.py"], "nowhere.py is not there"),
+        (["run", "paper_meta", "--recipes", "nowhere"], "nowhere/ppo_shm.py is not there"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:

@@ -108,6 +108,17 @@ def test_empty(tmp_path: Path) -> None:
 
 
 class TestMistakes:
+    def test_twice(self, tmp_path: Path) -> None:
+        """Two files with the same sequences: nobody knows which of them were drawn from."""
+        replay = make(tmp_path)
+        replay.extend(rows(0))
+        replay.extend(rows(3))
+        state = replay.state_dict()
+        first, _ = sorted(tmp_path.iterdir())
+        first.with_name(f"{first.name[:-19]}{16 * '0'}.pt").write_bytes(first.read_bytes())
+        with pytest.raises(RuntimeError, match="that another file of the folder holds as well"):
+            make(tmp_path).load_state_dict(state)
+
     def test_damaged(self, tmp_path: Path) -> None:
         replay = make(tmp_path)
         replay.extend(rows(0))

@@ -1,7 +1,7 @@
 """Typed configuration of the recipes, derived from the signatures of what it composes."""
 
 from torchrl_shm.configs.algo import GRPO, PPO, SAC, Reinforce
-from torchrl_shm.configs.compose import add_env, add_memory, register, run_recipe
+from torchrl_shm.configs.compose import add_algo, add_env, add_memory, register, run_recipe
 from torchrl_shm.configs.envs import ENVS, env_config
 from torchrl_shm.configs.memories import MEMORIES, memory_config
 from torchrl_shm.configs.saved import instantiate_saved, load_config
@@ -21,6 +21,7 @@ __all__ = [
     "TUNED",
     "Reinforce",
     "SuiteRun",
+    "add_algo",
     "add_env",
     "add_memory",
     "env_config",

@@ -15,7 +15,8 @@ from typing import Any
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra_zen import MISSING, make_config, zen
+from hydra.types import RunMode
+from hydra_zen import MISSING, builds, make_config, zen
 from hydra_zen.third_party.pydantic import pydantic_parser
 from hydra_zen.wrapper import Zen
 from omegaconf import OmegaConf
@@ -23,7 +24,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.configs._help import help_template
 from torchrl_shm.configs.envs import env_config
-from torchrl_shm.configs.groups import MEMBERS, MEMORY_GROUPS, Member
+from torchrl_shm.configs.groups import MEMBERS, MEMORY_GROUPS, Member, leave_out_other_recipes
 from torchrl_shm.configs.memories import memory_config
 from torchrl_shm.configs.mistakes import mistakes_in_a_line, refuse
 from torchrl_shm.configs.saved import remove_empty, resumed_config
@@ -53,6 +54,7 @@ def run_recipe(
     gc.freeze()
     # TorchRL tells of every transform that moves from one stack to another
     logging.getLogger("torchrl").setLevel(logging.WARNING)
+    leave_out_other_recipes(algo, network)
     register(name, algo=algo, network=network)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
     with mistakes_in_a_line():
@@ -76,8 +78,9 @@ class _Recipe(Zen[..., Any]):
             return super().__call__(resumed_config(cfg))
         except Exception as error:
             remove_empty(Path(hydra.runtime.output_dir))
-            # here, for Hydra would print all values of the command line before it
-            refuse(error)
+            # here, for Hydra would print all values of the command line before it; a sweep goes on
+            if hydra.mode is not RunMode.MULTIRUN:
+                refuse(error)
             raise
 
 
@@ -205,6 +208,36 @@ def add_env(
     _add("env", name, partial(env_config, make_env, **options))
     for algo, values in (tuned or {}).items():
         MEMBERS[f"tuned/{algo}/{name}"] = Member(partial(dict, values), "_global_")
+
+
+def add_algo(
+    name: str, options: type, *, tuned: Mapping[str, dict[str, dict[str, Any]]] | None = None
+) -> None:
+    """Give the values of an algorithm of your own a name for `run_recipe(..., algo=<name>)`.
+
+    Call it before `run_recipe` or `register`, and before a run with it is loaded again.
+
+    Args:
+        name: name in the group `algo`.
+        options: dataclass of the values, at the top level of a module, so that a saved run finds
+            it again.
+        tuned: values that suit a task, by task:
+            `{"wind": {"algo": {"gamma": 0.9}, "experiment": {"total_frames": 1_000_000}}}`.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from torchrl_shm.configs import add_algo
+        >>> @dataclass
+        ... class A2C:
+        ...     gamma: float = 0.99
+        >>> add_algo("a2c", A2C, tuned={"wind": {"algo": {"gamma": 0.9}}})
+    """
+    _add("algo", name, partial(builds, options, populate_full_signature=True))
+    for env, values in (tuned or {}).items():
+        MEMBERS[f"tuned/{name}/{env}"] = Member(partial(dict, values), "_global_")
 
 
 def _add(group: str, name: str, make: Callable[[], Any]) -> None:

@@ -121,15 +121,14 @@ for _size, _options in SIZES.items():
     for _name, _values in _options.items():
         MEMBERS[f"sized/{_size}_{_name}"] = Member(partial(dict, _values), "memory")
 
-for _name, _make in {
-    "actor_critic": make_actor_critic,
-    "soft_actor_critic": make_soft_actor_critic,
-}.items():
+_NETWORKS = {"actor_critic": make_actor_critic, "soft_actor_critic": make_soft_actor_critic}
+_ALGOS = {"ppo": PPO, "sac": SAC, "reinforce": Reinforce, "grpo": GRPO}
+for _name, _make in _NETWORKS.items():
     MEMBERS[f"network/{_name}"] = Member(
         partial(factory_config, _make, zen_exclude=("env", "memory", "device"))
     )
 MEMBERS["experiment/default"] = Member(partial(builds, Experiment, populate_full_signature=True))
-for _name, _algo in {"ppo": PPO, "sac": SAC, "reinforce": Reinforce, "grpo": GRPO}.items():
+for _name, _algo in _ALGOS.items():
     MEMBERS[f"algo/{_name}"] = Member(partial(builds, _algo, populate_full_signature=True))
 
 _RUNTIME = (
@@ -147,3 +146,18 @@ for _kind in ("csv", "tensorboard", "wandb"):
     MEMBERS[f"logger/{_kind}"] = Member(
         partial(factory_config, make_logger, kind=_kind, zen_exclude=("run_dir",))
     )
+
+
+def leave_out_other_recipes(algo: str, network: str) -> None:
+    """Remove from `MEMBERS` what only the other recipes of this package can use.
+
+    Args:
+        algo: the member of the group `algo` that stays.
+        network: the member of the group `network` that stays.
+    """
+    for group, names, own in (("algo", _ALGOS, algo), ("network", _NETWORKS, network)):
+        for name in {*names} - {own}:
+            MEMBERS.pop(f"{group}/{name}", None)
+    if network != "soft_actor_critic":
+        for path in [path for path in MEMBERS if path.startswith("network/actor_memory/")]:
+            del MEMBERS[path]

@@ -90,6 +90,10 @@ def resumed_config(config: DictConfig) -> DictConfig:
     else:
         folder = Path(resume)
         _refuse_other_values()
+        if not (folder / "config.yaml").exists():
+            raise FileNotFoundError(
+                f"experiment.resume={resume} is not the folder of a run: it has no config.yaml"
+            )
     if folder is None:
         print("no unfinished run of this configuration; a new one starts", file=sys.stderr)
         config.experiment.resume = None

@@ -24,6 +24,7 @@ class SuiteRun:
         seed: `experiment.seed`.
         variant: what sets the run apart from others of that task and memory, for its name.
         options: further values of the command line.
+        recipe: the file in `recipes/` that makes it.
     """
 
     env: str
@@ -31,6 +32,7 @@ class SuiteRun:
     seed: int
     variant: str = ""
     options: tuple[str, ...] = ()
+    recipe: str = "ppo_shm"
 
     @property
     def name(self) -> str:
@@ -103,6 +105,36 @@ def _ablation() -> list[SuiteRun]:
     ]
 
 
+def _sac() -> list[SuiteRun]:
+    """The tasks in the plane, as in the paper, and small ones with actions that are chosen."""
+    runs = [
+        ("wind", {"shm": _OURS, "gru": _OURS, "mlp": _OURS}),
+        ("point_robot", {"shm": _OURS}),
+        ("t_maze_passive", {"shm": _OTHERS}),
+        ("memory_length", {"shm": _OTHERS}),
+        ("visual_match_100", {"shm": _OTHERS, "mlp": _OTHERS}),
+    ]
+    made = [
+        SuiteRun(env, memory, seed, recipe="sac_shm")
+        for env, memories in runs
+        for memory, seeds in memories.items()
+        for seed in seeds
+    ]
+    # the authors' set-up: only the critic has their memory
+    released = ("network/actor_memory=gru",)
+    variant = [SuiteRun("wind", "shm", seed, "gru_actor", released, "sac_shm") for seed in _OTHERS]
+    return made + variant
+
+
+def _policy_gradients() -> list[SuiteRun]:
+    runs = [("reinforce", "memory_length"), ("grpo", "t_maze_passive"), ("grpo", "wind")]
+    return [
+        SuiteRun(env, "shm", seed, algo, recipe=f"{algo}_shm")
+        for algo, env in runs
+        for seed in _OTHERS
+    ]
+
+
 SUITES = Presets(
     {
         "paper_credit": _credit,
@@ -111,6 +143,8 @@ SUITES = Presets(
         "paper_popgym": _popgym,
         "memories": _memories,
         "ablation": _ablation,
+        "sac": _sac,
+        "policy_gradients": _policy_gradients,
     }
 )
 """Lists of `SuiteRun` by name."""

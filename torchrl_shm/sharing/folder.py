@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,6 +208,14 @@ def _build(config: Any, group: Literal["memory", "env"], path: Path) -> Callable
         raise ValueError(
             f"{path} does not describe its {group}: _target_ and _partial_ are missing"
         )
+    if isinstance(factory, partial):
+        try:
+            # of a class that has a metaclass this tells more
+            make: Any = factory.func
+            made_by = make.__init__ if isinstance(make, type) else make
+            signature(made_by).bind_partial(*factory.args, **factory.keywords)
+        except TypeError as error:
+            raise ValueError(f"{path} does not describe its {group}: {error}") from error
     return factory
 
 

@@ -37,7 +37,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
             this package.
     """
     parser = Parser("torchrl-shm evaluate", description=__doc__)
-    parser.add_argument("folder", type=Path, help="of a run, or one that was exported")
+    parser.add_argument(
+        "folder", type=Path, help="of a run that you trust, whose config.yaml is code, or one that "
+        "was exported, which runs no code",
+    )  # fmt: skip
     parser.add_argument(
         "--checkpoint", choices=["latest", "best"], help="of the run; default: latest"
     )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import os
 import shlex
 import signal
@@ -33,6 +32,7 @@ from omegaconf import OmegaConf
 
 from torchrl_shm.configs import SUITES, SuiteRun, load_config
 from torchrl_shm.tools._parser import Parser, count
+from torchrl_shm.tools._runs import describe, last_row, progress, read_summary
 from torchrl_shm.training.files import write_atomically
 from torchrl_shm.training.run_folder import is_running
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: the options.
 
     Raises:
-        FileNotFoundError: the recipe is not there.
+        FileNotFoundError: a recipe is not there.
         ValueError: there is no such suite, or a run failed.
     """
     parser = Parser(
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         "--results", type=Path, default=Path("docs/results"), help="folder of what is collected"
     )
     parser.add_argument(
-        "--recipe", type=Path, default=Path("recipes/ppo_shm.py"), help="file that makes a run"
+        "--recipes", type=Path, default=Path("recipes"), help="folder of the files that make runs"
     )
     options = parser.parse_args(arguments)
     if options.suite not in SUITES:
@@ -77,8 +77,9 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"no run of {options.suite} has {options.only!r} in its name")
     folder, results = options.runs / options.suite, options.results / options.suite
     if options.action == "run":
-        if not options.recipe.is_file():
-            raise FileNotFoundError(f"{options.recipe} is not there; name it with --recipe")
+        for name in {run.recipe for run in runs}:
+            if not (path := options.recipes / f"{name}.py").is_file():
+                raise FileNotFoundError(f"{path} is not there; name its folder with --recipes")
         failed = _run(runs, folder, results, options)
         if failed:
             raise ValueError(f"{', '.join(failed)} failed: see the file `log` of each run's folder")
@@ -100,7 +101,7 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
                 if (folder / run.name).exists() and is_running(folder / run.name):
                     print(f"{run.name} is running already", flush=True)
                     continue
-                running[run.name] = _start(run, folder / run.name, options.recipe)
+                running[run.name] = _start(run, folder / run.name, options.recipes)
                 if stopped:
                     # the signal came while it was started
                     running[run.name].send_signal(signal.SIGTERM)
@@ -109,7 +110,7 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
                 if process.poll() is None:
                     continue
                 del running[name]
-                if _summary(folder / name) is not None:
+                if read_summary(folder / name) is not None:
                     _collect(runs, folder, results)
                 elif not stopped:
                     failed.append(name)
@@ -117,15 +118,15 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
     return failed
 
 
-def _start(run: SuiteRun, folder: Path, recipe: Path) -> subprocess.Popen[bytes]:
+def _start(run: SuiteRun, folder: Path, recipes: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     where = ["experiment.resume=auto", f"hydra.run.dir={folder}"]
     commit = folder / "commit"
     if not commit.exists():
-        commit.write_text(_commit(recipe) + "\n")
+        commit.write_text(_commit(recipes) + "\n")
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(recipe), *run.overrides, *where],
+            [sys.executable, str(recipes / f"{run.recipe}.py"), *run.overrides, *where],
             stdout=log,
             stderr=log,
             env=os.environ | _ONE_THREAD,
@@ -134,8 +135,8 @@ def _start(run: SuiteRun, folder: Path, recipe: Path) -> subprocess.Popen[bytes]
         )
 
 
-def _commit(recipe: Path) -> str:
-    command = ["git", "-C", str(recipe.absolute().parent), "describe", "--always", "--dirty"]
+def _commit(recipes: Path) -> str:
+    command = ["git", "-C", str(recipes.absolute()), "describe", "--always", "--dirty"]
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, start_new_session=True
@@ -175,20 +176,6 @@ def _stopped_by_signals(running: dict[str, subprocess.Popen[bytes]]) -> Generato
             signal.signal(number, handler)
 
 
-def _summary(folder: Path) -> dict[str, Any] | None:
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _last_row(folder: Path) -> dict[str, str] | None:
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return None
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return rows[-1] if rows else None
-
-
 def _table(runs: list[SuiteRun], folder: Path, results: Path) -> str:
     """A line for every run, and what is left."""
     finished = _finished(runs, folder, results)
@@ -197,15 +184,10 @@ def _table(runs: list[SuiteRun], folder: Path, results: Path) -> str:
     left: list[str] = []
     for run in runs:
         if row := finished.get(run.name):
-            score = row["eval_success"]
-            # empty in a file
-            text = "" if score in (None, "") else f", success {float(score):.2f}"
-            lines.append(f"{run.name:<50} return {float(row['eval_return']):.2f}{text}")
+            lines.append(f"{run.name:<50} {describe(row)}")
             seconds.setdefault(run.env, []).append(float(row["seconds"]))
         else:
-            at = _last_row(folder / run.name)
-            text = "-" if at is None else f"at frame {int(float(at['frames'])):,}"
-            lines.append(f"{run.name:<50} {text}")
+            lines.append(f"{run.name:<50} {progress(folder / run.name)}")
             left.append(run.env)
     known = [x for values in seconds.values() for x in values]
     total = f"{len(runs) - len(left)} of {len(runs)} done"
@@ -224,7 +206,7 @@ def _finished(runs: list[SuiteRun], folder: Path, results: Path) -> dict[str, di
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         here = folder / run.name
-        summary, last = _summary(here), _last_row(here)
+        summary, last = read_summary(here), last_row(here)
         if summary is None or last is None:
             if run.name in rows:
                 found[run.name] = rows[run.name]
@@ -244,7 +226,7 @@ def _collect(runs: list[SuiteRun], folder: Path, results: Path) -> None:
     """Copy what is to be kept of finished runs; what was collected before and is gone stays."""
     kept = _collected(results) | _finished(runs, folder, results)
     for run in runs:
-        if _summary(folder / run.name) is not None:
+        if read_summary(folder / run.name) is not None:
             _write(results / f"{run.name}.csv", *_thinned(folder / run.name / "metrics.csv"))
     rows = [kept[name] for name in sorted(kept)]
     if rows:

@@ -128,8 +128,10 @@ class LeanClipPPOLoss(ClipPPOLoss):
             entries["loss_critic"] = critic_coeff * error
         entries["loss_entropy"] = -entropy_coeff * entropy
         if self.kl_coeff:
-            # never negative, and of less variance than the mean of the log-ratio
-            entries["loss_kl"] = self.kl_coeff * _mean((-log_ratio).expm1() + log_ratio, mask)
+            # actions are of the policy of then, hence the weight ratio; what is subtracted has the
+            # mean 0 and makes every term positive
+            divergence = ratio * log_ratio - (ratio - 1)
+            entries["loss_kl"] = self.kl_coeff * _mean(divergence, mask)
         entries["entropy"] = entropy.detach()
         with torch.no_grad():
             entries["kl_approx"] = -log_ratio.mean()

@@ -156,16 +156,23 @@ class SequenceReplay:
         self._buffer = self._make_buffer()
         at = max(self.count - self.num_sequences, 0)
         parts: list[TensorDictBase] = []
+        last = 0
         for path, first, end in self._files():
             if first >= self.count:
                 # collected after the checkpoint, and about to be collected again
                 path.unlink(missing_ok=True)
+            elif first < last:
+                raise RuntimeError(
+                    f"{path} holds sequences that another file of the folder holds as well, so the "
+                    "run cannot go on as it was; start a new one"
+                )
             elif end > at:
                 if first > at or end > self.count:
                     break
                 rows = self._read(path, end - first, check=True)
                 parts.append(rows[at - first :])
                 at = end
+            last = end
         if at < self.count:
             raise RuntimeError(
                 f"{self.folder} lacks sequences {at} to {self.count} of the replay buffer, so the "

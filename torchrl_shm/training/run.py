@@ -115,6 +115,7 @@ class TrainingRun:
         self.summary = folder.summary
         self.updates = 0
         self.frames = 0
+        self._make_logger: Callable[..., Logger | None] | None = None
         self._logger: Logger | None = None
         self._parts: dict[str, Stateful] = {"rng": GlobalRNGState()}
         self._collector: RolloutCollector | None = None
@@ -182,7 +183,7 @@ class TrainingRun:
     def _set_up(
         self, logger: Callable[..., Logger | None] | None, config: DictConfig | None
     ) -> None:
-        """Seed all generators, write the configuration, open the logger."""
+        """Seed all generators and write the configuration."""
         torch.set_num_threads(self.experiment.threads)
         torch.manual_seed(self.experiment.seed)
         # environments of other packages may draw from these
@@ -195,7 +196,7 @@ class TrainingRun:
             plain["experiment"]["resume"] = None
             self._wrote_config = not (path / "config.yaml").exists()
             write_atomically(path / "config.yaml", OmegaConf.to_yaml(plain).encode())
-        self._logger = None if logger is None else logger(run_dir=str(path))
+        self._make_logger = logger
 
     def _discard(self) -> None:
         """Take back what was written of a run that has not begun, and unlock its folder."""
@@ -230,6 +231,9 @@ class TrainingRun:
         """
         self._collector = collector
         seconds = self._restore() if self.experiment.resume is not None else 0.0
+        # here, where all values were found right: it writes files of its own
+        if self._make_logger is not None:
+            self._logger = self._make_logger(run_dir=str(self.folder.path))
         self._last = time.perf_counter()
         self._start = self._last - seconds
         # no bar where stderr is not a terminal
