@@ -238,6 +238,8 @@ def test_worker_dies(
             worker = multiprocessing.active_children()[0]
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGKILL)
+            # one that dies while it is sent the policy is waited for, by TorchRL, two minutes
+            worker.join(20)
         return check_ratio(term)
 
     folder, straight = tmp_path / "run", tmp_path / "straight"

@@ -317,7 +317,7 @@ class TestMistakes:
         [
             ("algo.gamma=2", "algo.gamma=2.0 must be between 0 and 1"),
             ("algo.epochs=2", "algo.epochs is unknown"),
-            ("algo=grpo", "Reinforce"),
+            ("algo=grpo", "algo=grpo is unknown; choose one of reinforce"),
         ],
     )
     def test_reinforce(self, tmp_path: Path, override: str, answer: str) -> None:

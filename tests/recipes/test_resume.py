@@ -230,7 +230,8 @@ class TestFolder:
         assert contents(folder) == before
         result = resume(tmp_path / "nothing")
         assert (result.code, result.stderr.count("\n")) == (2, 1)
-        assert f"{tmp_path / 'nothing' / 'config.yaml'} does not exist" in result.stderr
+        missing = f"experiment.resume={tmp_path / 'nothing'} is not the folder of a run"
+        assert missing in result.stderr
         assert not (tmp_path / "nothing").exists()
 
 

@@ -46,7 +46,7 @@ def test_each_explains_its_options(name: str) -> None:
         (["evalute"], "there is no tool 'evalute'; did you mean evaluate?"),
         (
             ["zzz"],
-            "there is no tool 'zzz'; choose one of evaluate, compare, export, suite, results",
+            "there is no tool 'zzz'; choose one of evaluate, compare, export, suite, sweep",
         ),
         (["evaluate", "typo"], "typo/config.yaml does not exist; this must be the folder of a run"),
         (["export", "typo"], "typo/config.yaml does not exist; this must be the folder of a run"),

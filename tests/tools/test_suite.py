@@ -39,9 +39,10 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_runs_are_distinct_and_compose() -> None:
     for name, runs in SUITES.items():
         assert len({run.name for run in runs}) == len(runs), name
-    for run in {(run.env, run.memory, run.options): run for runs in SUITES.values() for run in runs
-                if run.env.endswith(("_easy", "_100")) or run.recipe != "ppo_shm"
-                }.values():  # fmt: skip
+    # composing all of them would take minutes
+    some = {(name, run.recipe, run.options): run for name, runs in SUITES.items() for run in runs}
+    assert len(some) > 10
+    for run in some.values():
         algo = run.recipe.removesuffix("_shm")
         network = "soft_actor_critic" if algo == "sac" else "actor_critic"
         config = compose_recipe(*run.overrides, recipe=run.recipe, algo=algo, network=network)
@@ -103,7 +104,7 @@ def test_a_failure_is_named(places: list[object], tmp_path: Path) -> None:
 
 
 def test_what_was_stopped_goes_on(places: list[object], tmp_path: Path) -> None:
-    run = SuiteRun("wind", "mlp", 0, options=(*TINY[1:], "experiment.total_frames=60000"))
+    run = SuiteRun("wind", "mlp", 0, options=(*TINY[1:], "experiment.total_frames=16000"))
     code = (
         "import sys; from torchrl_shm.configs import SuiteRun; from torchrl_shm.tools import suite;"
         f"suite.SUITES = {{'short': [{run!r}]}}; suite.main(sys.argv[1:])"

@@ -8,6 +8,7 @@ from torchrl_shm.sharing.policy_file import (
     CategoricalAction,
     ContinuousAction,
     MultiCategoricalAction,
+    ObservationEntry,
     PolicyFile,
 )
 
@@ -63,7 +64,7 @@ Pass the memory that a step returns to the next step. Where episodes start, pass
 bool of shape `[B]`. `deterministic=False` draws actions, as in training. `policy.module` is the
 policy as a module of TorchRL. Loading runs no code of these files: the weights are safetensors, and
 `config.json` may name nothing but memories of `torchrl_shm`.
-
+{_onnx(config)}
 ## Limits
 
 {_limits(config)}
@@ -72,7 +73,7 @@ policy as a module of TorchRL. Loading runs no code of these files: the weights 
 
 def _reads(config: PolicyFile) -> str:
     return ", ".join(
-        f"`{entry.key}` {entry.dtype} `{_shape(entry.shape)}`" for entry in config.observations
+        f"`{_label(entry)}` {entry.dtype} `{_shape(entry.shape)}`" for entry in config.observations
     )
 
 
@@ -84,6 +85,25 @@ def _does(config: PolicyFile) -> str:
             return f"one of {choices} actions, an index `[B]`"
         case MultiCategoricalAction(choices=choices):
             return f"{len(choices)} indices of {choices[0]} choices each `{_shape([len(choices)])}`"
+
+
+def _label(entry: ObservationEntry) -> str:
+    return entry.key if isinstance(entry.key, str) else ".".join(entry.key)
+
+
+def _key(entry: ObservationEntry) -> str:
+    """The key as code."""
+    return json.dumps(entry.key) if isinstance(entry.key, str) else repr(entry.nested_key)
+
+
+def _onnx(config: PolicyFile) -> str:
+    if not config.onnx:
+        return ""
+    drawn = " What its memory would draw is an input." if config.random_memory else ""
+    return f"""
+`policy.onnx` is one step for programs without torch: observation and state in (zeros where an
+episode starts), action and next state out, by name and for any batch size.{drawn}
+"""
 
 
 def _shape(shape: list[int]) -> str:
@@ -117,13 +137,13 @@ def _results(config: PolicyFile) -> str:
 def _example(config: PolicyFile) -> str:
     """Code that loads the policy and takes steps, with zeros for observations."""
     tensors = {
-        entry.key: f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
+        _key(entry): f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
         for entry in config.observations
     }
     if len(tensors) == 1:
         observation = next(iter(tensors.values()))
     else:
-        lines = [f"    {json.dumps(key)}: {tensor}," for key, tensor in tensors.items()]
+        lines = [f"    {key}: {tensor}," for key, tensor in tensors.items()]
         observation = "\n".join(["{", *lines, "}"])
     return f"""\
 import torch

@@ -78,7 +78,7 @@ class PlainPolicy(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        observation: Tensor | Mapping[str, Tensor],
+        observation: Tensor | Mapping[Any, Any],
         memory: Mapping[str, Tensor],
         is_init: Tensor | None = None,
         *,
@@ -88,7 +88,9 @@ class PlainPolicy(nn.Module):
 
         Args:
             observation: `[B, ...]` by key, in the shapes and dtypes of the specs; further entries
-                are ignored. A tensor alone will do where the policy reads a single entry.
+                are ignored. A nested entry, `("arm", "eye")`, stands under this key or in a
+                dictionary of its own. A tensor alone will do where the policy reads a single
+                entry.
             memory: what `initial_memory` or the previous step returned.
             is_init: bool of shape `[B]`; where true, an episode starts, with an empty memory.
             deterministic: take the mean, or the most likely action; else draw it.
@@ -124,7 +126,7 @@ class PlainPolicy(nn.Module):
             data = self.module(data)
         return data["action"], {key: data["next", key] for key in self._memory_specs}
 
-    def _read(self, observation: Tensor | Mapping[str, Tensor]) -> dict[Any, Tensor]:
+    def _read(self, observation: Tensor | Mapping[Any, Any]) -> dict[Any, Tensor]:
         """The entries of the specs, checked."""
         keys = list(self.specs.policy_keys)
         entries: Any = observation
@@ -135,16 +137,17 @@ class PlainPolicy(nn.Module):
                 f"the policy reads {keys}: pass a dictionary of tensors, not a "
                 f"{type(observation).__name__}"
             )
-        missing = [key for key in keys if key not in entries]
+        found = {key: _look_up(entries, key) for key in keys}
+        missing = [key for key, x in found.items() if x is None]
         if missing:
             raise KeyError(f"{missing} are missing: the policy reads {keys}, got {list(entries)}")
         batch_size: int | None = None
         for key in keys:
             spec = self.specs.observation_spec_unbatched[key]
-            self._check(f"observation {key!r}", entries[key], spec.shape, spec.dtype, batch_size)
+            self._check(f"observation {key!r}", found[key], spec.shape, spec.dtype, batch_size)
             # all entries have the batch size of the first
-            batch_size = len(entries[key])
-        return {key: entries[key] for key in keys}
+            batch_size = len(found[key])
+        return found
 
     def _check(
         self,
@@ -169,6 +172,16 @@ class PlainPolicy(nn.Module):
                 f"{name} is on {x.device} but the policy on {self.device}: move it with "
                 f".to({str(self.device)!r})"
             )
+
+
+def _look_up(entries: Mapping[Any, Any], key: Any) -> Any:
+    """An entry, nested or under the key of a nested one; `None` where there is none."""
+    if key in entries or isinstance(key, str):
+        return entries.get(key)
+    below: Any = entries
+    for part in key:
+        below = below.get(part) if isinstance(below, Mapping) else None
+    return below
 
 
 def _memory_specs(module: TensorDictModuleBase) -> dict[str, TensorSpec]:

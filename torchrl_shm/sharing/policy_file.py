@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
+from tensordict import NestedKey
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 
 from torchrl_shm.networks import EnvSpecs
@@ -35,9 +36,15 @@ class _Entry(BaseModel):
 class ObservationEntry(_Entry):
     """An entry that the policy reads; entries are a list, because their order counts."""
 
-    key: str
+    # of a nested one, the way to it
+    key: str | Annotated[list[str], Field(min_length=2)]
     shape: list[NonNegativeInt]
     dtype: Dtype
+
+    @property
+    def nested_key(self) -> NestedKey:
+        """The key as TensorDicts have it."""
+        return self.key if isinstance(self.key, str) else tuple(self.key)
 
 
 class ContinuousAction(_Entry):
@@ -98,11 +105,12 @@ class PolicyFile(_Entry):
     versions: dict[str, str]
     command: str | None
     training: dict[str, JsonValue]
+    onnx: bool = False
 
     def specs(self) -> EnvSpecs:
         """What the policy reads and does."""
         entries: Any = {
-            entry.key: Unbounded(torch.Size(entry.shape), dtype=getattr(torch, entry.dtype))
+            entry.nested_key: Unbounded(torch.Size(entry.shape), dtype=getattr(torch, entry.dtype))
             for entry in self.observations
         }
         return EnvSpecs(Composite(entries), action_spec(self.action), list(entries))
@@ -132,17 +140,12 @@ def read_policy_file(path: Path) -> PolicyFile:
 
 
 def observation_entries(specs: EnvSpecs) -> list[ObservationEntry]:
-    """The entries of the specs, in the order of the policy.
-
-    Raises:
-        ValueError: a key is nested.
-    """
+    """The entries of the specs, in the order of the policy."""
     entries: list[ObservationEntry] = []
     for key in specs.policy_keys:
-        if not isinstance(key, str):
-            raise ValueError(f"policy_keys: {key!r} is nested; shared policies read flat keys")
         spec = specs.observation_spec_unbatched[key]
-        entries.append(ObservationEntry(key=key, shape=list(spec.shape), dtype=_name(spec.dtype)))
+        name: Any = key if isinstance(key, str) else list(key)
+        entries.append(ObservationEntry(key=name, shape=list(spec.shape), dtype=_name(spec.dtype)))
     return entries
 
 

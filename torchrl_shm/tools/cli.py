@@ -12,6 +12,7 @@ TOOLS = {
     "compare": "compare finished runs of one task: a picture and a table",
     "export": "write the policy of a run into a folder to be shared",
     "suite": "run a set of runs, take up what was stopped, collect the results",
+    "sweep": "show what is finished, running, stopped and missing of a sweep",
     "results": "write the table and the pictures of a suite",
     "memories": "print how large each memory is",
 }

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import os
 import shlex
 import signal
@@ -33,6 +32,7 @@ from omegaconf import OmegaConf
 
 from torchrl_shm.configs import SUITES, SuiteRun, load_config
 from torchrl_shm.tools._parser import Parser, count
+from torchrl_shm.tools._runs import describe, last_row, progress, read_summary
 from torchrl_shm.training.files import write_atomically
 from torchrl_shm.training.run_folder import is_running
 
@@ -110,7 +110,7 @@ def _run(runs: list[SuiteRun], folder: Path, results: Path, options: Any) -> lis
                 if process.poll() is None:
                     continue
                 del running[name]
-                if _summary(folder / name) is not None:
+                if read_summary(folder / name) is not None:
                     _collect(runs, folder, results)
                 elif not stopped:
                     failed.append(name)
@@ -176,20 +176,6 @@ def _stopped_by_signals(running: dict[str, subprocess.Popen[bytes]]) -> Generato
             signal.signal(number, handler)
 
 
-def _summary(folder: Path) -> dict[str, Any] | None:
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _last_row(folder: Path) -> dict[str, str] | None:
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return None
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return rows[-1] if rows else None
-
-
 def _table(runs: list[SuiteRun], folder: Path, results: Path) -> str:
     """A line for every run, and what is left."""
     finished = _finished(runs, folder, results)
@@ -198,15 +184,10 @@ def _table(runs: list[SuiteRun], folder: Path, results: Path) -> str:
     left: list[str] = []
     for run in runs:
         if row := finished.get(run.name):
-            score = row["eval_success"]
-            # empty in a file
-            text = "" if score in (None, "") else f", success {float(score):.2f}"
-            lines.append(f"{run.name:<50} return {float(row['eval_return']):.2f}{text}")
+            lines.append(f"{run.name:<50} {describe(row)}")
             seconds.setdefault(run.env, []).append(float(row["seconds"]))
         else:
-            at = _last_row(folder / run.name)
-            text = "-" if at is None else f"at frame {int(float(at['frames'])):,}"
-            lines.append(f"{run.name:<50} {text}")
+            lines.append(f"{run.name:<50} {progress(folder / run.name)}")
             left.append(run.env)
     known = [x for values in seconds.values() for x in values]
     total = f"{len(runs) - len(left)} of {len(runs)} done"
@@ -225,7 +206,7 @@ def _finished(runs: list[SuiteRun], folder: Path, results: Path) -> dict[str, di
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         here = folder / run.name
-        summary, last = _summary(here), _last_row(here)
+        summary, last = read_summary(here), last_row(here)
         if summary is None or last is None:
             if run.name in rows:
                 found[run.name] = rows[run.name]
@@ -245,7 +226,7 @@ def _collect(runs: list[SuiteRun], folder: Path, results: Path) -> None:
     """Copy what is to be kept of finished runs; what was collected before and is gone stays."""
     kept = _collected(results) | _finished(runs, folder, results)
     for run in runs:
-        if _summary(folder / run.name) is not None:
+        if read_summary(folder / run.name) is not None:
             _write(results / f"{run.name}.csv", *_thinned(folder / run.name / "metrics.csv"))
     rows = [kept[name] for name in sorted(kept)]
     if rows:
