@@ -45,12 +45,11 @@ class Line(NamedTuple):
     label: bool
 
 
-def new_figure(height: float, **options: Any) -> Any:
+def new_figure(height: float) -> Any:
     """Make an empty figure of the common width.
 
     Args:
         height: in inches.
-        **options: of `matplotlib.figure.Figure`.
 
     Returns:
         The figure.
@@ -58,7 +57,7 @@ def new_figure(height: float, **options: Any) -> Any:
     # not pyplot, which keeps global state and looks for a display
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), **{"layout": "constrained", **options})
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def dress(axes: Any) -> None:
