@@ -58,7 +58,12 @@ def main(
         # build: embedding -> memory -> action head and value head; with network.shared_memory=false
         # the critic has an embedding and a memory of its own
         device = experiment.device
-        test_env = make_test_env(env, num_episodes=experiment.num_test_episodes, device=device)
+        test_env = make_test_env(
+            env,
+            num_episodes=experiment.num_test_episodes,
+            max_steps=experiment.max_test_steps,
+            device=device,
+        )
         operator = network(test_env, memory, device=device)
         policy = operator.get_policy_operator()
         compiler = Compiler(experiment.compile, device)

@@ -50,7 +50,12 @@ def main(
 
         # build: embedding -> memory -> action head, and the head of the baseline
         device = experiment.device
-        test_env = make_test_env(env, num_episodes=experiment.num_test_episodes, device=device)
+        test_env = make_test_env(
+            env,
+            num_episodes=experiment.num_test_episodes,
+            max_steps=experiment.max_test_steps,
+            device=device,
+        )
         operator = network(test_env, memory, device=device)
         policy, baseline = operator.get_policy_operator(), operator.get_value_operator()
         compiler = Compiler(experiment.compile, device)

@@ -59,7 +59,12 @@ def main(
         # build: an embedding and a memory for the actor, and for the critic; behind them an action
         # head and two heads of action values
         device = experiment.device
-        test_env = make_test_env(env, num_episodes=experiment.num_test_episodes, device=device)
+        test_env = make_test_env(
+            env,
+            num_episodes=experiment.num_test_episodes,
+            max_steps=experiment.max_test_steps,
+            device=device,
+        )
         operator = network(test_env, memory, device=device)
         policy = operator.get_policy_operator()
         memories = TensorDictSequential(operator.actor, operator.critic)

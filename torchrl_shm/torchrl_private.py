@@ -27,6 +27,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
         "_assert_tensordict_shape",
         "_step_proc_data",
     ),
+    "torchrl.envs.libs.gym.GymWrapper": ("_build_env", "_make_specs", "_reset"),
     "torchrl.envs.Transform": (
         "_reset",
         "_step",

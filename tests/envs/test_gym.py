@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensordict.nn import TensorDictModule
 from torchrl.envs import check_env_specs
 
+from tests.envs._gym_probe import Probe
 from tests.envs._helpers import POPGYM
 from torchrl_shm import SHMModule
 from torchrl_shm.envs import make_gym_env, make_popgym_env, popgym
@@ -74,78 +76,105 @@ def test_observations_are_those_of_our_own(name: str, wrapped: bool) -> None:
         assert set(theirs.unique().tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("id", "width", "ones"),
-    [
-        ("FrozenLake-v1", 16, [0]),
-        ("CliffWalking-v1", 48, [36]),
-        ("Blackjack-v1", 32 + 11 + 2, None),
-    ],
-)
-def test_observations_that_are_indices_become_one_hot(
-    id: str, width: int, ones: list[int] | None
+def test_observations_that_are_indices_become_one_hot() -> None:
+    for id, width, one in (("FrozenLake-v1", 16, 0), ("CliffWalking-v1", 48, 36)):
+        env = make_gym_env(id, 2, seed=0)
+        check_env_specs(env)
+        seen = env.reset()["observation"]
+        assert seen.shape == (2, width)
+        assert seen.nonzero()[:, 1].tolist() == [one] * 2
+
+
+def test_parts_of_a_tuple_are_entries() -> None:
+    env: Any = make_gym_env("Blackjack-v1", 2, seed=0)
+    seen = env.reset()
+    assert env.policy_keys == tuple(("observation", str(i)) for i in range(3))
+    for key, width in zip(env.policy_keys, (32, 11, 2), strict=True):
+        assert seen[key].shape == (2, width)
+        assert seen[key].sum(-1).tolist() == [1, 1]
+
+
+def test_arguments_and_a_time_limit() -> None:
+    options = {"desc": ["SFFFG"], "is_slippery": False}
+    env: Any = make_gym_env("FrozenLake-v1", 2, kwargs=options, max_episode_steps=3)
+    assert not env.endless
+    data = env.rollout(
+        9, TensorDictModule(lambda _: torch.tensor([2, 0]), ["observation"], ["action"])
+    )
+    # one goes right, where the goal is four steps away, the other stays where it is
+    assert data["observation"].argmax(-1).tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert data["next", "truncated"][..., 0].tolist() == [[False, False, True]] * 2
+
+
+def test_a_task_without_a_time_limit_says_so() -> None:
+    assert make_gym_env("CliffWalking-v1").endless  # pyright: ignore
+    assert not make_gym_env("CliffWalking-v1", max_episode_steps=9).endless  # pyright: ignore
+
+
+def test_a_module_that_registers_an_environment(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = make_gym_env(id, 2, seed=0)
-    check_env_specs(env)
-    seen = env.reset()["observation"]
-    assert seen.shape == (2, width)
-    assert seen.dtype == torch.float32
-    if ones is None:
-        blocks = seen.split([32, 11, 2], -1)
-        assert all((block.sum(-1) == 1).all() for block in blocks)
-    else:
-        assert seen.nonzero()[:, 1].tolist() == ones * 2
-
-
-class Odd(gymnasium.Env):
-    """Shows whatever its space holds."""
-
-    def __init__(self, space: Any) -> None:
-        self.observation_space = space
-        self.action_space = gymnasium.spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self.observation_space.sample(), 0.0, False, False, {}
+    (tmp_path / "my_module.py").write_text(
+        "import gymnasium\n"
+        "from tests.envs._gym_probe import Probe\n"
+        "make = lambda: Probe(gymnasium.spaces.Discrete(3))\n"
+        "gymnasium.register('Mine-v0', entry_point=make, disable_env_checker=True)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert make_gym_env("my_module:Mine-v0", 2).rollout(3).shape == (2, 3)
+    finally:
+        gymnasium.registry.pop("Mine-v0", None)
+        sys.modules.pop("my_module", None)
 
 
 @pytest.fixture
-def odd() -> Iterator[Callable[[Any], str]]:
-    """Registers an environment with a space of observations."""
+def probe() -> Iterator[Callable[..., str]]:
+    """Registers an environment of probes."""
 
-    def register(space: Any) -> str:
-        gymnasium.register("Odd-v0", entry_point=lambda: Odd(space), disable_env_checker=True)
-        return "Odd-v0"
+    def register(**options: Any) -> str:
+        make = partial(Probe, spaces.Discrete(2), **options)
+        gymnasium.register("Probe-v0", entry_point=make, disable_env_checker=True)
+        return "Probe-v0"
 
     yield register
-    gymnasium.registry.pop("Odd-v0", None)
+    gymnasium.registry.pop("Probe-v0", None)
 
 
-@pytest.mark.parametrize(
-    ("space", "shape", "dtype"),
-    [
-        (spaces.MultiDiscrete([3, 2]), (5,), torch.float32),
-        (spaces.MultiBinary(4), (4,), torch.float32),
-        (spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(0, 1, (2,))}), (5,), torch.float32),
-        (spaces.Box(0, 9, (3,), np.int64), (3,), torch.float32),
-        (spaces.Box(-1, 1, (3,), np.float64), (3,), torch.float32),
-        (spaces.Box(0, 255, (3,), np.uint8), (3,), torch.uint8),
-        (spaces.Box(0, 255, (4, 4, 3), np.uint8), (4, 4, 3), torch.uint8),
-    ],
-    ids=str,
-)
-def test_spaces_of_observations(odd: Any, space: Any, shape: Any, dtype: torch.dtype) -> None:
-    env: Any = make_gym_env(odd(space), 2)
-    (key,) = env.policy_keys
-    assert key == ("pixels" if len(shape) == 3 else "observation")
-    seen = env.reset()[key]
-    assert seen.dtype == dtype
-    assert seen.shape == (2, *shape)
-    # a policy can read it
-    make_actor_critic(env, SHMModule)
+class TestResets:
+    def test_one_that_raises_is_named_with_its_seed(self, probe: Any) -> None:
+        # seeded in the first reset, after one without a seed
+        env = make_gym_env(probe(fail_at=2), 2, seed=31)
+        message = (
+            r"environment 0 of Probe-v0: a reset after reset\(seed=31\) raised OSError: the robot"
+        )
+        with pytest.raises(RuntimeError, match=message):
+            env.reset()
+
+    def test_a_first_one_that_raises(self, probe: Any) -> None:
+        with pytest.raises(
+            RuntimeError, match=r"environment 0 of Probe-v0: the first reset, .*OSErr"
+        ):
+            make_gym_env(probe(fail_at=1))
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_an_episode_that_starts_with_no_number(self, probe: Any, value: float) -> None:
+        first = np.array([0, value], np.float32)
+        message = rf"'observation' is {value} in row 0 after a reset; fix the environment"
+        with pytest.raises(FloatingPointError, match=message):
+            make_gym_env(probe(first=first), 2)
+
+    def test_episodes_of_one_step(self, probe: Any) -> None:
+        env = make_gym_env(probe(length=1), 2)
+        data = env.rollout(4, break_when_any_done=False)
+        assert data["next", "terminated"].all()
+        assert data["next", "reward"].unique().tolist() == [1]
+
+    def test_every_environment_has_a_seed_of_its_own(self) -> None:
+        first = make_gym_env("CartPole-v1", 3, seed=5).reset()["observation"]
+        alone = make_gym_env("CartPole-v1", 1, seed=5).reset()["observation"]
+        assert torch.equal(first[:1], alone)
+        assert len(first.unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize(
@@ -166,13 +195,19 @@ def test_a_memory_learns_from_it(make: Any) -> None:
 
 
 class TestMistakes:
-    def test_observations_of_no_fixed_size(self, odd: Any) -> None:
-        with pytest.raises(ValueError, match=r"observations of Odd-v0 are of no fixed size: Seq"):
-            make_gym_env(odd(spaces.Sequence(spaces.Discrete(2))), 2)
-
     def test_arguments(self) -> None:
         with pytest.raises(ValueError, match="gymnasium has no environment 'Nothing-v0'"):
             make_gym_env("Nothing-v0")
+        with pytest.raises(
+            ValueError, match=r"no environment 'CartPol-v1': did you mean CartPole-v"
+        ):
+            make_gym_env("CartPol-v1")
+        with pytest.raises(ValueError, match=r"no environment 'no_such_module:A-v0'"):
+            make_gym_env("no_such_module:A-v0")
+        with pytest.raises(ValueError, match=r"'FrozenLake-v1', slip=1\) raised TypeError: .*slip"):
+            make_gym_env("FrozenLake-v1", kwargs={"slip": 1})
+        with pytest.raises(ValueError, match="max_episode_steps must be at least 1, got 0"):
+            make_gym_env("CartPole-v1", max_episode_steps=0)
         with pytest.raises(ValueError, match=r"popgym has no environment 'Nothing'.*'Autoencode"):
             make_popgym_env("Nothing")
         with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):

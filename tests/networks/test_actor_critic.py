@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from hydra_zen import instantiate
 from torch import nn
 from torch.testing import assert_close
-from torchrl.data import Bounded, Categorical, MultiCategorical, OneHot, Unbounded
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    MultiOneHot,
+    OneHot,
+    Unbounded,
+)
 from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 from torchrl.modules.utils import get_env_transforms_from_module
@@ -18,8 +28,9 @@ from torchrl.objectives import ClipPPOLoss
 
 from tests.training._helpers import KEYS, MEMORIES, Countdown, make_operator
 from torchrl_shm import SHM, SHMModule, WindEnv
+from torchrl_shm.configs import MEMORIES as CONFIGS
 from torchrl_shm.modules import LSTM
-from torchrl_shm.networks import Encoder, make_actor_critic
+from torchrl_shm.networks import Encoder, EnvSpecs, make_actor_critic
 from torchrl_shm.training import RolloutCollector
 
 
@@ -201,8 +212,7 @@ def test_sizes_that_do_not_fit(options: Any, message: str) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        MultiCategorical([3, 4], shape=(2, 2)),
-        OneHot(3, shape=(2, 3)),
+        MultiOneHot([3, 4], shape=(2, 7)),
         Bounded(0, 3, shape=(2, 1), dtype=torch.int64),
         Unbounded(shape=(2, 1), dtype=torch.int64),
     ],
@@ -212,3 +222,55 @@ def test_actions_of_other_kinds(spec: Any) -> None:
     env = Countdown(2, action_spec=spec)
     with pytest.raises(TypeError, match=r"(?s)are not supported.*continuous action, an index"):
         make_actor_critic(env, SHMModule, policy_keys=KEYS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [
+        (Bounded(-1, 1, shape=(2, 2, 3)), 6),
+        (Unbounded(shape=(2,)), 1),
+        (Categorical(5, shape=(2, 3)), 15),
+        (MultiCategorical([3, 4], shape=(2, 2)), 7),
+        (Binary(shape=(2, 2, 2), dtype=torch.bool), 8),
+        (OneHot(3, shape=(2, 3)), 3),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_actions_of_any_shape(spec: Any, size: int) -> None:
+    env = Countdown(2, action_spec=spec)
+    policy: Any = make_actor_critic(env, SHMModule, policy_keys=KEYS).get_policy_operator()
+    data = TransformedEnv(env, get_env_transforms_from_module(policy)).rollout(1, policy)
+    assert data["action"].shape == (2, 1, *spec.shape[1:])
+    if not spec.dtype.is_floating_point and not isinstance(spec, OneHot):
+        assert data["action"].dtype == spec.dtype
+    assert data["action_log_prob"].shape == (2, 1)
+    assert data["loc" if spec.dtype.is_floating_point else "logits"].shape == (2, 1, size)
+    again = policy.build_dist_from_params(data).log_prob(data["action"])
+    torch.testing.assert_close(again, data["action_log_prob"])
+
+
+def test_a_mask_that_does_not_fit() -> None:
+    for action in (Categorical(3), Bounded(-1, 1, shape=(2,))):
+        specs = EnvSpecs(
+            Composite(action_mask=Binary(shape=(2,), dtype=torch.bool)), action, ["action_mask"]
+        )
+        with pytest.raises(ValueError, match=r"'action_mask' of 2 flags does not fit"):
+            make_actor_critic(specs, SHMModule)
+
+
+@pytest.mark.parametrize("memory", sorted(CONFIGS))
+def test_parameters_of_16_bits(memory: str) -> None:
+    """They act and learn, or a line says that they cannot."""
+    operator = make_actor_critic(WindEnv(2), instantiate(CONFIGS[memory])).to(torch.bfloat16)
+    policy: Any = operator.get_policy_operator()
+    env = TransformedEnv(WindEnv(2), get_env_transforms_from_module(policy))
+    if memory != "mlp" and not memory.startswith("shm"):
+        with pytest.raises(TypeError, match=r"^the parameters are torch\.bfloat16; .*float32.*$"):
+            env.rollout(4, policy)
+        return
+    data = env.rollout(4, policy)
+    with set_recurrent_mode(True):
+        again = policy.get_dist(data.exclude("action_log_prob")).log_prob(data["action"])
+    assert_close(again, data["action_log_prob"], rtol=0.05, atol=0.05)
+    again.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in policy.parameters() if p.grad is not None)

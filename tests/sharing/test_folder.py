@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, MultiCategorical, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, OneHot, Unbounded
 from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
 
@@ -483,8 +483,14 @@ def test_a_memory_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Unbounded(shape=torch.Size((3,))),
         Categorical(5),
         MultiCategorical([4, 4]),
+        MultiCategorical([2, 5]),
+        MultiCategorical([[2, 3], [4, 5]]),
+        Binary(shape=(2, 2), dtype=torch.int8),
+        OneHot(3),
+        Bounded(low=-1, high=2, shape=(2, 3)),
+        Unbounded((2, 1)),
     ],
-    ids=["bounded", "half", "double", "unbounded", "index", "indices"],
+    ids=str,
 )  # fmt: skip
 def test_actions_survive_json(spec: Any) -> None:
     entry = action_entry(spec)

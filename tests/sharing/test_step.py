@@ -11,7 +11,15 @@ import torch
 from hydra_zen import instantiate
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    TensorSpec,
+    Unbounded,
+)
 
 from tests.training._helpers import MEMORIES as FEW
 from torchrl_shm import MemoryLengthEnv, VisualMatchEnv, WindEnv
@@ -38,6 +46,13 @@ NESTED = EnvSpecs(
     [("arm", "eye"), ("arm", "joints"), "index"],
 )
 IMAGE = partial(VisualMatchEnv, image=True)
+
+
+def specs_of(action: TensorSpec, more: dict[str, TensorSpec] | None = None) -> EnvSpecs:
+    entries: Any = {"observation": Unbounded(3), **(more or {})}
+    return EnvSpecs(Composite(entries), action, list(entries))
+
+
 KINDS: dict[str, Any] = {
     "index": (MemoryLengthEnv, make_actor_critic, {}),
     "indices": (partial(popgym.BattleshipEnv, joint_action=False), make_actor_critic, {}),
@@ -47,6 +62,19 @@ KINDS: dict[str, Any] = {
     "image": (IMAGE, make_actor_critic, {}),
     "normalized": (WindEnv, make_actor_critic, {"normalize": True}),
     "critic of its own": (WindEnv, make_actor_critic, {"shared_memory": False}),
+    "mask": (
+        lambda _: specs_of(Categorical(5), {"action_mask": Binary(shape=(5,), dtype=torch.bool)}),
+        make_actor_critic,
+        {},
+    ),
+    "bits": (lambda _: specs_of(Binary(shape=(2, 3))), make_actor_critic, {}),
+    "sizes": (lambda _: specs_of(MultiCategorical([2, 4, 3])), make_actor_critic, {}),
+    "matrix": (lambda _: specs_of(Bounded(-1.0, 1.0, (2, 3))), make_actor_critic, {}),
+    "squashed matrix": (
+        lambda _: specs_of(Bounded(-1.0, 1.0, (2, 3))),
+        make_soft_actor_critic,
+        {},
+    ),
     "nested": (lambda _: NESTED, make_actor_critic, {"normalize": True}),
 }
 # the others are slow: a file takes ten seconds

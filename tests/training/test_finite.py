@@ -8,8 +8,13 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torchrl.envs import TransformedEnv
 
-from torchrl_shm.training import FiniteCheck
+from torchrl_shm import SHMModule
+from torchrl_shm.envs import popgym
+from torchrl_shm.networks import get_behavior, make_actor_critic
+from torchrl_shm.training import FiniteCheck, RolloutCollector
+from torchrl_shm.training.finite import FiniteSteps
 
 # where a module keeps the memory at the start of a sequence
 START = "memory_lean"
@@ -121,3 +126,33 @@ class TestGradient:
 def test_unknown_option() -> None:
     with pytest.raises(ValueError, match=r"on_nonfinite='ignore'.*'stop', 'skip'"):
         make_check("ignore")
+
+
+class Unborn(popgym.RepeatFirstEnv):
+    """Episodes of the last environment start nowhere, once many have started."""
+
+    starts = 0
+
+    def _start(self, layout: Any) -> Any:
+        vars(self)["starts"] = self.starts + 1
+        state = super()._start(layout)
+        if self.starts > 6:
+            state["observation"][-1] = torch.nan
+        return state
+
+
+def test_an_episode_that_starts_with_no_number() -> None:
+    message = r"non-finite observation: 'observation' is nan in row 1 after a reset; fix the env"
+    env = TransformedEnv(Unborn(2), FiniteSteps())
+    for _ in range(6):
+        env.reset()
+    with pytest.raises(FloatingPointError, match=message):
+        env.reset()
+
+
+def test_in_the_loop_of_a_collector_too() -> None:
+    policy = get_behavior(make_actor_critic(Unborn(2), SHMModule))
+    sizes = {"num_envs": 2, "rollout_length": 300, "total_frames": 6000}
+    rows = RolloutCollector(Unborn, policy, **sizes)
+    with pytest.raises(FloatingPointError, match=r"'observation' is nan in row [01] after a reset"):
+        list(rows)

@@ -74,7 +74,8 @@ _ENVS: dict[str, Callable[[], Any]] = {
     "t_maze_active": _preset(TMazeEnv, length=50, passive=False),
     "memory_length": _preset(MemoryLengthEnv),
     "key_to_door_original": _preset(KeyToDoorEnv, frames=(15, 60, 10), final_reward=5.0),
-    "gym": _preset(make_gym_env, id="CartPole-v1"),
+    # arguments of the environment as plain lists and dictionaries
+    "gym": _preset(make_gym_env, id="CartPole-v1", hydra_convert="all"),
 }  # fmt: skip
 
 for _frames in (100, 250, 500):

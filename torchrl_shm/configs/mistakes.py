@@ -28,7 +28,10 @@ from torchrl_shm.training.run import is_of_training
 # asks Hydra to leave errors as they are
 _TRACEBACK = "HYDRA_FULL_ERROR"
 _explaining: ContextVar[bool] = ContextVar("explaining", default=False)
-_EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError)
+_EXPECTED = (
+    ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError,
+    FloatingPointError,
+)  # fmt: skip
 
 
 @contextmanager
@@ -110,7 +113,7 @@ def explain(error: Exception) -> str | None:
             return _short(text)
         case _ if isinstance(error, _EXPECTED) and _is_ours(error):
             # a value or a file that is wrong needs no more words than these
-            plain = isinstance(error, ValueError | OSError | ImportError)
+            plain = isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
             return _short(str(error)) + ("" if plain else f"\n({_TRACEBACK}=1 shows where)")
         case _:
             return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,3 +61,29 @@ def check_cells(name: str, given: Tensor, cells: Tensor) -> None:
             f'"{name}" of environment {environment} is {tuple(given[environment].tolist())}; '
             f"it must be one of {allowed}"
         )
+
+
+def describe_bad_start(
+    entries: Iterable[tuple[Any, Tensor]], batch_dims: int = 0, first_row: int = 0
+) -> str | None:
+    """Name the first number with which an episode starts that is not finite.
+
+    Args:
+        entries: observations by key, `[...]` of one environment, or `[B, ...]` of several.
+        batch_dims: 1 where there are several.
+        first_row: number of the first environment.
+
+    Returns:
+        Which entry it is, and in which row; `None` if all numbers are finite.
+    """
+    for key, value in entries:
+        # a sum is not finite if a value is not, and costs less than to look at each value
+        if not value.is_floating_point() or math.isfinite(float(value.sum())):
+            continue
+        rows = value.reshape(len(value) if batch_dims else 1, -1)
+        bad = ~rows.isfinite()
+        if bool(bad.any()):
+            row = int(bad.any(1).nonzero()[0, 0])
+            number = float(rows[row][bad[row]][0])
+            return f"{key!r} is {number} in row {row + first_row} after a reset"
+    return None

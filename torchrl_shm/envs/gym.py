@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
-from tensordict import TensorDictBase
-from torch import Tensor
-from torchrl.data import Categorical, TensorSpec, Unbounded
-from torchrl.envs import EnvBase, SerialEnv, Transform, TransformedEnv
-from torchrl.envs.libs.gym import GymWrapper
+from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 
 from torchrl_shm.checks import check_count
 
@@ -21,6 +18,8 @@ def make_gym_env(
     id: str,
     num_envs: int = 1,
     *,
+    kwargs: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
     previous_action: bool = False,
     previous_reward: bool = False,
     seed: int | None = None,
@@ -28,37 +27,83 @@ def make_gym_env(
 ) -> EnvBase:
     """Make a batch of any gymnasium environment, stepped one after the other.
 
+    ## Observations
+
+    Boxes keep their shape. Bytes stay bytes, all other numbers become float32, and indices
+    (`Discrete`, `MultiDiscrete`) one-hot. The entries of a `Dict` keep their names, those of a
+    `Tuple` are numbered below `observation`, both at any depth; anything else is one entry,
+    `observation`, or `pixels` where it is a picture of bytes.
+
+    ## Actions
+
+    A `Box` whose bounds are all finite is offered as numbers from -1 to 1 of the same shape,
+    whatever its bounds. A policy draws numbers from a Gaussian, some of which lie outside: what the
+    environment receives is clipped into the bounds, and the log-probability is that of the number
+    that was drawn. So the clipping is here, and data hold the number itself; a policy that reads
+    what was collected finds its own probability again. Where a bound is missing, numbers are sent
+    as they are, clipped at the other bound, and counted from 1 inside of it if 0 is not inside;
+    whole numbers are rounded. `Discrete` is an index from 0, `MultiDiscrete` are several in one
+    row, `MultiBinary` are bits.
+
+    Of `Discrete` and `MultiDiscrete`, an action mask is read where there is one: in
+    `info["action_mask"]`, or an entry `action_mask` or `mask` of a `Dict` with a flag for every
+    choice. It becomes the entry `action_mask`, which networks read, see `make_actor_critic`.
+
+    ## Seeds
+
+    Environment 0 is reset with `seed`, and every further one with a seed drawn from the one before
+    it, as TorchRL does in `set_seed`. Later episodes go on with the generator of the environment.
+
+    Vector environments of gymnasium are not used: those that come with it start new episodes one
+    step late (`AutoresetMode.NEXT_STEP`), which TorchRL's `GymWrapper` refuses.
+
     Args:
-        id: gymnasium's name of the environment, such as `"CartPole-v1"`.
+        id: gymnasium's name of the environment, such as `"CartPole-v1"`; `"module:Name-v0"` imports
+            a module that registers it.
         num_envs: number of environments B.
-        previous_action: emit `previous_action`, one-hot for discrete actions, 0 at reset.
+        kwargs: arguments of the environment, such as `{"is_slippery": False}`.
+        max_episode_steps: time limit, in place of the environment's own.
+        previous_action: emit `previous_action`, one-hot for indices, 0 at reset.
         previous_reward: emit `previous_reward`, float32 of shape `[B, 1]`, 0 at reset.
         seed: seed of the environments; `None` leaves them unseeded.
         device: device of the tensors.
 
     Returns:
-        A TorchRL environment of shape `[B]`. Discrete actions are indices. Discrete observations
-        are one-hot, and tuples and dictionaries of observations one vector, as by gymnasium's
-        `FlattenObservation`; all numbers but bytes become float32. `policy_keys` names
-        `observation`, which is `pixels` where it is a picture, and what was asked for.
+        A TorchRL environment of shape `[B]`, whose `policy_keys` name all observations. `endless`
+        is true where no time limit is known.
 
     Raises:
         ImportError: gymnasium is not installed.
-        ValueError: gymnasium does not know `id`, its observations are of no fixed size, or
-            `num_envs` is not a whole number, or not positive.
+        ValueError: gymnasium does not know `id` or cannot make it, a space cannot be played, or
+            `num_envs` or `max_episode_steps` is not a whole number, or not positive.
+        RuntimeError: an environment cannot be reset.
+        FloatingPointError: an episode starts with a number that is not finite.
 
     Examples:
         >>> from torchrl_shm.envs import make_gym_env
         >>> env = make_gym_env("CartPole-v1", 2, previous_action=True, seed=0)
         >>> env.rollout(3)["previous_action"].shape
         torch.Size([2, 3, 2])
+        >>> options = {"desc": ["SFFG"], "is_slippery": False}
+        >>> make_gym_env("FrozenLake-v1", kwargs=options).reset()["observation"]
+        tensor([[1., 0., 0., 0.]])
     """
-    gymnasium: Any = _import("gymnasium")
-    try:
-        gymnasium.spec(id)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"gymnasium has no environment {id!r}: {error}") from error
-    return _batch(partial(_wrap_gym, id), num_envs, previous_action, previous_reward, seed, device)
+    check_count("num_envs", num_envs)
+    options: dict[str, Any] = dict(kwargs or {})
+    if max_episode_steps is not None:
+        check_count("max_episode_steps", max_episode_steps)
+        options["max_episode_steps"] = max_episode_steps
+    first = _make_gymnasium(id, options)
+    endless = first.spec is None or first.spec.max_episode_steps is None
+    # refuses spaces; whether there is a mask in `info` is known after a reset only
+    task: Any = _task(first, name=id)
+    mask_in_info = task.shows_mask()
+    first.close()
+    previous = (previous_action, previous_reward)
+    make = partial(_wrap_gym, id, options, mask_in_info=mask_in_info, previous=previous)
+    env: Any = _batch(make, num_envs, seed, device)
+    env.endless = endless
+    return env
 
 
 def make_popgym_env(
@@ -100,52 +145,8 @@ def make_popgym_env(
     envs = _import("popgym.envs")
     if not isinstance(getattr(envs, name, None), type):
         raise ValueError(f"popgym has no environment {name!r}; names are like 'AutoencodeEasy'")
-    make = partial(_wrap_popgym, name, previous_action, antialias)
-    return _batch(make, num_envs, False, False, seed, device)
-
-
-class _Previous(Transform):
-    """Emits the action and the reward that led to an observation."""
-
-    def __init__(self, action: bool, reward: bool) -> None:
-        super().__init__()
-        self.action = action
-        self.reward = reward
-
-    def transform_observation_spec(self, observation_spec: Any) -> Any:
-        """Declare the new entries."""
-        for name, size in self._sizes().items():
-            shape = torch.Size((*observation_spec.shape, size))
-            observation_spec[name] = Unbounded(shape, device=observation_spec.device)
-        return observation_spec
-
-    def _sizes(self) -> dict[str, int]:
-        spec: TensorSpec = self.parent.action_spec_unbatched  # pyright: ignore
-        size = int(spec.n) if isinstance(spec, Categorical) else spec.shape.numel()
-        return {
-            **({"previous_action": size} if self.action else {}),
-            **({"previous_reward": 1} if self.reward else {}),
-        }
-
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        if self.action:
-            action: Tensor = tensordict.get("action")
-            if isinstance(self.parent.action_spec_unbatched, Categorical):  # pyright: ignore
-                action = torch.nn.functional.one_hot(action, self._sizes()["previous_action"])
-            shape = (*next_tensordict.batch_size, -1)
-            next_tensordict.set("previous_action", action.float().reshape(shape))
-        if self.reward:
-            next_tensordict.set("previous_reward", next_tensordict.get("reward").float())
-        return next_tensordict
-
-    def _reset(
-        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
-    ) -> TensorDictBase:
-        # rows that go on are put back by TorchRL
-        for name, size in self._sizes().items():
-            shape = (*tensordict_reset.batch_size, size)
-            tensordict_reset.set(name, torch.zeros(shape, device=tensordict_reset.device))
-        return tensordict_reset
+    check_count("num_envs", num_envs)
+    return _batch(partial(_wrap_popgym, name, previous_action, antialias), num_envs, seed, device)
 
 
 def _import(module: str) -> Any:
@@ -157,13 +158,34 @@ def _import(module: str) -> Any:
         ) from error
 
 
-def _wrap_gym(id: str) -> EnvBase:
+def _make_gymnasium(id: str, options: dict[str, Any]) -> Any:
+    """Make one environment, or say in a line why it cannot be made."""
     gymnasium: Any = _import("gymnasium")
-    env = _with_numbers(gymnasium.make(id), id)
-    return GymWrapper(env, categorical_action_encoding=True)
+    try:
+        return gymnasium.make(id, **options)
+    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        # of `module:Id` only what stands behind the colon is a name
+        near = get_close_matches(id.rpartition(":")[2], gymnasium.registry, 3)
+        advice = f"did you mean {' or '.join(near)}?" if near else _line(error)
+        raise ValueError(f"gymnasium has no environment {id!r}: {advice}") from error
+    except Exception as error:
+        given = ", ".join([repr(id), *(f"{name}={value!r}" for name, value in options.items())])
+        raise ValueError(
+            f"gymnasium.make({given}) raised {type(error).__name__}: {_line(error)}"
+        ) from error
 
 
-def _wrap_popgym(name: str, previous_action: bool, antialias: bool) -> EnvBase:
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _wrap_gym(id: str, options: dict[str, Any], row: int = 0, **wrapped: Any) -> EnvBase:
+    return _task(_make_gymnasium(id, options), name=id, row=row, **wrapped)
+
+
+def _wrap_popgym(
+    name: str, previous_action: bool, antialias: bool, row: int = 0, **wrapped: Any
+) -> EnvBase:
     wrappers: Any = _import("popgym.wrappers")
     env = getattr(_import("popgym.envs"), name)()
     if previous_action:
@@ -173,53 +195,22 @@ def _wrap_popgym(name: str, previous_action: bool, antialias: bool) -> EnvBase:
     env = wrappers.Flatten(env)
     if hasattr(env.action_space, "nvec"):
         env = wrappers.DiscreteAction(env)
-    return GymWrapper(_with_numbers(env, name), categorical_action_encoding=True)
+    return _task(env, name=name, row=row, **wrapped)
 
 
-def _with_numbers(env: Any, name: str) -> Any:
-    """Make vectors of observations that are indices or made of parts; indices become one-hot."""
-    spaces: Any = _import("gymnasium.spaces")
-    wrappers: Any = _import("gymnasium.wrappers")
-    space = env.observation_space
-    if not isinstance(space, spaces.Box):
-        if not space.is_np_flattenable:
-            raise ValueError(
-                f"observations of {name} are of no fixed size: {space}; register it with a "
-                "wrapper that makes arrays of them, such as one of gymnasium.wrappers"
-            )
-        env = wrappers.FlattenObservation(env)
-        space = env.observation_space
-    # bytes are pictures, and stay small
-    if space.dtype not in (np.float32, np.uint8):
-        single = partial(np.asarray, dtype=np.float32)
-        bounds = (single(space.low), single(space.high))
-        env = wrappers.TransformObservation(env, single, spaces.Box(*bounds, dtype=np.float32))
-    return env
+def _task(env: Any, *, previous: tuple[bool, bool] = (False, False), **options: Any) -> EnvBase:
+    # what stands on gymnasium, which need not be installed
+    from torchrl_shm.envs._gym_task import GymTask, Previous
+
+    task = GymTask(env, **options)
+    # inside, so that the whole takes further transforms like any other environment
+    return TransformedEnv(task, Previous(*previous)) if any(previous) else task
 
 
-def _transformed(make: Any, action: bool, reward: bool) -> EnvBase:
-    return TransformedEnv(make(), _Previous(action, reward))
-
-
-def _batch(
-    make: Any,
-    num_envs: int,
-    previous_action: bool,
-    previous_reward: bool,
-    seed: int | None,
-    device: torch.device | str | int,
-) -> EnvBase:
-    check_count("num_envs", num_envs)
-    if previous_action or previous_reward:
-        # inside, so that the whole takes further transforms like any other environment
-        make = partial(_transformed, make, previous_action, previous_reward)
-    env: Any = SerialEnv(num_envs, make, device=torch.device(device))
-    env.policy_keys = (
-        # what TorchRL calls an observation that is a picture
-        "pixels" if "pixels" in env.observation_spec.keys() else "observation",
-        *(["previous_action"] if previous_action else []),
-        *(["previous_reward"] if previous_reward else []),
-    )
+def _batch(make: Any, num_envs: int, seed: int | None, device: torch.device | str | int) -> EnvBase:
+    rows = [{"row": row} for row in range(num_envs)]
+    env: Any = SerialEnv(num_envs, make, create_env_kwargs=rows, device=torch.device(device))
+    env.policy_keys = tuple(env.observation_spec.keys(True, True))
     if seed is not None:
         env.set_seed(seed)
     return env

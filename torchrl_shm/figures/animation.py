@@ -84,7 +84,7 @@ def record_episode(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0)
     """
     transforms = get_env_transforms_from_module(policy)
     state_keys = _state_keys(transforms)
-    transformed = TransformedEnv(env, transforms)
+    transformed = TransformedEnv(env, transforms, auto_unwrap=False)
     policy_keys: Any = ask_env(env, "policy_keys", ("observation",))
     plane: Callable[[], Plane | None] = ask_env(env, "plane", lambda: None)
     pictures: list[Tensor] = []

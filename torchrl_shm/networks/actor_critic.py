@@ -38,12 +38,13 @@ def make_actor_critic(
     Both heads also read the embedding of the current step, as in the authors' meta-RL networks
     (repository `thaihungle/SHM`, `pomdp-baselines/policies/models`). Continuous actions are
     Gaussian with a learned standard deviation, and the environment clips them; discrete ones are
-    categorical, independent of each other where there are several.
+    categorical, independent of each other where there are several. Where `policy_keys` name an
+    entry `action_mask`, bool with a flag for every choice, what it forbids is never chosen.
 
     Args:
         env: environment whose specs give the sizes, or these specs alone. Its action is
-            continuous, of shape `[A]`, or an index (`Categorical`), or several indices
-            (`MultiCategorical` of equal sizes).
+            continuous, an index or several (`Categorical`, `MultiCategorical`), or bits
+            (`Binary`), of any shape.
         memory: factory of the memory module, with as many outputs as inputs.
         policy_keys: observation entries that the policy reads. `None` is the environment's own
             choice, see `EnvSpecs.of`.
@@ -73,7 +74,7 @@ def make_actor_critic(
         TypeError: actions of this kind are not supported, or `encoder` makes no module.
         ValueError: a size or `init_scale` is not positive, `time_size` is odd or negative, an
             observation has a name that the networks write, the encoder does not suit the entries,
-            or the memory refuses so few features.
+            the action mask does not fit the action, or the memory refuses so few features.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -97,7 +98,10 @@ def make_actor_critic(
 
     sizes = (embedding_size, 2 * embedding_size, *hidden_sizes)
     common = backbone(memory)
-    actor = make_actor(backbone.specs.action_spec_unbatched, sizes, init_scale, device)
+    specs = backbone.specs
+    actor = make_actor(
+        specs.action_spec_unbatched, sizes, init_scale, device, mask_size=specs.mask_size
+    )
     if shared_memory:
         return Operator(common, actor, value_head(""))
     policy: list[Any] = [*common, *actor]

@@ -9,19 +9,40 @@ from math import log
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tensordict import NestedKey
 from tensordict.nn import AddStateIndependentNormalScale
 from tensordict.nn import TensorDictSequential as Sequential
-from torch import distributions, nn
-from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
-from torchrl.modules import IndependentNormal, ProbabilisticActor, recurrent_mode
+from torch import Tensor, distributions, nn
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    MultiCategorical,
+    MultiOneHot,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
+from torchrl.modules import (
+    IndependentNormal,
+    MaskedCategorical,
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    ProbabilisticActor,
+    recurrent_mode,
+)
 from torchrl.objectives import A2CLoss
 
 from torchrl_shm.networks.policy import Layer
+from torchrl_shm.networks.specs import ACTION_MASK
 from torchrl_shm.torchrl_private import find_caller
 
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 """Entries that a head reads: the output of the memory, and the embedding of the current step."""
+
+# logit without a chance; finite, for losses multiply it with the probability 0
+_FORBIDDEN = -1e9
 
 
 class Head(nn.Module):
@@ -78,55 +99,146 @@ def _refuse_collected(inputs: tuple[torch.Tensor, ...]) -> None:
 
 
 def make_actor(
-    spec: TensorSpec, sizes: tuple[int, ...], init_scale: float, device: torch.device | str | None
+    spec: TensorSpec,
+    sizes: tuple[int, ...],
+    init_scale: float,
+    device: torch.device | str | None,
+    mask_size: int | None = None,
 ) -> ProbabilisticActor:
     """Build the action head that suits a spec.
 
+    Continuous actions of any shape are Gaussian and not bounded: environments clip them, and the
+    log-probability is that of the number before. Indices are categorical, and several of them, of
+    any number of choices each, are independent of each other, as are bits. The log-probability is
+    one number per step for all of them.
+
     Args:
-        spec: of one environment's action: continuous, an index, or several indices.
+        spec: of one environment's action: `Bounded` or `Unbounded` numbers, `Categorical`,
+            `MultiCategorical`, `Binary` or `OneHot`, of any shape.
         sizes: number of features, number of all inputs, and widths of the hidden layers.
         init_scale: initial standard deviation of continuous actions, in units of the action.
         device: device of the parameters.
+        mask_size: number of flags of the entry `ACTION_MASK`, bool, which says what may be chosen;
+            `None` where there is none.
 
     Returns:
-        An actor that reads `HEAD_KEYS` and writes `action` and its log-probability.
+        An actor that reads `HEAD_KEYS`, and the mask, and writes `action` and its log-probability.
 
     Raises:
         TypeError: actions of this kind are not supported.
+        ValueError: the mask has not one flag per choice.
     """
-    head: list[Any]
-    if isinstance(spec, (Bounded, Unbounded)) and spec.dtype.is_floating_point:
-        size = spec.shape[-1]
-        scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
-        head = [
-            Layer(Head((*sizes, size), 0.01, device), HEAD_KEYS, ["loc"]),
-            Layer(scale, ["loc"], ["loc", "scale"]),
-        ]
-        in_keys, distribution = ["loc", "scale"], IndependentNormal
-    elif isinstance(spec, Categorical) and not spec.shape:
-        head = [Layer(Head((*sizes, spec.n), 0.01, device), HEAD_KEYS, ["logits"])]
-        in_keys, distribution = ["logits"], partial(distributions.Categorical, validate_args=False)
-    elif isinstance(spec, MultiCategorical) and len(set(spec.nvec.tolist())) == 1:
-        count, choices = spec.shape[-1], int(spec.nvec[0])
-        net = Head((*sizes, count * choices), 0.01, device)
-        head = [Layer(net, HEAD_KEYS, ["logits"])]
-        in_keys, distribution = ["logits"], partial(_independent_categoricals, count=count)
-    else:
-        raise TypeError(
-            f"actions like {spec} are not supported: it takes a continuous action, an index "
-            "(Categorical), or several indices of equal sizes (MultiCategorical); TorchRL's "
-            "GymEnv makes indices with categorical_action_encoding=True"
+    size, keys, distribution = _head_of(spec, mask_size is not None)
+    if mask_size not in (None, size) or (mask_size and keys != ["logits"]):
+        raise ValueError(
+            f"{ACTION_MASK!r} of {mask_size} flags does not fit actions like {spec}: it needs one "
+            "flag per choice of an index, of several indices one block after the other"
         )
+    head: list[Any] = [Layer(Head((*sizes, size), 0.01, device), HEAD_KEYS, keys[:1])]
+    if keys == ["loc", "scale"]:
+        scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
+        head.append(Layer(scale, ["loc"], keys))
+    masked: Any = {"mask": ACTION_MASK} if mask_size else {}
     return ProbabilisticActor(
         Sequential(*head),
-        in_keys=in_keys,
+        in_keys={str(key): key for key in keys} | masked,
         distribution_class=distribution,
         return_log_prob=True,
         cache_dist=False,
     )
 
 
-def _independent_categoricals(logits: torch.Tensor, *, count: int) -> distributions.Distribution:
-    """`count` indices, each with its own block of logits."""
-    blocks = logits.unflatten(-1, (count, -1))
-    return distributions.Independent(distributions.Categorical(logits=blocks), 1)
+def _head_of(spec: Any, masked: bool) -> tuple[int, list[NestedKey], Any]:
+    """Number of outputs, the entries that parametrize the distribution, and the distribution."""
+    # what is derived of another one stands before it
+    match spec:
+        case Bounded() | Unbounded() if spec.dtype.is_floating_point:
+            make = IndependentNormal
+            if len(spec.shape) != 1:
+                make = partial(_normal_of_shape, shape=spec.shape)
+            return spec.shape.numel(), ["loc", "scale"], make
+        case Categorical() if not spec.shape:
+            make = MaskedCategorical if masked else distributions.Categorical
+            options = {"neg_inf": _FORBIDDEN} if masked else {"validate_args": False}
+            return int(spec.n), ["logits"], partial(make, **options)
+        case MultiCategorical():
+            choices = [int(n) for n in spec.nvec.flatten()]
+        case Categorical():
+            # also bits
+            choices = [2 if isinstance(spec, Binary) else int(spec.n)] * spec.shape.numel()
+        case OneHot() if not isinstance(spec, MultiOneHot) and len(spec.shape) == 1:
+            make = MaskedOneHotCategorical if masked else OneHotCategorical
+            options = {"neg_inf": _FORBIDDEN} if masked else {}
+            return spec.shape[-1], ["logits"], partial(make, **options)
+        case _:
+            raise TypeError(
+                f"actions of {type(spec).__name__} {list(spec.shape)}, {spec.dtype}, are not "
+                "supported: it takes a continuous action, an index or several (Categorical, "
+                "MultiCategorical), or bits (Binary); TorchRL's GymEnv makes indices with "
+                "categorical_action_encoding=True"
+            )
+    make = partial(Choices, sizes=choices, shape=spec.shape, dtype=spec.dtype)
+    return sum(choices), ["logits"], make
+
+
+def _normal_of_shape(loc: Tensor, scale: Tensor, *, shape: torch.Size) -> IndependentNormal:
+    """A Gaussian whose parts have a shape other than a row."""
+    loc, scale = (x.reshape(*x.shape[:-1], *shape) for x in (loc, scale))
+    return IndependentNormal(loc, scale, event_dim=len(shape))
+
+
+class Choices(distributions.Independent):  # pyright: ignore[reportMissingTypeArgument]
+    """Several indices, independent of each other, with any number of choices each.
+
+    Args:
+        logits: `[..., N]`, one block after the other.
+        sizes: number of choices of each index, whose sum is N.
+        shape: shape of a sample, with as many elements as there are sizes.
+        dtype: dtype of a sample.
+        mask: what may be chosen, bool of the shape of `logits`; `None` for all of it.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm.networks.heads import Choices
+        >>> dist = Choices(torch.zeros(4, 5), sizes=(2, 3), shape=(2,), dtype=torch.int64)
+        >>> dist.sample().shape, dist.log_prob(dist.sample()).exp()
+        (torch.Size([4, 2]), tensor([0.1667, 0.1667, 0.1667, 0.1667]))
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        *,
+        sizes: Sequence[int],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        mask: Tensor | None = None,
+    ) -> None:
+        if mask is not None:
+            logits = logits.masked_fill(~mask, _FORBIDDEN)
+        widest = max(sizes)
+        if min(sizes) < widest:
+            # blocks of equal size: what is missing is a choice without a chance
+            rows = [
+                F.pad(block, (0, widest - block.shape[-1]), value=_FORBIDDEN)
+                for block in logits.split(list(sizes), -1)
+            ]
+            logits = torch.cat(rows, -1)
+        blocks = logits.reshape(*logits.shape[:-1], *shape, widest)
+        self.dtype = dtype
+        base = distributions.Categorical(logits=blocks, validate_args=False)
+        super().__init__(base, len(shape), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw indices `[*sample_shape, ..., *shape]`."""
+        return super().sample(torch.Size(sample_shape)).to(self.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most likely indices `[..., *shape]`."""
+        return super().mode.to(self.dtype)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The same, for TorchRL."""
+        return self.mode

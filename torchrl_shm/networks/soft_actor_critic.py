@@ -9,7 +9,7 @@ import torch
 from tensordict import NestedKey
 from tensordict.nn import TensorDictSequential as Sequential
 from torch import Tensor, nn
-from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec
+from torchrl.data import Bounded, Categorical, TensorSpec
 from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
@@ -105,7 +105,7 @@ def make_soft_actor_critic(
 
     Args:
         env: environment whose specs give the sizes, or these specs alone. Its action is
-            continuous and bounded, of shape `[A]`, or an index (`Categorical`).
+            continuous and bounded, of any shape, or an index (`Categorical`).
         memory: factory of the memory module, with as many outputs as inputs.
         actor_memory: the same for the actor, where it has another kind than the critic. A name
             is refused: the command line makes a factory of it where it is written with a slash.
@@ -150,13 +150,15 @@ def make_soft_actor_critic(
     )
     spec: Any = backbone.specs.action_spec_unbatched
     sizes = (embedding_size, 2 * embedding_size)
-    discrete = isinstance(spec, Categorical) and not isinstance(spec, MultiCategorical)
+    discrete = isinstance(spec, Categorical) and not spec.shape
     if discrete:
         action_size = spec.n
-        actor_head = make_actor(spec, (*sizes, *hidden_sizes), 1.0, device)
+        actor_head = make_actor(
+            spec, (*sizes, *hidden_sizes), 1.0, device, mask_size=backbone.specs.mask_size
+        )
     else:
         actor_head = _make_squashed_actor(spec, (*sizes, *hidden_sizes), device)
-        action_size = spec.shape[-1]
+        action_size = spec.shape.numel()
     q_keys: list[NestedKey] = [f"{CRITIC}{key}" for key in HEAD_KEYS]
 
     def make_q_head() -> Layer:
@@ -164,7 +166,7 @@ def make_soft_actor_critic(
             q_sizes = (*sizes, *hidden_sizes, action_size)
             return Layer(Head(q_sizes, 1.0, device), q_keys, ["action_value"])
         q_sizes = (sizes[0], sizes[1] + action_size, *hidden_sizes, 1)
-        head = Head(q_sizes, 1.0, device)
+        head = _ActionHead(q_sizes, len(spec.shape), device)
         return Layer(head, [*q_keys, "action"], ["state_action_value"])
 
     return SoftOperator(
@@ -185,26 +187,55 @@ def _make_squashed_actor(
     if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
         raise TypeError(
             f"actions of {type(spec).__name__} {list(spec.shape)} are not supported by this "
-            "network: it takes a continuous action with bounds, or an index (Categorical)"
+            "network: it takes a continuous action with bounds, or an index (Categorical); "
+            "PPO and REINFORCE take all others"
         )
     box: Any = spec.space
-    net: Any = _SquashedHead((*sizes, 2 * spec.shape[-1]), 0.01, device)
+    net: Any = _SquashedHead((*sizes, 2 * spec.shape.numel()), spec.shape, device)
     head: Any = Layer(net, HEAD_KEYS, ["loc", "scale"])
     return ProbabilisticActor(
         Sequential(head),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
-        distribution_kwargs={"low": box.low.to(device), "high": box.high.to(device)},
+        distribution_kwargs={
+            "low": box.low.to(device),
+            "high": box.high.to(device),
+            "event_dims": len(spec.shape),
+        },
         return_log_prob=True,
         cache_dist=False,
     )
 
 
 class _SquashedHead(Head):
-    """Mean and standard deviation of each part of an action."""
+    """Mean and standard deviation of each part of an action of any shape."""
+
+    def __init__(
+        self, sizes: Sequence[int], shape: torch.Size, device: torch.device | str | None
+    ) -> None:
+        super().__init__(sizes, 0.01, device)
+        self.shape = shape
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, features: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        loc, log_scale = super().forward(features, *inputs).chunk(2, -1)
+        loc, log_scale = (
+            x.reshape(*x.shape[:-1], *self.shape)
+            for x in super().forward(features, *inputs).chunk(2, -1)
+        )
         return loc, log_scale.clamp(*_LOG_SCALE).exp()
+
+
+class _ActionHead(Head):
+    """A head whose last input is an action of any shape."""
+
+    def __init__(
+        self, sizes: Sequence[int], action_dims: int, device: torch.device | str | None
+    ) -> None:
+        super().__init__(sizes, 1.0, device)
+        self.action_dims = action_dims
+
+    def forward(self, features: Tensor, *inputs: Tensor) -> Tensor:
+        *rest, action = inputs
+        action = action.reshape(*action.shape[: action.ndim - self.action_dims], -1)
+        return super().forward(features, *rest, action)

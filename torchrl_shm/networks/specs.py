@@ -10,6 +10,9 @@ from tensordict import NestedKey
 from torchrl.data import Composite, TensorSpec
 from torchrl.envs import EnvBase
 
+ACTION_MASK = "action_mask"
+"""Entry of `policy_keys` that says which choices are allowed: networks never make others."""
+
 
 @dataclass(frozen=True)
 class EnvSpecs:
@@ -24,6 +27,13 @@ class EnvSpecs:
     observation_spec_unbatched: Composite
     action_spec_unbatched: TensorSpec
     policy_keys: Sequence[NestedKey]
+
+    @property
+    def mask_size(self) -> int | None:
+        """Number of flags of the action mask; `None` where `policy_keys` have none."""
+        if ACTION_MASK not in self.policy_keys:
+            return None
+        return self.observation_spec_unbatched[ACTION_MASK].shape.numel()
 
     @classmethod
     def of(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 from torchrl_shm.sharing.policy_file import (
+    BinaryAction,
     CategoricalAction,
     ContinuousAction,
     MultiCategoricalAction,
     ObservationEntry,
+    OneHotAction,
     PolicyFile,
 )
 
@@ -79,12 +81,18 @@ def _reads(config: PolicyFile) -> str:
 
 def _does(config: PolicyFile) -> str:
     match config.action:
-        case ContinuousAction(size=size):
-            return f"continuous actions `{_shape([size])}`"
+        case ContinuousAction(size=size, shape=shape):
+            return f"continuous actions `{_shape(shape or [size])}`"
         case CategoricalAction(choices=choices):
             return f"one of {choices} actions, an index `[B]`"
-        case MultiCategoricalAction(choices=choices):
-            return f"{len(choices)} indices of {choices[0]} choices each `{_shape([len(choices)])}`"
+        case MultiCategoricalAction(choices=choices, shape=shape):
+            sizes = ", ".join(map(str, choices)) if len({*choices}) > 1 else str(choices[0])
+            each = "choices" if len({*choices}) > 1 else "choices each"
+            return f"{len(choices)} indices of {sizes} {each} `{_shape(shape or [len(choices)])}`"
+        case BinaryAction(shape=shape):
+            return f"bits `{_shape(shape)}`"
+        case OneHotAction(choices=choices):
+            return f"one of {choices} actions, one-hot `{_shape([choices])}`"
 
 
 def _label(entry: ObservationEntry) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict, unravel_key
+from tensordict import NestedKey, TensorDict, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
@@ -116,9 +116,9 @@ class PlainPolicy(nn.Module):
                     "policy.initial_memory(batch_size) and pass on what the last step returned"
                 )
             self._check(f"memory[{key!r}]", memory[key], spec.shape, spec.dtype, batch_size)
-        data = TensorDict(
-            {**inputs, **{key: memory[key] for key in self._memory_specs}}, [batch_size]
-        )
+        data = TensorDict({key: memory[key] for key in self._memory_specs}, [batch_size])
+        for key, x in inputs.items():
+            data.set(key, x)
         data["is_init"] = is_init.unsqueeze(-1)
         mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
         # this is a single step, whatever mode the caller has set
@@ -140,7 +140,9 @@ class PlainPolicy(nn.Module):
         found = {key: _look_up(entries, key) for key in keys}
         missing = [key for key, x in found.items() if x is None]
         if missing:
-            raise KeyError(f"{missing} are missing: the policy reads {keys}, got {list(entries)}")
+            raise KeyError(
+                f"{missing} are missing: the policy reads {keys}, got {list(observation)}"
+            )
         batch_size: int | None = None
         for key in keys:
             spec = self.specs.observation_spec_unbatched[key]
@@ -174,13 +176,14 @@ class PlainPolicy(nn.Module):
             )
 
 
-def _look_up(entries: Mapping[Any, Any], key: Any) -> Any:
+def _look_up(entries: Mapping[Any, Any], key: NestedKey) -> Any:
     """An entry, nested or under the key of a nested one; `None` where there is none."""
-    if key in entries or isinstance(key, str):
-        return entries.get(key)
+    # in a TensorDict, nested keys are those of what is nested
+    if isinstance(key, str) or (isinstance(entries, dict) and key in entries):
+        return entries.get(key, None)
     below: Any = entries
     for part in key:
-        below = below.get(part) if isinstance(below, Mapping) else None
+        below = below.get(part, None) if isinstance(below, Mapping) else None
     return below
 
 

@@ -17,7 +17,16 @@ from pydantic import (
     ValidationError,
 )
 from tensordict import NestedKey
-from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
 
 from torchrl_shm.networks import EnvSpecs
 
@@ -34,9 +43,11 @@ class _Entry(BaseModel):
 
 
 class ObservationEntry(_Entry):
-    """An entry that the policy reads; entries are a list, because their order counts."""
+    """An entry that the policy reads; entries are a list, because their order counts.
 
-    # of a nested one, the way to it
+    The key of a nested entry is a list of names.
+    """
+
     key: str | Annotated[list[str], Field(min_length=2)]
     shape: list[NonNegativeInt]
     dtype: Dtype
@@ -48,10 +59,14 @@ class ObservationEntry(_Entry):
 
 
 class ContinuousAction(_Entry):
-    """Shape `[size]`; `low` and `high` are null where there are no bounds at all."""
+    """Numbers; `low` and `high`, row by row, are null where there are no bounds at all.
+
+    Here and below, `shape` is null for a row.
+    """
 
     kind: Literal["continuous"] = "continuous"
     size: PositiveInt
+    shape: list[PositiveInt] | None = None
     dtype: FloatDtype
     low: list[float] | None
     high: list[float] | None
@@ -69,10 +84,27 @@ class MultiCategoricalAction(_Entry):
 
     kind: Literal["multi_categorical"] = "multi_categorical"
     choices: list[PositiveInt]
+    shape: list[PositiveInt] | None = None
+
+
+class BinaryAction(_Entry):
+    """Bits."""
+
+    kind: Literal["binary"] = "binary"
+    shape: list[PositiveInt]
+    dtype: Dtype
+
+
+class OneHotAction(_Entry):
+    """One of `choices`, as a row of zeros and a one."""
+
+    kind: Literal["one_hot"] = "one_hot"
+    choices: PositiveInt
 
 
 Action = Annotated[
-    ContinuousAction | CategoricalAction | MultiCategoricalAction, Field(discriminator="kind")
+    ContinuousAction | CategoricalAction | MultiCategoricalAction | BinaryAction | OneHotAction,
+    Field(discriminator="kind"),
 ]
 
 
@@ -149,27 +181,47 @@ def observation_entries(specs: EnvSpecs) -> list[ObservationEntry]:
     return entries
 
 
-def action_entry(spec: TensorSpec) -> Action:
+def action_entry(spec: Any) -> Action:
     """The entry for the spec of an action that `make_actor_critic` takes."""
-    # a MultiCategorical is a Categorical, too
-    if isinstance(spec, MultiCategorical):
-        return MultiCategoricalAction(choices=spec.nvec.tolist())
-    if isinstance(spec, Categorical):
-        return CategoricalAction(choices=spec.n)
-    low, high = None, None
-    if isinstance(spec, Bounded):
-        box: Any = spec.space
-        low, high = box.low.tolist(), box.high.tolist()
-    return ContinuousAction(size=spec.shape[-1], dtype=_name(spec.dtype), low=low, high=high)
+    shape = None if len(spec.shape) == 1 else list(spec.shape)
+    match spec:
+        case Binary():
+            return BinaryAction(shape=list(spec.shape), dtype=_name(spec.dtype))
+        case MultiCategorical():
+            return MultiCategoricalAction(choices=spec.nvec.flatten().tolist(), shape=shape)
+        case Categorical() if spec.shape:
+            choices = [spec.n] * spec.shape.numel()
+            return MultiCategoricalAction(choices=choices, shape=shape)
+        case Categorical():
+            return CategoricalAction(choices=spec.n)
+        case OneHot():
+            return OneHotAction(choices=spec.shape[-1])
+        case _:
+            low, high = None, None
+            if isinstance(spec, Bounded):
+                box: Any = spec.space
+                low, high = (bound.flatten().tolist() for bound in (box.low, box.high))
+            return ContinuousAction(
+                size=spec.shape.numel(), shape=shape, dtype=_name(spec.dtype), low=low, high=high
+            )
 
 
 def action_spec(action: Action) -> TensorSpec:
     """The spec of which `action_entry` made an entry."""
-    if isinstance(action, CategoricalAction):
-        return Categorical(action.choices)
-    if isinstance(action, MultiCategoricalAction):
-        return MultiCategorical(action.choices)
-    shape, dtype = torch.Size((action.size,)), getattr(torch, action.dtype)
+    match action:
+        case CategoricalAction(choices=choices):
+            return Categorical(choices)
+        case MultiCategoricalAction(choices=choices, shape=shape):
+            return MultiCategorical(torch.tensor(choices).reshape(shape or [len(choices)]))
+        case BinaryAction():
+            return Binary(shape=torch.Size(action.shape), dtype=getattr(torch, action.dtype))
+        case OneHotAction(choices=choices):
+            return OneHot(choices)
+        case ContinuousAction():
+            shape, dtype = (
+                torch.Size([action.size] if action.shape is None else action.shape),
+                getattr(torch, action.dtype),
+            )
     if action.low is None or action.high is None:
         return Unbounded(shape, dtype=dtype)
     bounds = (torch.tensor(bound, dtype=dtype) for bound in (action.low, action.high))

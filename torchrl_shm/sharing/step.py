@@ -78,7 +78,9 @@ class PolicyStep(nn.Module):
         self._drawn = list(drawing)
         self.choices: dict[str, int] = {_name(key): count for key, count in drawing.items()}
         self.input_names = [_name(key) for key in (*self._read, *self._state, *self._drawn)]
-        self._parameters_of_action: list[Any] = list(self._head.in_keys)
+        self._head_keys: list[Any] = list(self._head.in_keys)
+        # an action mask is read from the observations
+        self._parameters_of_action = [x for x in self._head_keys if x not in self._read]
         self.output_names = [
             "action",
             *(_name(key) for key in self._parameters_of_action),
@@ -142,9 +144,10 @@ class PolicyStep(nn.Module):
         with set_exploration_type(ExplorationType.DETERMINISTIC), set_recurrent_mode(False):
             for network in module.networks:
                 _run(network, entries)
-            parameters = {key: entries[key] for key in self._parameters_of_action}
-            action = self._head(TensorDict(parameters, []))["action"]
-        return (action, *parameters.values(), *(entries["next", key] for key in self._state))
+            given = {key: entries[key] for key in self._head_keys}
+            action = self._head(TensorDict(given, []))["action"]
+        parameters = (entries[key] for key in self._parameters_of_action)
+        return (action, *parameters, *(entries["next", key] for key in self._state))
 
     def export(self) -> Any:
         """Trace the step with `torch.export`, for any batch size.

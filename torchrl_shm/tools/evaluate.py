@@ -96,7 +96,12 @@ def _load_run(options: argparse.Namespace) -> _Loaded:
     parts = instantiate_saved(options.folder)
     experiment = parts["experiment"]
     episodes = options.num_episodes or experiment.num_test_episodes
-    env = make_test_env(parts["env"], num_episodes=episodes, device=options.device)
+    env = make_test_env(
+        parts["env"],
+        num_episodes=episodes,
+        max_steps=experiment.max_test_steps,
+        device=options.device,
+    )
     operator = parts["network"](env, parts["memory"], device=options.device)
     checkpoints = RunFolder(options.folder).checkpoints
     state = checkpoints.load(options.checkpoint or "latest", map_location=options.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,20 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import EnvBase, ExplorationType, TransformedEnv, set_exploration_type
+from torchrl.envs import (
+    EnvBase,
+    ExplorationType,
+    StepCounter,
+    TransformedEnv,
+    set_exploration_type,
+)
 from torchrl.modules.utils import get_env_transforms_from_module
 
 from torchrl_shm.envs.contract import TEST_SEED, ask_env
 from torchrl_shm.training.finite import FiniteSteps
+
+# of an evaluation in an environment that may never end an episode
+_ENDLESS_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,16 +57,20 @@ def make_test_env(
     make_env: Callable[..., EnvBase],
     *,
     num_episodes: int,
+    max_steps: int | None = None,
     device: torch.device | str | None = None,
 ) -> EnvBase:
     """Build the environment that an agent is tested on.
 
     Tasks with a list of test tasks (environments with a `split`) play each of them once.
-    Others draw `num_episodes` episodes from a fixed seed.
+    Others draw `num_episodes` episodes from a fixed seed. Where an environment says that it is
+    `endless`, its episodes are cut, and a line on stderr says so.
 
     Args:
         make_env: makes an environment from `split="test"`, or from `num_envs` and `seed`.
         num_episodes: episodes where the task has no list of its own.
+        max_steps: steps after which an episode is cut. `None` is 1,000 for environments that are
+            `endless`, and no bound for all others.
         device: device of the environment.
 
     Returns:
@@ -72,8 +86,18 @@ def make_test_env(
     # asked of an environment, because a factory from a configuration shows no signature; with a
     # seed, because one is drawn from torch's default generator otherwise
     if ask_env(make_env(num_envs=1, seed=TEST_SEED, **options), "split") is not None:
-        return make_env(split="test", **options)
-    return make_env(num_envs=num_episodes, seed=TEST_SEED, **options)
+        env = make_env(split="test", **options)
+    else:
+        env = make_env(num_envs=num_episodes, seed=TEST_SEED, **options)
+    if max_steps is None and ask_env(env, "endless", default=False):
+        max_steps = _ENDLESS_STEPS
+        print(
+            f"this task has no time limit: episodes of the evaluation are cut after {max_steps:,} "
+            "steps; experiment.max_test_steps changes that",
+            file=sys.stderr,
+            flush=True,
+        )
+    return env if max_steps is None else TransformedEnv(env, StepCounter(max_steps))
 
 
 @torch.no_grad()
@@ -105,7 +129,7 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
         torch.Size([150])
     """
     transforms = get_env_transforms_from_module(policy)
-    transformed = TransformedEnv(env, transforms)
+    transformed = TransformedEnv(env, transforms, auto_unwrap=False)
     transformed.append_transform(FiniteSteps())
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):

@@ -22,6 +22,8 @@ class Experiment:
         compile: what goes through `torch.compile`: `"none"`, the `"update"`, or `"all"`, which
             adds the policy's step in collection.
         num_test_episodes: episodes of the final evaluation, where the task has no list of tests.
+        max_test_steps: steps after which an episode of the evaluation is cut. `None` is 1,000 in
+            environments that say that nothing else ends an episode, and no bound in all others.
         checkpoint_interval: updates between two checkpoints; one more is written at the end.
         keep_checkpoints: how many of the newest checkpoints to keep, beside the best.
         on_nonfinite: `"stop"` ends the run at the first data or gradient that is not finite;
@@ -49,6 +51,7 @@ class Experiment:
     threads: int = 1
     compile: Compile = "none"
     num_test_episodes: int = 256
+    max_test_steps: int | None = None
     checkpoint_interval: int = 20
     keep_checkpoints: int = 3
     on_nonfinite: OnNonfinite = "stop"
@@ -64,6 +67,8 @@ class Experiment:
         for name in counts:
             check_count(f"experiment.{name}", getattr(self, name))
         check_count("experiment.seed", self.seed, 0)
+        if self.max_test_steps is not None:
+            check_count("experiment.max_test_steps", self.max_test_steps)
         check_option("experiment.compile", self.compile, Compile)
         check_option("experiment.on_nonfinite", self.on_nonfinite, OnNonfinite)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.envs import Transform
 
 from torchrl_shm.checks import check_option
+from torchrl_shm.envs._checks import describe_bad_start
 from torchrl_shm.modules.lean import LEAN
 
 OnNonfinite = Literal["stop", "skip"]
@@ -166,6 +167,33 @@ class FiniteSteps(Transform):
             self.look(() if carried is None else carried.items(True, True), next_tensordict)
         return next_tensordict
 
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        if all(value.device.type == "cpu" for value in tensordict_reset.values(True, True)):
+            self.look_at_start(tensordict_reset)
+        return tensordict_reset
+
+    def look_at_start(self, started: Any) -> None:
+        """Check what a reset gave.
+
+        Args:
+            started: entries by key that the environment emitted.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
+        """
+        seen = [(key, started[key]) for key in self._keys()]
+        dims = len(self.parent.batch_size)  # pyright: ignore[reportOptionalMemberAccess]
+        if bad := describe_bad_start(seen, batch_dims=dims):
+            raise FloatingPointError(f"non-finite observation: {bad}; fix the environment")
+
+    def _keys(self) -> list[NestedKey]:
+        if self._observations is None:
+            parent: Any = self.parent
+            self._observations = list(parent.observation_spec.keys(True, True))
+        return self._observations
+
     def look(self, carried: Iterable[tuple[NestedKey, Tensor]], came_next: Any) -> None:
         """Check one step.
 
@@ -175,11 +203,8 @@ class FiniteSteps(Transform):
         """
         advice = "bound it in a new run, with memory.clamp=100, or learn slower"
         self._look("memory", carried, advice)
-        if self._observations is None:
-            parent: Any = self.parent
-            self._observations = list(parent.observation_spec.keys(True, True))
         # no policy reads a reward: sequences with bad ones can be left out later
-        seen = [(key, came_next[key]) for key in self._observations]
+        seen = [(key, came_next[key]) for key in self._keys()]
         self._look("observation", seen, "fix the environment")
         # setting an attribute of a module costs as much as several operations
         vars(self)["_steps"] += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -44,3 +46,27 @@ def make_logger(kind: LoggerKind = "csv", *, run_dir: str, project: str = "") ->
         {"wandb_kwargs": {"project": project}} if kind == "wandb" and project else {}
     )
     return get_logger(kind, logger_name=run_dir, experiment_name=kind, **options)
+
+
+def log_row(logger: Logger, row: Mapping[str, float], step: int) -> None:
+    """Give a logger a row; what it raises ends no run, which has the row in `metrics.csv`.
+
+    Args:
+        logger: the logger; where it raises, it is given the rest of the row no more, and the next
+            row again.
+        row: numbers by name.
+        step: frames so far.
+
+    Warns:
+        UserWarning: it raised.
+    """
+    try:
+        for key, value in row.items():
+            logger.log_scalar(key, value, step=step)
+    except Exception as error:
+        # the same words each time, of which Python shows the first
+        warnings.warn(
+            f"{type(logger).__name__} raised {type(error).__name__}: {error}; the run goes on, and "
+            "metrics.csv has all rows",
+            stacklevel=3,
+        )

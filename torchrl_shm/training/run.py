@@ -27,6 +27,7 @@ from torchrl_shm.training.evaluation import episode_statistics, evaluate
 from torchrl_shm.training.experiment import Experiment
 from torchrl_shm.training.files import write_atomically
 from torchrl_shm.training.finite import FiniteCheck
+from torchrl_shm.training.loggers import log_row
 from torchrl_shm.training.run_folder import RunFolder
 from torchrl_shm.training.signals import Signals
 
@@ -267,6 +268,9 @@ class TrainingRun:
             FloatingPointError: the state is not finite, so it cannot be saved.
             OSError: the disk is full or cannot be written to.
             SystemExit: a signal asked for the end; all is saved.
+
+        Warns:
+            UserWarning: the logger raised; the row is in `metrics.csv`.
         """
         row = self._row | dict(metrics)
         now = time.perf_counter()
@@ -279,8 +283,7 @@ class TrainingRun:
         if math.isfinite(row["return"]):
             self._return = float(row["return"])
         if self._logger is not None:
-            for key, value in row.items():
-                self._logger.log_scalar(key, value, step=self.frames)
+            log_row(self._logger, row, self.frames)
         if self._bar is not None:
             shown = {key: f"{row[key]:.2f}" for key in ("return", "success") if key in row}
             self._bar.set_postfix(shown)

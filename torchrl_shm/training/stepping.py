@@ -193,6 +193,8 @@ class _Plan(NamedTuple):
             entries = dict(self.transformed.maybe_reset(following).items())
         elif bool(done.any()):
             started = env.start_rows({key: entries[key] for key in self.handed_on})
+            for finite in self.finite:
+                finite.look_at_start(started)
             entries = entries | started | {key: done.clone() for key in self.flags}
         return Entries(entries, env.batch_size)
 
