@@ -29,7 +29,7 @@ def constants_classes_functions(name: str) -> tuple[bool, bool, str]:
 
 def documented() -> list[str]:
     """Names that stand after `:::` on the reference pages."""
-    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    pages = sorted((ROOT / "docs" / "reference").rglob("*.md"))
     return [name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)]
 
 

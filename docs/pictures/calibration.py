@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchrl_shm import SHM
+from torchrl_shm.figures.style import SHM as STRONG
+from torchrl_shm.figures.style import SMALL, dress, new_figure, save
 
 HERE = Path(__file__).parent
 SIZE, STEPS, ROWS = 64, 500, 64
@@ -46,12 +47,14 @@ CASES = {
     "random theta, gates 4 times as large": ("random", "new", 4.0, 1),
     "random theta, gates 16 times as large": ("random", "new", 16.0, 1),
 }
+# what the package does by default is strong
+COLORS = (STRONG, "#5b7fb3", "#7f7f7f", "#7a9e7e", "#b08d57")
 TITLES = ("at initialization", "with larger gates")
 
 
 def main() -> None:
     """Draw all cases, and write them as a table."""
-    figure = Figure(figsize=(5, 6.4), layout="constrained")
+    figure = new_figure(6.4)
     panels = figure.subplots(2, 1, sharex=True)
     lines = [
         "| theta and inputs | median after 100 | after 500 | mean after 500 | below 1 after 500 |",
@@ -60,7 +63,8 @@ def main() -> None:
     for name, (kind, inputs, scale, panel) in CASES.items():
         value = products(kind, inputs, scale)
         low, middle, high = value.flatten(2).transpose(0, 1).flatten(1).quantile(QUANTILES, dim=1)
-        (line,) = panels[panel].plot(middle, label=name)
+        color = COLORS[list(CASES).index(name)]
+        (line,) = panels[panel].plot(middle, label=name, color=color)
         panels[panel].fill_between(range(STEPS), low, high, color=line.get_color(), alpha=0.2)
         last = value[:, -1]
         lines.append(
@@ -70,10 +74,10 @@ def main() -> None:
     for axes, title in zip(panels, TITLES, strict=True):
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set(yscale="log", ylim=(1e-6, 1e6), title=title, ylabel="product of C")
-        axes.legend(fontsize=8, loc="upper left")
-        axes.grid(alpha=0.3)
+        axes.legend(fontsize=SMALL, loc="upper left")
+        dress(axes)
     panels[-1].set_xlabel("steps")
-    figure.savefig(HERE / "calibration.png", dpi=150)
+    save(figure, HERE / "calibration.png")
     (HERE / "calibration.md").write_text("\n".join(lines) + "\n")
 
 

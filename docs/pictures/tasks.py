@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from tensordict.nn import TensorDictModule
 
 from torchrl_shm.envs import KeyToDoorEnv, PointRobotEnv, VisualMatchEnv
 from torchrl_shm.figures import plot_trajectories
+from torchrl_shm.figures.style import TEXT, new_figure, save
 
 HERE = Path(__file__).parent
 
@@ -23,17 +23,17 @@ def draw_rooms(env: KeyToDoorEnv | VisualMatchEnv, titles: list[str], path: Path
     """Draw the board in the middle of each room, of a player who moves at random."""
     torch.manual_seed(0)
     middles = [sum(env.frames[:room]) + 2 for room in range(3)]
-    figure = Figure(figsize=(5, 1.5), layout="constrained")
+    figure = new_figure(1.5)
     panels = list(figure.subplots(1, 3))
     data = env.reset()
     for step in range(sum(env.frames)):
         if step in middles:
             axes = panels[middles.index(step)]
             axes.imshow(env.render(0))
-            axes.set_title(titles[middles.index(step)], fontsize=9)
+            axes.set_title(titles[middles.index(step)], fontsize=TEXT)
             axes.set_axis_off()
         data = env.step(env.rand_action(data))["next"]
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def draw_point_robot(path: Path) -> None:

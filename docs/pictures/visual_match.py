@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
 
 from torchrl_shm import SHM
+from torchrl_shm.figures.style import SHM as STRONG
+from torchrl_shm.figures.style import SMALL, TEXT, dress, new_figure, save
 from torchrl_shm.sharing import load_policy, load_task
 from torchrl_shm.training import make_test_env
 
@@ -59,33 +60,33 @@ def play(policy_folder: str) -> tuple[list[Tensor], Tensor, Tensor]:
 def main(policy_folder: str) -> None:
     """Draw three moments of the episode, and the product of C since the color was seen."""
     boards, memories, calibrations = play(policy_folder)
-    figure = Figure(figsize=(5, 7.6), layout="constrained")
+    figure = new_figure(7.8)
     rows = figure.subfigures(2, 1, height_ratios=(3, 1.3))
     grid = rows[0].subplots(3, len(MOMENTS), height_ratios=(1.3, 2, 2))
     bound = float(memories.abs().quantile(0.99))
     gap = float((calibrations - 1).abs().quantile(0.99))
     for column, (step, title) in enumerate(MOMENTS.items()):
         grid[0, column].imshow(boards[step])
-        grid[0, column].set_title(title, fontsize=8)
+        grid[0, column].set_title(title.replace(": ", "\n"), fontsize=SMALL)
         matrix = grid[1, column].imshow(memories[step], cmap="RdBu", vmin=-bound, vmax=bound)
         gates = grid[2, column].imshow(calibrations[step], cmap="PuOr", vmin=1 - gap, vmax=1 + gap)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     for row, name in enumerate(("board", "memory M", "calibration C")):
-        grid[row, 0].set_ylabel(name, fontsize=9)
-    rows[0].colorbar(matrix, ax=grid[1])
-    rows[0].colorbar(gates, ax=grid[2])
+        grid[row, 0].set_ylabel(name, fontsize=TEXT)
+    for image, row in ((matrix, grid[1]), (gates, grid[2])):
+        rows[0].colorbar(image, ax=row).ax.tick_params(labelsize=SMALL)
     # how much of what was written in the first room is still there
     product = calibrations[15:].log().cumsum(0).exp().flatten(1)
     low, middle, high = product.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
     axes, steps = rows[1].subplots(), range(15, 15 + len(product))
-    axes.plot(steps, middle, color="tab:blue", label="median over elements")
-    axes.fill_between(steps, low, high, color="tab:blue", alpha=0.2, label="10 % to 90 %")
+    axes.plot(steps, middle, color=STRONG, label="median over elements")
+    axes.fill_between(steps, low, high, color=STRONG, alpha=0.2, label="10 % to 90 %")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(yscale="log", xlabel="step", ylabel="product of C\nsince the color")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.savefig(HERE / "visual_match.png", dpi=150)
+    axes.legend(fontsize=SMALL)
+    dress(axes)
+    save(figure, HERE / "visual_match.png")
     print({q: round(float(x[-1]), 3) for q, x in (("10%", low), ("50%", middle), ("90%", high))})
 
 

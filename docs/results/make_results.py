@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
-COLORS = {"shm": "tab:blue", "gru": "tab:orange", "lstm": "tab:green", "mlp": "tab:gray"}
+from torchrl_shm.figures.style import SMALL, choose_lines, dress, label_curves, new_figure, save
+
+ORDER = ("shm", "gru", "lstm", "mlp")
 
 
 def gather(results: Path, runs: list[Path]) -> None:
@@ -46,20 +47,20 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def order(memory: str) -> int:
     """Place of a memory in pictures and tables."""
-    return list(COLORS).index(memory) if memory in COLORS else len(COLORS)
+    return ORDER.index(memory) if memory in ORDER else len(ORDER)
 
 
 def draw(results: Path) -> None:
-    """Training curves, mean and range over seeds, beside the final scores of each seed."""
+    """Training curves, mean and range over seeds, above the final scores of each seed."""
     summary = read(results / "summary.csv")
     memories = sorted({row["memory"] for row in summary}, key=order)
-    # narrow enough to be read on a phone
-    figure = Figure(figsize=(5.5, 4.8), layout="constrained")
-    axes_by_name = figure.subplot_mosaic([["curves", "success"], ["scores", "scores"]])
-    curves, success, scores = (axes_by_name[name] for name in ("curves", "success", "scores"))
+    lines = choose_lines(memories)
+    figure = new_figure(6.4)
+    curves, success, scores = figure.subplots(3, 1, height_ratios=(2.4, 2.4, 1.3))
+    ends: dict[str, dict[str, float]] = {"return": {}, "success": {}}
     for memory in memories:
         runs = [read(path) for path in sorted(results.glob(f"{memory}_seed*.csv"))]
-        color = COLORS.get(memory)
+        line = lines[memory]
         for axes, column in ((curves, "return"), (success, "success")):
             frames = np.array([float(row["frames"]) for row in runs[0]]) / 1e6
             values = np.array([[float(row[column]) for row in run] for run in runs])
@@ -67,29 +68,31 @@ def draw(results: Path) -> None:
             kernel = np.ones(10) / 10
             smooth = np.array([np.convolve(value, kernel, "valid") for value in values])
             frames = frames[len(kernel) - 1 :]
-            axes.plot(frames, smooth.mean(0), color=color, label=f"{memory} ({len(runs)} seeds)")
-            axes.fill_between(frames, smooth.min(0), smooth.max(0), color=color, alpha=0.2)
+            mean = smooth.mean(0)
+            axes.plot(frames, mean, color=line.color, linewidth=line.width, zorder=line.zorder)
+            axes.fill_between(frames, smooth.min(0), smooth.max(0), color=line.color, alpha=0.12)
+            ends[column][memory] = float(mean[-1])
         final = [float(row["eval_return"]) for row in summary if row["memory"] == memory]
         place = np.full(len(final), memories.index(memory))
-        scores.plot(final, place, "o", color=color, alpha=0.7)
-    curves.set(xlabel="million steps", title="return in training")
-    success.set(xlabel="million steps", title="success in training", ylim=(-0.02, 1.02))
-    curves.legend(fontsize=8)
+        scores.plot(final, place, "o", color=line.color, alpha=0.7)
+    curves.set(title="return in training")
+    success.set(title="success in training", ylim=(-0.02, 1.02), xlabel="million steps")
     scores.axvline(81.66, color="black", linewidth=0.8, linestyle="--")
-    scores.annotate(
-        "knows the wind ", (81.66, 0.5), ha="right", va="center", rotation=90, fontsize=8
-    )
+    scores.annotate("knows the wind ", (81.66, 2.5), ha="right", va="center", fontsize=SMALL)
     scores.set(title="return on unseen winds, a dot per seed", xlim=(0, 90))
-    scores.set_yticks(range(len(memories)), memories)
+    counts = {memory: sum(row["memory"] == memory for row in summary) for memory in memories}
+    names = [f"{memory} ({count})" for memory, count in counts.items()]
+    scores.set_yticks(range(len(memories)), names)
     scores.margins(y=0.2)
     scores.invert_yaxis()
     for axes in (curves, success, scores):
-        axes.grid(alpha=0.3)
-        axes.title.set_fontsize(10)
-    figure.savefig(results / "learning_curves.png", dpi=150)
+        dress(axes)
+    label_curves(curves, ends["return"], lines)
+    label_curves(success, ends["success"], lines)
+    save(figure, results / "learning_curves.png")
 
 
-def write_table(results: Path) -> None:
+def make_table(results: Path) -> str:
     """The final scores as a table of the documentation."""
     summary = read(results / "summary.csv")
     lines = [
@@ -107,7 +110,7 @@ def write_table(results: Path) -> None:
             f"({100 * success.min():.1f} to {100 * success.max():.1f}) | {runs[0]['frames']} | "
             f"{seconds.min():.0f} to {seconds.max():.0f} |"
         )
-    (results / "table.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
@@ -115,4 +118,4 @@ if __name__ == "__main__":
     if sys.argv[2:]:
         gather(folder, [Path(run) for run in sys.argv[2:]])
     draw(folder)
-    write_table(folder)
+    (folder / "table.md").write_text(make_table(folder))

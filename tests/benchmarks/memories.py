@@ -73,6 +73,21 @@ def measure(name: str, batch: int, steps: int, budget: float) -> dict[str, Any]:
     return row
 
 
+def report(rows: list[dict[str, Any]]) -> str:
+    """The table, as Markdown."""
+    lines = [
+        [
+            f"{row['batch']} x {row['steps']}", f"`{row['memory']}`", f"{row['state']:,}",
+            number(row["train_ms"]), number(row["ratio"]),
+            number(row["gain"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = ["batch x steps", "memory", "state floats", "ms", "times as fast as `gru`",
+              "gain over its own steps"]  # fmt: skip
+    return table(header, lines)
+
+
 def main() -> None:
     """Parse the arguments, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -95,17 +110,7 @@ def main() -> None:
         for row in measured:
             row["ratio"] = measured[0]["train_ms"] / row["train_ms"]
         rows += measured
-    lines = [
-        [
-            f"{row['batch']} x {row['steps']}", f"`{row['memory']}`", f"{row['state']:,}",
-            number(row["train_ms"]), number(row["ratio"]),
-            number(row["gain"]),
-        ]
-        for row in rows
-    ]  # fmt: skip
-    header = ["batch x steps", "memory", "state floats", "ms", "times as fast as `gru`",
-              "gain over its own steps"]  # fmt: skip
-    print(table(header, lines))
+    print(report(rows))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         record = {"torch": torch.__version__, "threads": 1, "others": used, "rows": rows}

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,9 +34,14 @@ ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = {"phone": 390, "desk": 1280}
 SCHEMES = ("light", "dark")
-WANTED = ("SHMModule", "is_init", "clamp")
+WANTED = ("SHMModule", "is_init", "clamp", "hyperparameters")
 MAX_BUILD_SECONDS = 60
 MAX_FIRST_PAGE_BYTES = 500_000
+# pixels at the desk, but for what grows with every release
+MAX_HEIGHT = 8_000
+MAY_BE_LONGER = ("changelog/",)
+# pixels that text of a figure is high on a phone
+MIN_TEXT = 8.0
 # nothing that a browser does for itself may look like a request of the page
 FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-gpu",
@@ -45,6 +52,8 @@ FLAGS = [
 RULES = ["color-contrast", "document-title", "duplicate-id", "image-alt", "link-name"]
 MISSING_IMAGES = """() => [...document.images]
     .filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"""
+IMAGES = """() => [...document.querySelectorAll('article img')]
+    .map(image => [image.src, image.clientWidth])"""
 # how far the page is wider than the screen, and what sticks out
 OVERFLOW = """() => {
     const width = document.documentElement.clientWidth
@@ -106,6 +115,42 @@ def serve(site: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/"
     finally:
         server.shutdown()
+
+
+def smallest_text(path: Path, width: float) -> float | None:
+    """Size of the smallest text of a figure, in pixels of a picture that is `width` pixels wide.
+
+    A PNG says it itself, see `torchrl_shm.figures.style.save`; `None` if it does not. A figure
+    without text has text of any size.
+    """
+    if path.suffix == ".svg":
+        text = path.read_text()
+        sizes = [float(size) for size in re.findall(r'font-size[=:]\s*"?([\d.]+)', text)]
+        box = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+)', text)
+        own = float(box[1]) if box else width
+        return min(sizes, default=math.inf) * width / own
+    if path.suffix == ".png":
+        from PIL import Image
+
+        with Image.open(path) as image:
+            size = image.info.get("Smallest text")
+            if size is None:
+                return None
+            return math.inf if size == "none" else float(size) * width / image.width
+    return math.inf
+
+
+def look_at_figures(page: Any, url: str, site: Path) -> list[str]:
+    """Say which figures have text that is too small."""
+    found: list[str] = []
+    for source, width in page.evaluate(IMAGES):
+        name = source.removeprefix(url)
+        size = smallest_text(site / name, width)
+        if size is None:
+            found.append(f"{name} does not say how small its text is; save it by figures/style.py")
+        elif size < MIN_TEXT:
+            found.append(f"text of {size:.1f} pixels in {name}, {MIN_TEXT:g} are needed")
+    return found
 
 
 def look(page: Any, url: str, address: str, axe: Any) -> list[str]:
@@ -182,6 +227,12 @@ def check(site: Path, executable: str, only: str, screenshots: Path | None) -> l
             cells = []
             for (scheme, width), page in views.items():
                 found = look(page, url, address, axe)
+                if width == "phone":
+                    found += look_at_figures(page, url, site)
+                elif not address.startswith(MAY_BE_LONGER):
+                    height = page.evaluate("document.documentElement.scrollHeight")
+                    if height > MAX_HEIGHT:
+                        found.append(f"{height} pixels high, {MAX_HEIGHT} are allowed")
                 faults += [f"{address or 'home'} ({scheme}, {width}): {fault}" for fault in found]
                 cells.append(f"{len(found) or 'ok':>13}")
                 if screenshots is not None:

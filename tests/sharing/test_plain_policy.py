@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchrl.data import Categorical, MultiCategorical
+from torchrl.data import Categorical, Composite, MultiCategorical, Unbounded
 from torchrl.envs import EnvBase, ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 from torchrl.modules.utils import get_env_transforms_from_module
@@ -17,6 +17,12 @@ from tests.training._helpers import MEMORIES, Countdown
 from torchrl_shm import MemoryLengthEnv, SHMModule, VisualMatchEnv, WindEnv
 from torchrl_shm.networks import EnvSpecs, make_actor_critic
 from torchrl_shm.sharing import PlainPolicy
+from torchrl_shm.sharing.policy_file import (
+    ObservationEntry,
+    PolicyFile,
+    action_entry,
+    observation_entries,
+)
 
 STEPS = 12
 # episodes end within the steps
@@ -170,3 +176,30 @@ def test_specs_stand_in_for_an_environment() -> None:
     found = make_actor_critic(EnvSpecs.of(env), SHMModule).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_nested_entries() -> None:
+    """Under the key of a TensorDict or in a dictionary of their own; and in `config.json`."""
+    specs = EnvSpecs(
+        Composite(arm=Composite(joints=Unbounded((3,)), eye=Unbounded((3, 8, 8))), x=Unbounded(())),
+        Categorical(4),
+        [("arm", "eye"), "x", ("arm", "joints")],
+    )
+    policy = PlainPolicy(make_actor_critic(specs, MEMORIES["gru"]).get_policy_operator(), specs)
+    eye, joints, x = torch.randn(2, 3, 8, 8), torch.randn(2, 3), torch.randn(2)
+    memory = policy.initial_memory(2)
+    flat = policy({("arm", "eye"): eye, ("arm", "joints"): joints, "x": x}, memory)
+    nested = policy({"arm": {"eye": eye, "joints": joints}, "x": x}, memory)
+    assert torch.equal(flat[1]["memory"], nested[1]["memory"])
+    assert flat[1]["memory"].any()
+    with pytest.raises(KeyError, match=r"\[\('arm', 'eye'\)\] are missing"):
+        policy({"arm": {"joints": joints}, "x": x}, memory)
+
+    entries = observation_entries(specs)
+    assert [entry.model_dump()["key"] for entry in entries] == [
+        ["arm", "eye"], "x", ["arm", "joints"],
+    ]  # fmt: skip
+    again = [ObservationEntry.model_validate_json(entry.model_dump_json()) for entry in entries]
+    found = PolicyFile.model_construct(observations=again, action=action_entry(Categorical(4)))
+    assert list(found.specs().policy_keys) == list(specs.policy_keys)
+    assert found.specs().observation_spec_unbatched["arm", "eye"].shape == (3, 8, 8)

@@ -80,3 +80,35 @@ def test_page_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for code in blocks:
         exec(code, names)
     assert names["score"] > 0
+
+
+def test_page_on_production(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="comes with the extra onnx")
+    pytest.importorskip("onnxruntime", reason="comes with the extra onnx")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "recipes" / "production.md").read_text()
+    *_, share = re.search(r"```bash\n(.*?)```", page, re.S)[1].splitlines()  # type: ignore[index]
+    assert share.startswith("torchrl-shm export wind_run ")
+    run.rename("wind_run")
+    result = tool(*share.split()[1:])
+    assert (result.code, result.stderr) == (0, "")
+    assert result.summary == {"folder": "wind", "files": sorted([*FILES, "policy.onnx"])}
+    assert "`policy.onnx` is one step" in Path("wind", "README.md").read_text()
+    names: dict[str, Any] = {}
+    blocks = [match["code"] for match in BLOCK.finditer(page) if match["language"] == "python"]
+    assert len(blocks) == 4
+    for code in blocks:
+        exec(code, names)
+    assert names["found"]["action"].shape == (1, 2)
+    # without it nothing of it is left
+    assert tool("export", "wind_run", "--to", "wind").summary["files"] == FILES
+
+
+def test_without_the_packages_for_onnx(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    result = tool("export", run, "--onnx")
+    assert result.code == 2
+    assert result.stderr.splitlines() == [
+        "torchrl-shm export: ONNX files need onnx and onnxscript: pip install 'torchrl_shm[onnx]'"
+    ]
+    assert not (run / "export").exists()

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from torchrl_shm.figures.style import TITLE, choose_lines, dress, label_curves, new_figure, save
+
 # the eye follows a mean over this share of the updates
 _SMOOTH = 0.08
 _RESAMPLES = 2_000
@@ -103,41 +105,47 @@ def plot_comparison(runs: Sequence[Run], path: str | Path) -> None:
         ValueError: there are no runs, they are of several tasks, or those of one memory are no
             repetitions of each other.
     """
-    from matplotlib.figure import Figure
-
     groups = _by_memory(runs)
     columns = ["return"] + ["success"] * all("success" in run.metrics for run in runs)
-    figure = Figure(figsize=(4.5 * len(columns) + 3.5, 4.2), layout="constrained")
-    *curves, final = np.atleast_1d(np.array(figure.subplots(1, len(columns) + 1))).ravel()
     # from the best to the worst, as the eye meets the curves
     order = sorted(groups, key=lambda name: -mean_of(_scores(groups[name])))
+    lines = choose_lines(order)
+    heights = [2.4] * len(columns) + [0.8 + 0.19 * len(order)]
+    figure = new_figure(0.4 + sum(heights))
+    *curves, final = figure.subplots(len(heights), 1, height_ratios=heights)
+    ends: dict[str, dict[str, float]] = {column: {} for column in columns}
     for place, name in enumerate(order):
-        group, color = groups[name], curve_color(place)
+        group, line = groups[name], lines[name]
         for axes, column in zip(curves, columns, strict=True):
             frames = group[0].metrics["frames"] / 1e6
             values = np.stack([smooth(run.metrics[column]) for run in group])
-            axes.plot(frames, mean_of(values), color=color, linewidth=1.2)
-            axes.fill_between(frames, *confidence_band(values), color=color, alpha=0.15)
+            mean = mean_of(values)
+            axes.plot(frames, mean, color=line.color, linewidth=line.width, zorder=line.zorder)
+            if line.label:
+                low, high = confidence_band(values)
+                axes.fill_between(frames, low, high, color=line.color, alpha=0.12)
+            ends[column][name] = float(mean[-1])
         scores = _scores(group)
         low, high = confidence_band(scores)
-        final.plot([low, high], [place, place], color=color, linewidth=3, alpha=0.5)
-        final.plot(scores, np.full(len(scores), place), ".", color=color)
-    for axes, column in zip(curves, columns, strict=True):
-        axes.set(xlabel="million environment steps", title=f"{column} in training")
-    # the names beside the scores are the legend
+        final.plot([low, high], [place, place], color=line.color, linewidth=3, alpha=0.5)
+        final.plot(scores, np.full(len(scores), place), ".", color=line.color)
+    # those in gray are named here
     labels = [f"{name} ({len(groups[name])})" for name in order]
-    final.set_yticks(range(len(order)), labels, fontsize=8)
-    for tick, place in zip(final.get_yticklabels(), range(len(order)), strict=True):
-        tick.set_color(curve_color(place))
+    final.set_yticks(range(len(order)), labels)
+    for tick, name in zip(final.get_yticklabels(), order, strict=True):
+        tick.set_color(lines[name].color if lines[name].label else "#5f5f5f")
     final.invert_yaxis()
-    final.set(title="return of the final evaluation")
+    final.set(title="return of the final evaluation (number of seeds)")
+    for axes, column in zip(curves, columns, strict=True):
+        axes.set(title=f"{column} in training")
+    curves[-1].set(xlabel="million environment steps")
     for axes in (*curves, final):
-        axes.grid(alpha=0.3)
-        axes.title.set_fontsize(10)
+        dress(axes)
     bands = ", 95 % confidence bands" if any(len(group) > 1 for group in groups.values()) else ""
-    title = f"{runs[0].summary['env']}: means over seeds (their number){bands}"
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    figure.suptitle(f"{runs[0].summary['env']}: means over seeds{bands}", fontsize=TITLE)
+    for axes, column in zip(curves, columns, strict=True):
+        label_curves(axes, ends[column], lines)
+    save(figure, path)
 
 
 def comparison_table(runs: Sequence[Run]) -> str:
@@ -232,13 +240,6 @@ def with_interval(values: np.ndarray, unit: str = "") -> str:
 def _three_digits(value: float) -> str:
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{min(max(digits, 0), 4)}f}"
-
-
-def curve_color(place: int) -> Any:
-    """Neighbors in the ranking differ: dark and light in turns, and others beyond twenty."""
-    from matplotlib import colormaps
-
-    return colormaps["tab20"](place) if place < 20 else colormaps["Dark2"](place - 20)
 
 
 def _scores(group: Sequence[Run]) -> np.ndarray:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_shm.envs.contract import Plane, ask_env
+from torchrl_shm.figures.style import SHM, SMALL, TEXT, dress, new_figure, save
 
+_SUCCESS = "#5b7fb3"
 _EPISODE_COLORS = ("tab:blue", "tab:purple", "tab:red", "tab:brown", "tab:pink", "tab:gray")
 
 
@@ -32,22 +33,20 @@ def plot_learning_curve(
         >>> rows = [{"frames": 1, "return": 0.0}, {"frames": 2, "return": 1.0}]
         >>> plot_learning_curve(rows, mkdtemp() + "/curve.png")
     """
-    # not pyplot, which keeps global state and looks for a display
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = new_figure(3.2)
     axes = figure.subplots()
     frames = [row["frames"] for row in metrics]
-    axes.plot(frames, [row["return"] for row in metrics], color="tab:blue")
+    axes.plot(frames, [row["return"] for row in metrics], color=SHM)
     axes.set(xlabel="environment steps", title=title)
-    axes.set_ylabel("return (training)", color="tab:blue")
-    axes.grid(alpha=0.3)
+    axes.set_ylabel("return (training)", color=SHM)
+    dress(axes)
     if metrics and "success" in metrics[0]:
         right = axes.twinx()
-        right.plot(frames, [row["success"] for row in metrics], color="tab:orange")
-        right.set_ylabel("success rate (training)", color="tab:orange")
+        right.plot(frames, [row["success"] for row in metrics], color=_SUCCESS)
+        right.set_ylabel("success rate (training)", color=_SUCCESS, fontsize=TEXT)
+        right.tick_params(labelsize=SMALL)
         right.set_ylim(-0.02, 1.02)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def plot_trajectories(
@@ -75,7 +74,6 @@ def plot_trajectories(
     plane: Plane | None = ask_env(env, "plane", lambda: None)()
     if plane is None:
         return False
-    from matplotlib.figure import Figure
     from matplotlib.patches import Circle
 
     returns = rollout["next", "reward"].squeeze(-1).double().sum(-1).cpu()
@@ -84,10 +82,11 @@ def plot_trajectories(
     positions = torch.cat([first, later], dim=1).cpu()[picked]
     name = "test task" if ask_env(env, "split") == "test" else "environment"
 
-    columns = min(4, num_paths)
+    columns = min(2, num_paths)
     rows = -(-num_paths // columns)
-    figure = Figure(figsize=(2.6 * columns, 3.0 * rows), layout="constrained")
-    grid: Any = np.atleast_1d(np.array(figure.subplots(rows, columns), dtype=object)).ravel()
+    figure = new_figure(2.7 * rows + 0.4)
+    # the same scale everywhere: distances compare
+    grid: Any = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes in grid[num_paths:]:
         axes.axis("off")
     num_steps = positions.shape[1] - 1
@@ -110,16 +109,17 @@ def plot_trajectories(
             # arrows neither count for the limits nor are drawn beyond them
             axes.update_datalim([tip])
         axes.autoscale_view()
-        axes.set_title(f"{name} {i}: return {returns[i]:.0f}", fontsize=9)
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
+        axes.set_title(f"{name} {i}:\nreturn {returns[i]:.0f}")
+        axes.set_aspect("equal", adjustable="box")
+        dress(axes)
     legend = "black: start, star: goal"
     if plane.drift is not None:
         legend += ", green: five steps of drift"
+    if plane.goal_radius < 0.05:
+        legend += f"\nthe circle around the goal, radius {plane.goal_radius:g}, is drawn to scale"
     if len(firsts) > 1:
         colors = [color.removeprefix("tab:") for color in _EPISODE_COLORS[: len(firsts)]]
-        legend += ", episodes: " + ", ".join(colors)
-    figure.suptitle(legend, fontsize=9)
-    figure.savefig(path, dpi=150)
+        legend += "\nepisodes: " + ", ".join(colors)
+    figure.suptitle(legend, fontsize=TEXT)
+    save(figure, path)
     return True

@@ -12,7 +12,6 @@ import numpy as np
 
 from torchrl_shm.figures.comparison import (
     confidence_band,
-    curve_color,
     mean_of,
     read_metrics,
     smooth,
@@ -23,6 +22,7 @@ from torchrl_shm.figures.statistics import (
     probability_of_improvement,
     stratified_interval,
 )
+from torchrl_shm.figures.style import TEXT, choose_lines, dress, label_curves, new_figure, save
 
 
 @dataclass(frozen=True)
@@ -144,35 +144,34 @@ def plot_suite(suite: SuiteScores, path: str | Path) -> None:
         suite: the results.
         path: file to write; its ending chooses the format.
     """
-    from matplotlib.figure import Figure
-
-    tasks, memories = suite.tasks, suite.memories
-    columns = min(len(tasks), 3)
+    tasks, lines = suite.tasks, choose_lines(suite.memories)
+    columns = min(len(tasks), 2)
     rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(3.6 * columns + 1.2, 2.7 * rows), layout="constrained")
+    figure = new_figure(2.3 * rows + 0.3)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    ends: list[dict[str, float]] = []
     for axes, task in zip(grid, tasks, strict=False):
         column = "success" if _has_success(suite.rows, task) else "return"
-        for place, memory in enumerate(memories):
+        ends.append({})
+        for memory in suite.memories:
             curves = [suite.curves[row["run"]] for row in suite.runs(task, memory)]
             if not curves:
                 continue
             # runs of one setting have the same updates
             length = min(len(curve["frames"]) for curve in curves)
             values = np.stack([smooth(curve[column])[:length] for curve in curves])
-            frames, color = curves[0]["frames"][:length] / 1e6, curve_color(place)
-            axes.plot(frames, mean_of(values), color=color, linewidth=1.2, label=memory)
-            axes.fill_between(frames, *confidence_band(values), color=color, alpha=0.15)
-        axes.set_title(f"{task}: {column}", fontsize=9)
-        axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=8)
+            frames, line, mean = curves[0]["frames"][:length] / 1e6, lines[memory], mean_of(values)
+            axes.plot(frames, mean, color=line.color, linewidth=line.width, zorder=line.zorder)
+            axes.fill_between(frames, *confidence_band(values), color=line.color, alpha=0.12)
+            ends[-1][memory] = float(mean[-1])
+        axes.set(title=f"{task}\n{column}")
+        dress(axes)
     for axes in grid[len(tasks) :]:
         axes.set_axis_off()
-    handles = {x.get_label(): x for axes in grid for x in axes.get_lines()}
-    order = [name for name in memories if name in handles]
-    figure.legend([handles[name] for name in order], order, loc="outside right upper", fontsize=9)
-    figure.supxlabel("million environment steps", fontsize=9)
-    figure.savefig(path, dpi=150)
+    figure.supxlabel("million environment steps", fontsize=TEXT)
+    for axes, end in zip(grid, ends, strict=False):
+        label_curves(axes, end, lines)
+    save(figure, path)
 
 
 def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
@@ -185,8 +184,6 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     Returns:
         Whether there was something to draw: a kind of task with several lengths.
     """
-    from matplotlib.figure import Figure
-
     kinds: dict[str, list[int]] = {}
     for task in suite.tasks:
         found = re.fullmatch(r"(.+)_(\d+)", task)
@@ -195,22 +192,31 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     kinds = {kind: sorted(lengths) for kind, lengths in kinds.items() if len(lengths) > 1}
     if not kinds:
         return False
-    figure = Figure(figsize=(4.2 * len(kinds) + 1.2, 3.4), layout="constrained")
-    grid = figure.subplots(1, len(kinds), squeeze=False).ravel()
+    lines = choose_lines(suite.memories)
+    figure = new_figure(2.7 * len(kinds) + 0.2)
+    grid = figure.subplots(len(kinds), 1, squeeze=False).ravel()
     for axes, (kind, lengths) in zip(grid, kinds.items(), strict=True):
-        for place, memory in enumerate(suite.memories):
+        ends: dict[str, float] = {}
+        for memory, line in lines.items():
             found = [(n, suite.scores(f"{kind}_{n}", memory)) for n in lengths]
             found = [(n, scores) for n, scores in found if len(scores)]
-            color = curve_color(place)
-            means = [scores.mean() for _, scores in found]
-            axes.plot([n for n, _ in found], means, "-", color=color, label=memory)
+            if not found:
+                continue
+            means = [float(scores.mean()) for _, scores in found]
+            axes.plot(
+                [n for n, _ in found], means, "-", color=line.color, linewidth=line.width,
+                zorder=line.zorder,
+            )  # fmt: skip
             for n, scores in found:
-                axes.plot(np.full(len(scores), n), scores, ".", color=color, alpha=0.6)
-        axes.set(title=kind, xlabel="steps to bridge", ylabel="success", ylim=(-0.02, 1.02))
+                axes.plot(np.full(len(scores), n), scores, ".", color=line.color, alpha=0.6)
+            ends[memory] = means[-1]
+        axes.set(title=kind, ylabel="success", ylim=(-0.02, 1.02))
         axes.set_xticks(lengths)
-        axes.grid(alpha=0.3)
-    grid[-1].legend(fontsize=9)
-    figure.savefig(path, dpi=150)
+        dress(axes)
+        label_curves(axes, ends, lines)
+    grid[-1].set(xlabel="steps to bridge")
+    dress(grid[-1])
+    save(figure, path)
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -190,7 +191,8 @@ class BaseCell(nn.Module):
         """
         batch = x.shape[:-1]
         x, memory = self._start(x, batch, memory)
-        agents = batch.numel()
+        # not batch.numel(), which would fix the batch size of an exported program
+        agents = prod(batch)
         x = x.reshape(agents, self.input_size)
         with full_precision(x.device):
             y, memory = self.run_step(x, memory.reshape(agents, *self.memory_shape))

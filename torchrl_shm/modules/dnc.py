@@ -174,7 +174,7 @@ def allocation(usage: Tensor) -> Tensor:
     index = torch.arange(usage.shape[1], device=usage.device)
     this, other = usage.unsqueeze(2), usage.unsqueeze(1)
     # to compare all pairs costs what the links cost anyway, and needs neither sort nor scatter
-    used_less = torch.where(index < index.unsqueeze(1), other <= this, other < this)
+    used_less = (other < this) | ((other == this) & (index < index.unsqueeze(1)))
     usage = _EPS + (1 - _EPS) * usage.clamp(0, 1)
     # a product by logarithms: its gradient needs no division by zero
     log_product = (used_less.to(usage.dtype) @ usage.log().unsqueeze(2)).squeeze(2)

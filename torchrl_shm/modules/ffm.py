@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrl_shm.modules._complex import real_step
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import linear_scan
 
@@ -116,8 +117,14 @@ class FFM(BaseCell):
     def run_step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step, see `BaseCell.run_step`."""
         heard, skip, gate = self._project(x)
-        state = self._factor() * torch.complex(memory[..., 0], memory[..., 1]) + heard
-        return self._read(state, skip, gate), torch.view_as_real(state)
+        if torch.compiler.is_exporting():
+            decay = -self.alpha.abs().unsqueeze(-1)
+            added = torch.stack([heard, torch.zeros_like(heard)], -1)
+            memory = real_step(decay, self.omega, memory, added)
+        else:
+            state = torch.complex(memory[..., 0], memory[..., 1])
+            memory = torch.view_as_real(self._factor() * state + _as_complex(heard))
+        return self._read(memory, skip, gate), memory
 
     def run_sequence(
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
@@ -125,8 +132,9 @@ class FFM(BaseCell):
         """Run over a sequence in one scan, see `BaseCell.run_sequence`."""
         heard, skip, gate = self._project(x)
         state = torch.complex(memory[..., 0], memory[..., 1])
-        states, state = linear_scan(self._factor().expand(1, 1, -1, -1), heard, state, is_init)
-        return self._read(states, skip, gate), torch.view_as_real(state)
+        factor = self._factor().expand(1, 1, -1, -1)
+        states, state = linear_scan(factor, _as_complex(heard), state, is_init)
+        return self._read(torch.view_as_real(states), skip, gate), torch.view_as_real(state)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is added to the state `[..., m, c]`, skip and output gate `[..., O]`."""
@@ -135,7 +143,7 @@ class FFM(BaseCell):
         gate_in, gate_out = torch.sigmoid(gates).split(sizes, -1)
         # every frequency gets the same input
         heard = (value * gate_in).unsqueeze(-1).expand(*value.shape, self.context_size)
-        return torch.complex(heard, torch.zeros_like(heard)), skip, gate_out
+        return heard, skip, gate_out
 
     def _factor(self) -> Tensor:
         """The factor of the state at every step, `[m, c]`."""
@@ -143,7 +151,7 @@ class FFM(BaseCell):
         return torch.exp(torch.complex(decay, angle))
 
     def _read(self, states: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
-        z = self.norm(self.mix(torch.view_as_real(states).flatten(-3)))
+        z = self.norm(self.mix(states.flatten(-3)))
         return z * gate + skip * (1 - gate)
 
     def extra_repr(self) -> str:
@@ -153,3 +161,7 @@ class FFM(BaseCell):
             f"min_period={self.min_period}, max_period={self.max_period}, "
             f"max_decay={self.max_decay:.4g}, forgotten_at={self.forgotten_at}"
         )
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    return torch.complex(x, torch.zeros_like(x))

@@ -212,7 +212,7 @@ class _Layer(nn.Module):
         windows = keys_values.unfold(1, size, block)
         windows = windows.flatten(0, 1).unflatten(1, (2, *self.heads)).mT
         k, v = windows.unbind(1)
-        heads = q.reshape(len(visible), block, *self.heads).transpose(1, 2)
+        heads = q.reshape(visible.shape[0], block, *self.heads).transpose(1, 2)
         if self.rotate:
             place = torch.arange(size, device=q.device, dtype=q.dtype)
             cos, sin = _waves(place, k.shape[-1] // 2)
@@ -229,9 +229,10 @@ def _follow(
     index = torch.arange(-1, usable.shape[1], device=count.device)
     # the memory counts as a step before the first one
     usable = torch.cat([usable_memory.unsqueeze(1), usable], 1)
-    start = torch.full_like(usable, -1, dtype=index.dtype)
-    if is_init is not None:
-        start = torch.where(F.pad(is_init, (1, 0)), index, -1).cummax(1).values
+    if is_init is None:
+        # without cummax, which ONNX does not have
+        return count.unsqueeze(1) + index[1:], (~usable).cumsum(1)[:, 1:] > 0
+    start = torch.where(F.pad(is_init, (1, 0)), index, -1).cummax(1).values
     broken = torch.where(usable, -2, index).cummax(1).values >= start
     position = torch.where(start < 0, count.unsqueeze(1) + index, (index - start).to(count.dtype))
     return position[:, 1:], broken[:, 1:]

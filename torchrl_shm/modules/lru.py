@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_shm.modules._complex import real_step
 from torchrl_shm.modules._features import input_norm
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.ops import linear_scan
@@ -118,8 +119,13 @@ class LRU(BaseCell):
     def run_step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step, see `BaseCell.run_step`."""
         u = self.norm(x)
-        state = self._factor() * torch.complex(memory[..., 0], memory[..., 1]) + self._drive(u)
-        return self._read_out(x, u, state), torch.view_as_real(state)
+        if torch.compiler.is_exporting():
+            decay, angle = -torch.exp(self.nu_log), torch.exp(self.theta_log)
+            memory = real_step(decay, angle, memory, self._written(u))
+        else:
+            state = torch.complex(memory[..., 0], memory[..., 1])
+            memory = torch.view_as_real(self._factor() * state + self._drive(u))
+        return self._read_out(x, u, memory), memory
 
     def run_sequence(
         self, x: Tensor, memory: Tensor, is_init: Tensor | None
@@ -128,18 +134,22 @@ class LRU(BaseCell):
         u = self.norm(x)
         state = torch.complex(memory[..., 0], memory[..., 1])
         states, state = linear_scan(self._factor().expand(1, 1, -1), self._drive(u), state, is_init)
-        return self._read_out(x, u, states), torch.view_as_real(state)
+        return self._read_out(x, u, torch.view_as_real(states)), torch.view_as_real(state)
 
     def _factor(self) -> Tensor:
         return torch.exp(torch.complex(-torch.exp(self.nu_log), torch.exp(self.theta_log)))
 
-    def _drive(self, u: Tensor) -> Tensor:
+    def _written(self, u: Tensor) -> Tensor:
+        """What is added to the state, in real and imaginary parts."""
         written = self.write(u).unflatten(-1, (self.memory_size, 2))
-        written = written * torch.exp(self.gamma_log).unsqueeze(-1)
+        return written * torch.exp(self.gamma_log).unsqueeze(-1)
+
+    def _drive(self, u: Tensor) -> Tensor:
+        written = self._written(u)
         return torch.complex(written[..., 0], written[..., 1])
 
     def _read_out(self, x: Tensor, u: Tensor, states: Tensor) -> Tensor:
-        o = self.read(torch.view_as_real(states).flatten(-2)) + self.skip * u
+        o = self.read(states.flatten(-2)) + self.skip * u
         return self.out(x + F.glu(self.glu(F.gelu(o))))
 
     def extra_repr(self) -> str:

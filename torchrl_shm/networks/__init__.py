@@ -3,8 +3,10 @@
 from torchrl_shm.networks.actor_critic import get_behavior, make_actor_critic
 from torchrl_shm.networks.backbone import MemoryFactory
 from torchrl_shm.networks.clock import Clock
-from torchrl_shm.networks.encoder import Encoder
+from torchrl_shm.networks.encoder import Encoder, EncoderFactory, ImageEncoder
 from torchrl_shm.networks.heads import Head, make_actor
+from torchrl_shm.networks.image import Convolution, is_image
+from torchrl_shm.networks.normalization import Moments, Normalized, find_normalized
 from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.soft_actor_critic import SoftOperator, make_soft_actor_critic
 from torchrl_shm.networks.specs import EnvSpecs
@@ -12,15 +14,22 @@ from torchrl_shm.networks.specs import EnvSpecs
 __all__ = [
     "Behavior",
     "Clock",
+    "Convolution",
     "Encoder",
+    "EncoderFactory",
     "EnvSpecs",
     "Head",
+    "ImageEncoder",
     "Layer",
     "MemoryFactory",
+    "Moments",
+    "Normalized",
     "Operator",
     "Policy",
     "SoftOperator",
+    "find_normalized",
     "get_behavior",
+    "is_image",
     "make_actor",
     "make_actor_critic",
     "make_soft_actor_critic",

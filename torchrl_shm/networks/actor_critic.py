@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 
 from torchrl_shm.networks.backbone import CRITIC, BackboneMaker, MemoryFactory, check_sizes
+from torchrl_shm.networks.encoder import EncoderFactory
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
 from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.soft_actor_critic import SoftOperator
@@ -24,6 +25,8 @@ def make_actor_critic(
     *,
     policy_keys: Sequence[NestedKey] | None = None,
     time_size: int = 0,
+    encoder: EncoderFactory | str = "auto",
+    normalize: bool = False,
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
     init_scale: float = 0.3,
@@ -43,10 +46,16 @@ def make_actor_critic(
             continuous, an index or several (`Categorical`, `MultiCategorical`), or bits
             (`Binary`), of any shape.
         memory: factory of the memory module, with as many outputs as inputs.
-        policy_keys: observation entries that the policy reads, flattened and concatenated; bytes
-            are scaled to [0, 1]. `None` is the environment's own choice, see `EnvSpecs.of`.
+        policy_keys: observation entries that the policy reads. `None` is the environment's own
+            choice, see `EnvSpecs.of`.
         time_size: number of sines and cosines of the step of the episode, which the embedding
             reads as well, see `Clock`; 0 for none.
+        encoder: what makes the embedding. `"auto"` sends images, `[H, W, C]` or `[C, H, W]`,
+            through a small convolution, and flattens and concatenates the others; `"flat"` flattens
+            images, too; `"image"` wants one. Or what makes an `nn.Module` of your own, see
+            `EncoderFactory`. Bytes become [0, 1] in all but the last.
+        normalize: whether entries of floats but images are standardized by what the collector has
+            seen, see `Normalized`.
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of continuous actions, in units of the action.
@@ -62,10 +71,10 @@ def make_actor_critic(
 
     Raises:
         KeyError: a policy key is not an observation of the environment.
-        TypeError: actions of this kind are not supported.
+        TypeError: actions of this kind are not supported, or `encoder` makes no module.
         ValueError: a size or `init_scale` is not positive, `time_size` is odd or negative, an
-            observation has a name that the networks write, the action mask does not fit the
-            action, or the memory refuses so few features.
+            observation has a name that the networks write, the encoder does not suit the entries,
+            the action mask does not fit the action, or the memory refuses so few features.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -78,7 +87,9 @@ def make_actor_critic(
     if not init_scale > 0:
         raise ValueError(f"network.init_scale={init_scale} must be positive")
     check_sizes(embedding_size, hidden_sizes)
-    backbone = BackboneMaker(env, policy_keys, time_size, embedding_size, device)
+    backbone = BackboneMaker(
+        env, policy_keys, time_size, encoder, normalize, embedding_size, device
+    )
 
     def value_head(prefix: str) -> Layer:
         in_keys: list[Any] = [f"{prefix}{key}" for key in HEAD_KEYS]

@@ -13,7 +13,9 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_count
 from torchrl_shm.networks.clock import Clock
-from torchrl_shm.networks.encoder import Encoder
+from torchrl_shm.networks.encoder import EncoderFactory, make_encoder
+from torchrl_shm.networks.image import is_image
+from torchrl_shm.networks.normalization import Normalized
 from torchrl_shm.networks.policy import WRITTEN_KEYS, Layer
 from torchrl_shm.networks.specs import EnvSpecs
 
@@ -32,6 +34,8 @@ class BackboneMaker:
         env: environment whose specs give the sizes, or these specs alone.
         policy_keys: observation entries that are read; see `EnvSpecs.of`.
         time_size: features of the step of the episode that are read as well; 0 for none.
+        encoder: what makes the embedding; see `make_actor_critic`.
+        normalize: whether entries of floats are standardized; see `make_actor_critic`.
         embedding_size: features per step that the memory reads and writes.
         device: device of the parameters.
 
@@ -49,6 +53,8 @@ class BackboneMaker:
         env: EnvBase | EnvSpecs,
         policy_keys: Sequence[NestedKey] | None,
         time_size: int,
+        encoder: EncoderFactory | str,
+        normalize: bool,
         embedding_size: int,
         device: torch.device | str | None,
     ) -> None:
@@ -67,11 +73,21 @@ class BackboneMaker:
                 "observations, e.g. with torchrl.envs.RenameTransform"
             )
         self._size, self._device = embedding_size, device
-        self._shapes = [self.specs.observation_spec_unbatched[key].shape for key in keys]
+        entries: list[Any] = [self.specs.observation_spec_unbatched[key] for key in keys]
+        self._encoder: EncoderFactory | str = encoder
+        self._shapes = [entry.shape for entry in entries]
+        self._dtypes = [entry.dtype for entry in entries]
+        # bytes have a scale of their own, and so have images
+        self._chosen = [
+            i
+            for i, entry in enumerate(entries)
+            if normalize and entry.dtype.is_floating_point and not is_image(entry.shape)
+        ]
         # one clock is enough, also where the critic has an embedding of its own
         self._clock: list[Any] = [Clock(time_size, device=device)] if time_size else []
         self._read: list[NestedKey] = [*keys, *(x.out_key for x in self._clock)]
         self._shapes += [torch.Size((time_size,)) for _ in self._clock]
+        self._dtypes += [torch.float32 for _ in self._clock]
 
     def __call__(self, memory: MemoryFactory, prefix: str = "") -> Sequential:
         """Make an embedding and a memory.
@@ -81,13 +97,14 @@ class BackboneMaker:
             prefix: what the names of the entries start with.
 
         Raises:
-            ValueError: the memory refuses so few features.
+            TypeError: `encoder` makes no module.
+            ValueError: the encoder does not suit the entries, or the memory refuses so few
+                features.
         """
-        embed: Any = Layer(
-            Encoder(self._shapes, self._size, self._device),
-            list(self._read),
-            [f"{prefix}embedding"],
-        )
+        encoder = make_encoder(self._encoder, self._shapes, self._dtypes, self._size, self._device)
+        if self._chosen:
+            encoder = Normalized(encoder, self._shapes, self._chosen, self._device)
+        embed: Any = Layer(encoder, list(self._read), [f"{prefix}embedding"])
         options = {"memory_key": f"{prefix}memory"} if prefix else {}
         try:
             module: Any = memory(

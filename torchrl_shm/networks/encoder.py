@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from torchrl_shm.networks.image import Convolution, is_image
+
+EncoderFactory = Callable[..., nn.Module]
+"""Makes an encoder from `shapes` (of the entries of one step), `output_size` and `device`.
+
+It is called with the entries `[N, *shape]`, in the dtypes of the environment and whatever the
+number of steps N is made of, and returns features `[N, output_size]`.
+"""
 
 
 class Encoder(nn.Module):
@@ -28,14 +38,146 @@ class Encoder(nn.Module):
         size = sum(shape.numel() for shape in shapes)
         self.linear = nn.Linear(size, output_size, device=device)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Encode entries `[..., *shape]`; features `[..., output_size]` in [-1, 1]."""
         flat = [
-            self._number(x).flatten(x.ndim - dims) if dims > 1 else self._number(x)
+            self._flatten(x, dims) if dims != 1 else self._number(x)
             for x, dims in zip(inputs, self.dims, strict=True)
         ]
         return torch.tanh(self.linear(torch.cat(flat, -1)))
 
-    def _number(self, x: torch.Tensor) -> torch.Tensor:
+    def _flatten(self, x: Tensor, dims: int) -> Tensor:
+        x = self._number(x)
+        return x.flatten(x.ndim - dims) if dims else x.unsqueeze(-1)
+
+    def _number(self, x: Tensor) -> Tensor:
         dtype = self.linear.weight.dtype
         return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
+
+
+class ImageEncoder(nn.Module):
+    """Sends each image through a convolution of its own, and all entries through an `Encoder`.
+
+    An entry is an image where its shape is `[H, W, C]` or `[C, H, W]`, see `is_image`; others are
+    flattened. Bytes become [0, 1].
+
+    Args:
+        shapes: shape of each entry of one step.
+        output_size: number of features.
+        device: device of the parameters.
+
+    Raises:
+        ValueError: no entry is an image.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm.networks import ImageEncoder
+        >>> encoder = ImageEncoder([torch.Size((84, 84, 3)), torch.Size((2,))], 64)
+        >>> encoder(torch.zeros(10, 84, 84, 3, dtype=torch.uint8), torch.zeros(10, 2)).shape
+        torch.Size([10, 64])
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[torch.Size],
+        output_size: int,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        images = {str(i): shape for i, shape in enumerate(shapes) if is_image(shape)}
+        if not images:
+            raise ValueError(
+                f"network.encoder=image needs an image, [H, W, C] or [C, H, W] with sides of at "
+                f"least 5 and fewer channels; entries are {[list(shape) for shape in shapes]}: use "
+                "auto or flat"
+            )
+        nets = {i: Convolution(shape, device) for i, shape in images.items()}
+        self.convolutions = nn.ModuleDict(nets)
+        sizes = {i: torch.Size((net.size,)) for i, net in nets.items()}
+        inputs = [sizes.get(str(i), shape) for i, shape in enumerate(shapes)]
+        self.encoder = Encoder(inputs, output_size, device)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Encode entries `[N, *shape]`; features `[N, output_size]` in [-1, 1]."""
+        seen = list(inputs)
+        for i, convolution in self.convolutions.items():
+            seen[int(i)] = convolution(seen[int(i)])
+        return self.encoder(*seen)
+
+
+class Rows(nn.Module):
+    """Calls an encoder with all steps of all sequences as the rows of one batch.
+
+    Args:
+        encoder: maps entries `[N, *shape]` to features `[N, output_size]`.
+        shapes: shape of each entry of one step.
+    """
+
+    def __init__(self, encoder: nn.Module, shapes: Sequence[torch.Size]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.shapes = list(shapes)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Encode entries `[..., *shape]`; features `[..., output_size]`."""
+        batch = inputs[0].shape[: inputs[0].ndim - len(self.shapes[0])]
+        rows = [x.reshape(-1, *shape) for x, shape in zip(inputs, self.shapes, strict=True)]
+        y = self.encoder(*rows)
+        return y.reshape(*batch, y.shape[-1])
+
+
+def make_encoder(
+    encoder: EncoderFactory | str,
+    shapes: Sequence[torch.Size],
+    dtypes: Sequence[torch.dtype],
+    output_size: int,
+    device: torch.device | str | None,
+) -> nn.Module:
+    """Make an encoder by its name or its factory.
+
+    Args:
+        encoder: `auto`, `flat` or `image`, or a factory.
+        shapes: shape of each entry of one step.
+        dtypes: dtype of each entry.
+        output_size: number of features.
+        device: device of the parameters.
+
+    Returns:
+        A module that maps entries `[..., *shape]` to features `[..., output_size]`.
+
+    Raises:
+        TypeError: `encoder` is neither a name nor a factory, or its factory makes no module.
+        ValueError: the name is unknown, there is no image, or features have another shape.
+    """
+    options: Any = {"shapes": shapes, "output_size": output_size, "device": device}
+    if encoder == "flat" or (encoder == "auto" and not any(map(is_image, shapes))):
+        return Encoder(**options)
+    if encoder in ("auto", "image"):
+        return Rows(ImageEncoder(**options), shapes)
+    if isinstance(encoder, str):
+        raise ValueError(
+            f"network.encoder={encoder!r} is unknown; choose auto, flat or image, or name your own "
+            "by network.encoder='{_target_: package.Name, _partial_: true}'"
+        )
+    if isinstance(encoder, nn.Module) or not callable(encoder):
+        raise TypeError(
+            f"network.encoder is a {type(encoder).__name__}; pass what makes it, such as its class "
+            "or a functools.partial (on the command line _partial_: true), called with shapes, "
+            "output_size and device"
+        )
+    made = encoder(**options)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"network.encoder made a {type(made).__name__}; it must be an nn.Module")
+    rows = Rows(made, shapes)
+    zeros = [
+        torch.zeros(2, *shape, dtype=dtype, device=device)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+    with torch.no_grad():
+        found = made(*zeros)
+    if found.shape != (2, output_size):
+        raise ValueError(
+            f"network.encoder={type(made).__name__} gives {list(found.shape)} for 2 steps, "
+            f"expected [2, {output_size}], with output_size features each"
+        )
+    return rows

@@ -134,6 +134,11 @@ class Policy(SafeProbabilisticTensorDictSequential):
         return tensordict
 
     @property
+    def networks(self) -> list[TensorDictModuleBase]:
+        """The networks, one by one, as they run."""
+        return list(vars(self)["_networks"])
+
+    @property
     def takes_entries(self) -> bool:
         """Whether `run_networks` does what `get_dist_params` does."""
         networks = vars(self)["_networks"]

@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_shm.networks.backbone import CRITIC, BackboneMaker, MemoryFactory, check_sizes
+from torchrl_shm.networks.encoder import EncoderFactory
 from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
 from torchrl_shm.networks.policy import Layer, Policy
 from torchrl_shm.networks.specs import EnvSpecs
@@ -90,6 +91,8 @@ def make_soft_actor_critic(
     actor_memory: MemoryFactory | str | None = None,
     policy_keys: Sequence[NestedKey] | None = None,
     time_size: int = 0,
+    encoder: EncoderFactory | str = "auto",
+    normalize: bool = False,
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (128, 128),
     device: torch.device | str | None = None,
@@ -109,6 +112,8 @@ def make_soft_actor_critic(
         policy_keys: observation entries that both read; see `make_actor_critic`.
         time_size: number of sines and cosines of the step of the episode that both read as well,
             see `Clock`; 0 for none.
+        encoder: what makes the embeddings; see `make_actor_critic`.
+        normalize: whether entries of floats are standardized; see `make_actor_critic`.
         embedding_size: features per step that the memories read and write.
         hidden_sizes: widths of the hidden layers of each head.
         device: device of the parameters.
@@ -119,9 +124,11 @@ def make_soft_actor_critic(
 
     Raises:
         KeyError: a policy key is not an observation of the environment.
-        TypeError: actions of this kind are not supported, or `actor_memory` is a name.
+        TypeError: actions of this kind are not supported, `actor_memory` is a name, or `encoder`
+            makes no module.
         ValueError: a size is not positive, `time_size` is odd or negative, an observation has a
-            name that the networks write, or a memory refuses so few features.
+            name that the networks write, the encoder does not suit the entries, or a memory refuses
+            so few features.
 
     Examples:
         >>> from torchrl_shm import SHMModule, TMazeEnv, WindEnv
@@ -138,7 +145,9 @@ def make_soft_actor_critic(
             f"network.actor_memory={actor_memory!r} makes no memory: on the command line write "
             f"network/actor_memory={actor_memory}, with a slash"
         )
-    backbone = BackboneMaker(env, policy_keys, time_size, embedding_size, device)
+    backbone = BackboneMaker(
+        env, policy_keys, time_size, encoder, normalize, embedding_size, device
+    )
     spec: Any = backbone.specs.action_spec_unbatched
     sizes = (embedding_size, 2 * embedding_size)
     discrete = isinstance(spec, Categorical) and not spec.shape

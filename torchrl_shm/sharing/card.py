@@ -9,6 +9,7 @@ from torchrl_shm.sharing.policy_file import (
     CategoricalAction,
     ContinuousAction,
     MultiCategoricalAction,
+    ObservationEntry,
     OneHotAction,
     PolicyFile,
 )
@@ -65,7 +66,7 @@ Pass the memory that a step returns to the next step. Where episodes start, pass
 bool of shape `[B]`. `deterministic=False` draws actions, as in training. `policy.module` is the
 policy as a module of TorchRL. Loading runs no code of these files: the weights are safetensors, and
 `config.json` may name nothing but memories of `torchrl_shm`.
-
+{_onnx(config)}
 ## Limits
 
 {_limits(config)}
@@ -74,9 +75,7 @@ policy as a module of TorchRL. Loading runs no code of these files: the weights 
 
 def _reads(config: PolicyFile) -> str:
     return ", ".join(
-        f"`{_key(entry.key) if isinstance(entry.key, list) else entry.key}` "
-        f"{entry.dtype} `{_shape(entry.shape)}`"
-        for entry in config.observations
+        f"`{_label(entry)}` {entry.dtype} `{_shape(entry.shape)}`" for entry in config.observations
     )
 
 
@@ -96,10 +95,23 @@ def _does(config: PolicyFile) -> str:
             return f"one of {choices} actions, one-hot `{_shape([choices])}`"
 
 
-def _key(key: str | list[str]) -> str:
-    """A key as Python writes it."""
-    parts = [json.dumps(part) for part in ([key] if isinstance(key, str) else key)]
-    return parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
+def _label(entry: ObservationEntry) -> str:
+    return entry.key if isinstance(entry.key, str) else ".".join(entry.key)
+
+
+def _key(entry: ObservationEntry) -> str:
+    """The key as code."""
+    return json.dumps(entry.key) if isinstance(entry.key, str) else repr(entry.nested_key)
+
+
+def _onnx(config: PolicyFile) -> str:
+    if not config.onnx:
+        return ""
+    drawn = " What its memory would draw is an input." if config.random_memory else ""
+    return f"""
+`policy.onnx` is one step for programs without torch: observation and state in (zeros where an
+episode starts), action and next state out, by name and for any batch size.{drawn}
+"""
 
 
 def _shape(shape: list[int]) -> str:
@@ -133,7 +145,7 @@ def _results(config: PolicyFile) -> str:
 def _example(config: PolicyFile) -> str:
     """Code that loads the policy and takes steps, with zeros for observations."""
     tensors = {
-        _key(entry.key): f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
+        _key(entry): f"torch.zeros({[1, *entry.shape]}, dtype=torch.{entry.dtype})"
         for entry in config.observations
     }
     if len(tensors) == 1:

@@ -22,6 +22,7 @@ from torchrl_shm.checks import check_option
 from torchrl_shm.configs import instantiate_saved, load_config
 from torchrl_shm.networks import EnvSpecs, make_actor_critic, make_soft_actor_critic
 from torchrl_shm.sharing.card import model_card
+from torchrl_shm.sharing.onnx_file import ONNX_FILE, check_onnx, write_onnx
 from torchrl_shm.sharing.plain_policy import PlainPolicy
 from torchrl_shm.sharing.policy_file import (
     CONFIG_FILE,
@@ -42,7 +43,11 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 
 
 def export_policy(
-    run: str | Path, to: str | Path | None = None, *, checkpoint: Which = "latest"
+    run: str | Path,
+    to: str | Path | None = None,
+    *,
+    checkpoint: Which = "latest",
+    onnx: bool = False,
 ) -> Path:
     """Write the policy of a run into a folder that `load_policy` reads, and that can be uploaded.
 
@@ -54,6 +59,7 @@ def export_policy(
         to: folder to write to: a new one, an empty one, or an earlier export that nobody has
             edited. Default: `export` in the folder of the run.
         checkpoint: which checkpoint of the run, see `Checkpoints.load`.
+        onnx: also write `policy.onnx`, one step as a pure function, see `PolicyStep`.
 
     Returns:
         The folder.
@@ -62,10 +68,13 @@ def export_policy(
         FileNotFoundError: `run` is not the folder of a run, or has no checkpoint yet.
         FileExistsError: `to` holds something else.
         ValueError: the run is of an older version, its network cannot be exported, or `checkpoint`
-            is unknown.
+            is unknown; or its memory has no equivalent in ONNX.
+        ImportError: the extra `onnx` is not installed.
         RuntimeError: every checkpoint of the run is damaged.
     """
     check_option("checkpoint", checkpoint, Which)
+    if onnx:
+        check_onnx()
     run = Path(run)
     saved, parts = load_config(run), instantiate_saved(run)
     run_folder = RunFolder(run)
@@ -76,6 +85,12 @@ def export_policy(
     operator_name = parts["network"].func.__name__
     if _OPERATORS.get(operator_name) is not parts["network"].func:
         raise ValueError(f"{run}: only networks of {' and '.join(_OPERATORS)} can be exported")
+
+    if not isinstance(network.get("encoder", ""), str):
+        raise ValueError(
+            f"{run} has an encoder of its own, and a shared policy runs no code of others; write "
+            "the policy with torch.export, see torchrl_shm.sharing.PolicyStep"
+        )
 
     env = parts["env"](num_envs=1, seed=0)
     specs = EnvSpecs.of(env, network.pop("policy_keys", None))
@@ -107,12 +122,16 @@ def export_policy(
         versions={name: version(name) for name in ("torchrl_shm", "torch", "torchrl")},
         command=plain.get("command"),
         training={group: plain[group] for group in ("env", "algo", "collector")},
+        onnx=onnx,
     )
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.contiguous() for name, x in policy.module.state_dict().items()}
     # removed first and written last, because a folder without it is not loaded
     (folder / CONFIG_FILE).unlink(missing_ok=True)
+    (folder / ONNX_FILE).unlink(missing_ok=True)
+    if onnx:
+        write_onnx(policy, folder / ONNX_FILE)
     for name, content in {
         _WEIGHTS: save(weights, {"format": "pt"}),
         _CARD: model_card(config).encode(),
@@ -228,7 +247,7 @@ def _check_free(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if not folder.exists() or (folder.is_dir() and not names):
         return
-    if names == {_WEIGHTS, CONFIG_FILE, _CARD}:
+    if names - {ONNX_FILE} == {_WEIGHTS, CONFIG_FILE, _CARD}:
         try:
             card = model_card(read_policy_file(folder / CONFIG_FILE))
             if (folder / _CARD).read_text(encoding="utf-8") == card:

@@ -88,8 +88,9 @@ class PlainPolicy(nn.Module):
 
         Args:
             observation: `[B, ...]` by key, in the shapes and dtypes of the specs; further entries
-                are ignored. Nested entries are in dictionaries of dictionaries, or by their keys.
-                A tensor alone will do where the policy reads a single entry.
+                are ignored. A nested entry, `("arm", "eye")`, stands under this key or in a
+                dictionary of its own. A tensor alone will do where the policy reads a single
+                entry.
             memory: what `initial_memory` or the previous step returned.
             is_init: bool of shape `[B]`; where true, an episode starts, with an empty memory.
             deterministic: take the mean, or the most likely action; else draw it.
@@ -136,8 +137,8 @@ class PlainPolicy(nn.Module):
                 f"the policy reads {keys}: pass a dictionary of tensors, not a "
                 f"{type(observation).__name__}"
             )
-        entries = {key: _find(entries, key) for key in keys}
-        missing = [key for key in keys if entries[key] is None]
+        found = {key: _look_up(entries, key) for key in keys}
+        missing = [key for key, x in found.items() if x is None]
         if missing:
             raise KeyError(
                 f"{missing} are missing: the policy reads {keys}, got {list(observation)}"
@@ -145,10 +146,10 @@ class PlainPolicy(nn.Module):
         batch_size: int | None = None
         for key in keys:
             spec = self.specs.observation_spec_unbatched[key]
-            self._check(f"observation {key!r}", entries[key], spec.shape, spec.dtype, batch_size)
+            self._check(f"observation {key!r}", found[key], spec.shape, spec.dtype, batch_size)
             # all entries have the batch size of the first
-            batch_size = len(entries[key])
-        return {key: entries[key] for key in keys}
+            batch_size = len(found[key])
+        return found
 
     def _check(
         self,
@@ -175,14 +176,15 @@ class PlainPolicy(nn.Module):
             )
 
 
-def _find(entries: Any, key: NestedKey) -> Any:
-    """An entry by its key, or nested; `None` where it is missing."""
+def _look_up(entries: Mapping[Any, Any], key: NestedKey) -> Any:
+    """An entry, nested or under the key of a nested one; `None` where there is none."""
     # in a TensorDict, nested keys are those of what is nested
     if isinstance(key, str) or (isinstance(entries, dict) and key in entries):
         return entries.get(key, None)
+    below: Any = entries
     for part in key:
-        entries = entries.get(part, None) if isinstance(entries, Mapping) else None
-    return entries
+        below = below.get(part, None) if isinstance(below, Mapping) else None
+    return below
 
 
 def _memory_specs(module: TensorDictModuleBase) -> dict[str, TensorSpec]:

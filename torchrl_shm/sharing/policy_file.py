@@ -16,7 +16,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
-from tensordict import unravel_key
+from tensordict import NestedKey
 from torchrl.data import (
     Binary,
     Bounded,
@@ -48,9 +48,14 @@ class ObservationEntry(_Entry):
     The key of a nested entry is a list of names.
     """
 
-    key: str | list[str]
+    key: str | Annotated[list[str], Field(min_length=2)]
     shape: list[NonNegativeInt]
     dtype: Dtype
+
+    @property
+    def nested_key(self) -> NestedKey:
+        """The key as TensorDicts have it."""
+        return self.key if isinstance(self.key, str) else tuple(self.key)
 
 
 class ContinuousAction(_Entry):
@@ -132,13 +137,12 @@ class PolicyFile(_Entry):
     versions: dict[str, str]
     command: str | None
     training: dict[str, JsonValue]
+    onnx: bool = False
 
     def specs(self) -> EnvSpecs:
         """What the policy reads and does."""
         entries: Any = {
-            unravel_key(entry.key if isinstance(entry.key, str) else tuple(entry.key)): Unbounded(
-                torch.Size(entry.shape), dtype=getattr(torch, entry.dtype)
-            )
+            entry.nested_key: Unbounded(torch.Size(entry.shape), dtype=getattr(torch, entry.dtype))
             for entry in self.observations
         }
         return EnvSpecs(Composite(entries), action_spec(self.action), list(entries))
@@ -172,7 +176,7 @@ def observation_entries(specs: EnvSpecs) -> list[ObservationEntry]:
     entries: list[ObservationEntry] = []
     for key in specs.policy_keys:
         spec = specs.observation_spec_unbatched[key]
-        name = key if isinstance(key, str) else [str(part) for part in key]
+        name: Any = key if isinstance(key, str) else list(key)
         entries.append(ObservationEntry(key=name, shape=list(spec.shape), dtype=_name(spec.dtype)))
     return entries
 

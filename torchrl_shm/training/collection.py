@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl_shm.checks import check_option
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.envs.contract import ask_env
+from torchrl_shm.networks.normalization import find_normalized
 from torchrl_shm.torchrl_private import get_carrier, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
 from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector
@@ -215,6 +216,8 @@ class RolloutCollector:
             # sequences are whole, so no sampler has to know of which episode a step is
             self._collector = SteppingCollector(factory(), policy, track_traj_ids=False, **options)
         self._policy = policy
+        # what the last batch adds to the statistics of a policy that normalizes observations
+        self._seen: list[Any] = []
         self._seed = seed
         self._start(seed)
 
@@ -227,10 +230,17 @@ class RolloutCollector:
         for batch in self._collector:
             # workers come stacked in front of the environments
             sequences = batch.reshape(-1, batch.shape[-1])
+            self._seen = [
+                (part, part.measure(*(sequences[key] for key in keys)))
+                for part, keys in find_normalized(self._policy)
+            ]
             yield sequences.refine_names(..., "time")
 
     def update_policy(self) -> None:
         """Send the current parameters to where the policy acts.
+
+        A policy that normalizes observations counts those of the last batch from now on; until
+        then, training on that batch sees what the policy has seen that collected it.
 
         Raises:
             RuntimeError: a worker has died.
@@ -239,6 +249,9 @@ class RolloutCollector:
         for worker in getattr(self._collector, "procs", ()):
             if not worker.is_alive():
                 raise RuntimeError(f"worker {worker.name} has died, exit code {worker.exitcode}")
+        for part, moments in self._seen:
+            part.update(moments)
+        self._seen = []
         self._collector.update_policy_weights_()
 
     def state_dict(self) -> dict[str, Any]:

@@ -182,6 +182,9 @@ class SlowCritic:
         """Follow the learning critic."""
         for slow, fast in zip(self.critic.parameters(), self._critic.parameters(), strict=True):
             slow.lerp_(fast, self._tau)
+        # statistics of the observations, which are those by which the actor reads them
+        for slow, fast in zip(self.critic.buffers(), self._critic.buffers(), strict=True):
+            slow.copy_(fast)
         self._heads.step()
 
     def state_dict(self) -> dict[str, Any]:
