@@ -126,7 +126,10 @@ def image_task() -> Iterator[str]:
 
 def test_a_picture_of_gymnasium(image_task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = start(run, "env=gym", f"env.id={image_task}", "memory=gru", "network.normalize=true")
+    result = start(
+        run, "env=gym", f"env.id={image_task}", "memory=gru", "network.normalize=true",
+        "experiment.max_test_steps=20",
+    )  # fmt: skip
     assert (result.code, result.stderr) == (0, "")
     # sides of 40 and 48 are halved three times
     assert convolutions(run) == 6

@@ -36,7 +36,7 @@ UNKNOWN = [
     ("algo.lr=1", "algo has anneal_lr, "),
     # of another algorithm
     ("algo.group_size=8", "algo has anneal_lr, "),
-    ("algo=grpo", "algo=grpo is unknown; choose one of ppo"),
+    ("algo=grpo", "algo=grpo is unknown; choose one of"),
     ("network=soft_actor_critic", "did you mean actor_critic?"),
     ("network/actor_memory=gru", "network/actor_memory is unknown"),
     ("experiment.totalframes=3", "did you mean experiment.total_frames?"),

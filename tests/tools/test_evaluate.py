@@ -58,7 +58,8 @@ def test_number_of_paths(run: Path) -> None:
         evaluate(run, "--num-paths", count)
         with Image.open(run / "trajectories.png") as picture:
             heights.append(picture.size[1])
-    assert heights[1] == 3 * heights[0]
+    # two in a row, in inches at 150 dots
+    assert heights == [round(150 * (2.7 * rows + 0.4)) for rows in (1, 6)]
     assert tool("evaluate", run, "--num-paths", 0).code == 2
 
 
@@ -143,9 +144,9 @@ def test_number_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert tool("export", tmp_path / "run", "--to", tmp_path / "policy").code == 0
     played: list[int] = []
 
-    def make(make_env: Any, *, num_episodes: int, device: str) -> Any:
+    def make(make_env: Any, *, num_episodes: int, **options: Any) -> Any:
         played.append(num_episodes)
-        return make_test_env(make_env, num_episodes=num_episodes, device=device)
+        return make_test_env(make_env, num_episodes=num_episodes, **options)
 
     monkeypatch.setattr("torchrl_shm.tools.evaluate.make_test_env", make)
     for folder, options in (("run", ()), ("policy", ()), ("policy", ("--num-episodes", 5))):

@@ -42,7 +42,10 @@ def check_finite(name: str, values: Tensor) -> None:
     """Raise ValueError unless all values are finite."""
     # the sum is quick, but may be infinite although all values are finite
     if not math.isfinite(float(values.sum())) and not bool(values.isfinite().all()):
-        raise ValueError(f"{name} must be finite, got {values[~values.isfinite()][0]}")
+        raise ValueError(
+            f"{name} must be finite, got {values[~values.isfinite()][0]}; where a network made "
+            "them, bound its memory, with memory.clamp=100, or learn slower"
+        )
 
 
 def check_range(name: str, values: Tensor, low: float, high: float) -> None:
