@@ -110,6 +110,7 @@ def test_states_are_equally_large_on_white_noise() -> None:
         ({"r_max": 1.1}, r"r_min=0.0 and r_max=1.1 must be"),
         ({"r_min": 0.9, "r_max": 0.9}, r"r_min=0.9 and r_max=0.9 must be"),
         ({"max_phase": 0.0}, r"max_phase=0.0 must be positive"),
+        ({"max_phase": float("inf")}, r"max_phase=inf must be positive and finite"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:

@@ -79,8 +79,10 @@ class LRU(BaseCell):
         super().__init__(input_size, output_size, (memory_size, 2), memory_size=memory_size)
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"r_min={r_min} and r_max={r_max} must be 0 <= r_min < r_max <= 1")
-        if not max_phase > 0:
-            raise ValueError(f"max_phase={max_phase} must be positive; 2 * pi is the whole ring")
+        if not 0 < max_phase < math.inf:
+            raise ValueError(
+                f"max_phase={max_phase} must be positive and finite; 2 * pi is the whole ring"
+            )
         self.memory_size = memory_size
         self.r_min = r_min
         self.r_max = r_max
