@@ -4,7 +4,8 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 # without a GPU triton's kernels run in its interpreter; it decides when it is imported, which torch
 # does, so torch cannot be asked
@@ -19,6 +20,9 @@ from torch import Tensor
 # operators run without it, on a GPU machine that has no more than torch, triton and pytest
 with contextlib.suppress(ModuleNotFoundError):
     import tensordict  # noqa: F401
+MEMBERS: dict[str, object] = {}
+with contextlib.suppress(ModuleNotFoundError):
+    from torchrl_shm.configs.groups import MEMBERS
 
 # sums come out in the same order on every machine, and workers do not fight for cores
 torch.set_num_threads(1)
@@ -36,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _names() -> Iterator[None]:
+    """Forget the names for the command line that a test adds, or a page or docstring that runs."""
+    with patch.dict(MEMBERS):
+        yield
 
 
 @pytest.fixture(autouse=True)

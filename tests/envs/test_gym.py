@@ -143,11 +143,16 @@ def probe() -> Iterator[Callable[..., str]]:
 
 class TestResets:
     def test_one_that_raises_is_named_with_its_seed(self, probe: Any) -> None:
-        # seeded in the first reset, after one without a seed
+        # the first environment is reset once before, without a seed
         env = make_gym_env(probe(fail_at=2), 2, seed=31)
-        message = (
-            r"environment 0 of Probe-v0: a reset after reset\(seed=31\) raised OSError: the robot"
-        )
+        message = r"environment 0 of Probe-v0: reset\(seed=31\) raised OSError: the robot"
+        with pytest.raises(RuntimeError, match=message):
+            env.reset()
+
+    def test_a_later_one_is_named_too(self, probe: Any) -> None:
+        env = make_gym_env(probe(fail_at=3), 2, seed=31)
+        env.reset()
+        message = r"environment 0 of Probe-v0: a reset after reset\(seed=31\) raised OSError"
         with pytest.raises(RuntimeError, match=message):
             env.reset()
 

@@ -19,6 +19,7 @@ from torchrl.modules.utils import get_env_transforms_from_module
 from tests.envs._gym_probe import Probe, is_in
 from torchrl_shm import SHMModule
 from torchrl_shm.envs import make_gym_env
+from torchrl_shm.envs._gym_rows import OneByOne
 from torchrl_shm.envs._gym_task import GymTask
 from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.networks.heads import make_actor
@@ -116,8 +117,10 @@ def play(env: EnvBase, policy: Any, steps: int) -> Any:
     return transformed.rollout(steps, policy, break_when_any_done=False)
 
 
-def received(env: Any) -> list[Any]:
-    return env.unwrapped.received
+def task_of(*arguments: Any, **options: Any) -> tuple[Any, Any]:
+    """A task with one probe, and the probe."""
+    probe = Probe(*arguments, **options)
+    return GymTask(OneByOne([probe], "x"), name="x"), probe
 
 
 def log_prob(space: Any, data: Any, action: Tensor) -> Tensor:
@@ -186,11 +189,10 @@ def test_every_entry_of_an_observation_is_kept(space: Any, entries: Any, registe
 
 
 def test_bounds_are_reached_and_the_middle_is_zero(register: Any) -> None:
-    task = GymTask(Probe(Box(np.array([10, 0]), np.array([20, 1]), dtype=np.float64)), name="x")
-    task.reset()
+    task, probe = task_of(Box(np.array([10, 0]), np.array([20, 1]), dtype=np.float64))
     for action, sent in {(0, 0): (15, 0.5), (-1, 1): (10, 1), (-3, 9): (10, 1)}.items():
-        task.step(task.reset().set("action", torch.tensor(action, dtype=torch.float32)))
-        assert received(task._env)[-1].tolist() == list(sent)
+        task.step(task.reset().set("action", torch.tensor([action], dtype=torch.float32)))
+        assert probe.received[-1].tolist() == list(sent)
 
 
 @pytest.mark.parametrize(
@@ -204,25 +206,45 @@ def test_bounds_are_reached_and_the_middle_is_zero(register: Any) -> None:
     ],
 )
 def test_a_single_bound(space: Any, zero: float) -> None:
-    task = GymTask(Probe(space), name="x")
-    task.step(task.reset().set("action", torch.zeros(1)))
-    assert received(task._env)[0].tolist() == [zero]
+    task, probe = task_of(space)
+    task.step(task.reset().set("action", torch.zeros(1, 1)))
+    assert probe.received[0].tolist() == [zero]
 
 
 def test_observations_are_exact() -> None:
     space = Tuple([Discrete(3, start=5), MultiDiscrete([2, 3], start=[1, 0])])
-    task = GymTask(Probe(Discrete(2), space, first=(6, np.array([2, 0]))), name="x")
-    seen = task.reset()["observation"]
+    task, _ = task_of(Discrete(2), space, first=(6, np.array([2, 0])))
+    seen = task.reset()[0]["observation"]
     assert seen["0"].tolist() == [0, 1, 0]
     assert seen["1"].tolist() == [0, 1, 1, 0, 0]
 
 
 def test_an_array_that_an_environment_writes_to_again() -> None:
     shown = np.zeros(2, np.float32)
-    task = GymTask(Probe(Discrete(2), first=shown), name="x")
+    task, _ = task_of(Discrete(2), first=shown)
     seen = task.reset()["observation"]
     shown[:] = 7
-    assert seen.tolist() == [0, 0]
+    assert seen.tolist() == [[0, 0]]
+
+
+def test_an_array_that_environments_share() -> None:
+    shared = np.zeros(1, np.float32)
+
+    class Counts(gymnasium.Env[Any, Any]):
+        action_space, observation_space = Discrete(2), Box(0, 99, (1,), np.float32)
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            shared[0] = 10 * number[id(self)]
+            return shared, {}
+
+        def step(self, action: Any) -> Any:
+            shared[0] = 10 * number[id(self)] + 1
+            return shared, 0.0, False, False, {}
+
+    envs = [Counts(), Counts()]
+    number = {id(env): i for i, env in enumerate(envs)}
+    data = GymTask(OneByOne(envs, "x"), name="x").rollout(2)
+    assert data["observation"][..., 0].tolist() == [[0, 1], [10, 11]]
 
 
 class TestMasks:
@@ -256,9 +278,8 @@ class TestMasks:
         torch.testing.assert_close(log_prob(action, data, data["action"]), data["action_log_prob"])
 
     def test_a_mask_that_allows_nothing_allows_everything(self) -> None:
-        probe = Probe(Discrete(3), mask=np.zeros(3, np.int8))
-        task = GymTask(probe, name="x", mask_in_info=True)
-        assert task.reset()["action_mask"].tolist() == [True, True, True]
+        task, _ = task_of(Discrete(3), mask=np.zeros(3, np.int8))
+        assert task.reset()["action_mask"].tolist() == [[True, True, True]]
 
     def test_an_entry_that_is_no_mask(self, register: Any) -> None:
         picture = Dict(mask=MultiBinary((4, 4)), position=Box(-1, 1, (2,)))
@@ -267,7 +288,7 @@ class TestMasks:
         wrong = Dict(action_mask=MultiBinary(4), position=Box(-1, 1, (2,)))
         with pytest.raises(ValueError, match=r"'action_mask'.* a flag, 0 or 1, for each of the 3"):
             make_gym_env(register(Discrete(3), wrong))
-        with pytest.raises(RuntimeError, match=r"'action_mask' has 4 flags.* 3 choices"):
+        with pytest.raises(ValueError, match=r"'action_mask' has 4 flags.* 3 choices"):
             make_gym_env(register(Discrete(3), mask=np.ones(4)))
 
 
@@ -336,7 +357,7 @@ class TestRefusals:
     def test_observations_outside_of_their_space(
         self, space: Any, first: Any, message: str, register: Any
     ) -> None:
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(ValueError, match=message):
             make_gym_env(register(Discrete(2), space, first=first))
 
 
@@ -392,12 +413,11 @@ observations = st.recursive(
 )  # fmt: skip
 @given(space=actions, observation=observations, scale=st.sampled_from([0.1, 1.0, 100.0]))
 def test_random_spaces(space: Any, observation: Any, scale: float) -> None:
-    probe = Probe(space, observation)
     with warnings.catch_warnings():
         # gymnasium of samples without bounds
         warnings.simplefilter("ignore")
-        task = GymTask(probe, name="x")
-        actor: Any = make_actor(task.action_spec, (3, 6, 4), scale, None)
+        task, probe = task_of(space, observation)
+        actor: Any = make_actor(task.action_spec_unbatched, (3, 6, 4), scale, None)
         # as peaked as a policy gets
         for parameter in actor.parameters():
             parameter.data.mul_(5)
@@ -406,14 +426,14 @@ def test_random_spaces(space: Any, observation: Any, scale: float) -> None:
             assert data[key].shape == spec.shape
             assert data[key].dtype == spec.dtype
         for _ in range(2):
-            data["features"], data["embedding"] = torch.randn(3), torch.randn(3)
+            data["features"], data["embedding"] = torch.randn(1, 3), torch.randn(1, 3)
             with torch.no_grad():
                 data = actor(data)
             torch.testing.assert_close(
                 log_prob(space, data, data["action"]), data["action_log_prob"],
                 rtol=1e-3, atol=1e-3,
             )  # fmt: skip
-            assert data["action_log_prob"].shape == ()
+            assert data["action_log_prob"].shape == (1,)
             data = task.step(data)["next"]
     assert len(probe.received) == 2
     assert all(is_in(space, action) for action in probe.received)

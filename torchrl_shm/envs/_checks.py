@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,14 +67,14 @@ def check_cells(name: str, given: Tensor, cells: Tensor) -> None:
 
 
 def describe_bad_start(
-    entries: Iterable[tuple[Any, Tensor]], batch_dims: int = 0, first_row: int = 0
+    entries: Iterable[tuple[Any, Tensor]], batch_dims: int = 0, numbers: Sequence[int] | None = None
 ) -> str | None:
     """Name the first number with which an episode starts that is not finite.
 
     Args:
         entries: observations by key, `[...]` of one environment, or `[B, ...]` of several.
         batch_dims: 1 where there are several.
-        first_row: number of the first environment.
+        numbers: number of each environment; `None` counts from 0.
 
     Returns:
         Which entry it is, and in which row; `None` if all numbers are finite.
@@ -88,5 +88,6 @@ def describe_bad_start(
         if bool(bad.any()):
             row = int(bad.any(1).nonzero()[0, 0])
             number = float(rows[row][bad[row]][0])
-            return f"{key!r} is {number} in row {row + first_row} after a reset"
+            row = row if numbers is None else numbers[row]
+            return f"{key!r} is {number} in row {row} after a reset"
     return None

@@ -1,4 +1,7 @@
-"""Spaces of gymnasium as specs: what a policy reads and does, and how it passes to and fro."""
+"""Spaces of gymnasium as specs: what a policy reads and does, and how it passes to and fro.
+
+All is said of one environment; actions are made for a batch at once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
-from torch import Tensor
 from torchrl.data import (
     Binary,
     Bounded,
@@ -20,8 +22,7 @@ from torchrl.data import (
     Unbounded,
 )
 
-MASK = "action_mask"
-"""Entry that says which choices are allowed, one flag per choice."""
+from torchrl_shm.envs._gym_rows import MASK
 
 # numbers of this size are how environments say that there is no bound
 _UNBOUNDED = 1e15
@@ -32,12 +33,12 @@ class Action(NamedTuple):
 
     Attributes:
         spec: spec of what a policy does.
-        to_env: makes of it an element of the space.
+        to_env: makes elements of the space of what a policy does in B environments, `[B, ...]`.
         choices: number of choices of all indices together; 0 where an action is not of indices.
     """
 
     spec: TensorSpec
-    to_env: Callable[[Tensor], Any]
+    to_env: Callable[[np.ndarray], np.ndarray]
     choices: int = 0
 
 
@@ -46,7 +47,7 @@ class Observation(NamedTuple):
 
     Attributes:
         spec: spec of what a policy reads, a `Composite` where the space is made of parts.
-        read: makes it of an element of the space: a tensor, or a TensorDict by part.
+        read: makes it of an element of the space: an array of its own, or a dictionary by part.
     """
 
     spec: TensorSpec
@@ -111,10 +112,10 @@ def _box_action(space: Any) -> Action:
     shape = torch.Size(space.shape or (1,))
     whole = not np.issubdtype(space.dtype, np.floating)
 
-    def to_env(action: Tensor) -> Any:
-        numbers = action.numpy().reshape(space.shape).astype(np.float64) * unit + middle
+    def to_env(action: np.ndarray) -> np.ndarray:
+        numbers = action.reshape(-1, *space.shape).astype(np.float64) * unit + middle
         numbers = np.clip(np.rint(numbers) if whole else numbers, low, high)
-        return np.asarray(numbers, space.dtype)
+        return numbers.astype(space.dtype)
 
     if both.all():
         return Action(Bounded(-1.0, 1.0, shape=shape, dtype=torch.float32), to_env)
@@ -124,21 +125,21 @@ def _box_action(space: Any) -> Action:
 def _index_action(space: Any) -> Action:
     size, start = int(space.n), int(space.start)
     spec = Categorical(size, shape=torch.Size(()), dtype=torch.int64)
-    return Action(spec, lambda action: int(action) + start, size)
+    return Action(spec, lambda action: action + start, size)
 
 
 def _indices_action(space: Any) -> Action:
     sizes = torch.as_tensor(space.nvec.ravel().astype(np.int64))
 
-    def to_env(action: Tensor) -> Any:
-        return (action.numpy().reshape(space.shape) + space.start).astype(space.dtype)
+    def to_env(action: np.ndarray) -> np.ndarray:
+        return (action.reshape(-1, *space.shape) + space.start).astype(space.dtype)
 
     return Action(MultiCategorical(sizes, dtype=torch.int64), to_env, int(sizes.sum()))
 
 
 def _bits_action(space: Any) -> Action:
     spec = Binary(shape=torch.Size(space.shape), dtype=torch.int8)
-    return Action(spec, lambda action: action.numpy().astype(space.dtype))
+    return Action(spec, lambda action: action.astype(space.dtype))
 
 
 def observation_of(space: Any, name: str) -> Observation:
@@ -184,7 +185,7 @@ def _numbers(space: Any, dtype: Any, name: str) -> Observation:
     kind = torch.uint8 if dtype == np.uint8 else torch.float32
     shape = torch.Size(space.shape or (1,))
 
-    def read(x: Any) -> Tensor:
+    def read(x: Any) -> np.ndarray:
         # a copy: environments may go on with the array that they gave
         numbers = np.array(x, dtype)
         if numbers.shape != space.shape:
@@ -192,7 +193,7 @@ def _numbers(space: Any, dtype: Any, name: str) -> Observation:
                 f"{name} emits an observation of shape {numbers.shape}, and its space says "
                 f"{space.shape}; fix the environment"
             )
-        return torch.from_numpy(numbers.reshape(shape))
+        return numbers.reshape(shape)
 
     return Observation(Unbounded(shape, dtype=kind), read)
 
@@ -201,12 +202,12 @@ def _one_hot(sizes: Any, starts: Any, name: str) -> Observation:
     sizes, starts = sizes.astype(np.int64), starts.astype(np.int64)
     offsets, total = sizes.cumsum() - sizes, int(sizes.sum())
 
-    def read(x: Any) -> Tensor:
+    def read(x: Any) -> np.ndarray:
         indices = np.asarray(x, np.int64).ravel() - starts
         if ((indices < 0) | (indices >= sizes)).any():
             raise ValueError(f"{name} emits {x}, which is not in its space; fix the environment")
-        numbers = torch.zeros(total)
-        numbers[torch.from_numpy(offsets + indices)] = 1
+        numbers = np.zeros(total, np.float32)
+        numbers[offsets + indices] = 1
         return numbers
 
     return Observation(Unbounded(torch.Size((total,)), dtype=torch.float32), read)
@@ -218,10 +219,17 @@ def _parts(children: dict[Any, Any], name: str) -> Observation:
     parts = {key: observation_of(x, f"{name}, entry {key!r},") for key, x in children.items()}
     specs: Any = {str(key): part.spec for key, part in parts.items()}
 
-    def read(x: Any) -> TensorDict:
-        return TensorDict({str(key): part.read(x[key]) for key, part in parts.items()}, [])
+    def read(x: Any) -> dict[str, Any]:
+        return {str(key): part.read(x[key]) for key, part in parts.items()}
 
     return Observation(Composite(specs), read)
+
+
+def stack(read: list[Any]) -> Any:
+    """Stack what was read of B environments: a tensor, or a TensorDict by part, of shape [B]."""
+    if isinstance(read[0], dict):
+        return TensorDict({key: stack([x[key] for x in read]) for key in read[0]}, [len(read)])
+    return torch.from_numpy(np.stack(read))
 
 
 def mask_of(choices: int) -> Observation:
@@ -235,7 +243,7 @@ def mask_of(choices: int) -> Observation:
         nothing is allowed, as behind the end of an episode, everything is.
     """
 
-    def read(mask: Any) -> Tensor:
+    def read(mask: Any) -> np.ndarray:
         parts = mask if isinstance(mask, (tuple, list)) else [mask]
         flags = np.concatenate([np.ravel(part) for part in parts]).astype(bool)
         if flags.size != choices:
@@ -243,7 +251,7 @@ def mask_of(choices: int) -> Observation:
                 f"{MASK!r} has {flags.size} flags, and there are {choices} choices; it needs one "
                 "per choice, of several indices one block after the other"
             )
-        return torch.from_numpy(flags if flags.any() else ~flags)
+        return flags if flags.any() else ~flags
 
     return Observation(Binary(shape=torch.Size((choices,)), dtype=torch.bool), read)
 

@@ -1,128 +1,245 @@
-"""One environment of gymnasium as one of TorchRL."""
+"""Environments of gymnasium as one environment of TorchRL."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Unbounded
-from torchrl.envs import Transform
-from torchrl.envs.gym_like import BaseInfoDictReader
-from torchrl.envs.libs.gym import GymWrapper
+from torchrl._utils import seed_generator
+from torchrl.data import (
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    TensorSpec,
+    Unbounded,
+)
+from torchrl.envs import EnvBase
 
 from torchrl_shm.envs._checks import describe_bad_start
-from torchrl_shm.envs._gym_spaces import MASK, action_of, is_mask, mask_of, observation_of
+from torchrl_shm.envs._gym_rows import MASK, Row, Rows
+from torchrl_shm.envs._gym_spaces import action_of, is_mask, mask_of, observation_of, stack
 
 # entries of TorchRL, which an observation would overwrite
 _TAKEN = {"action", "reward", "done", "terminated", "truncated", "next", "is_init", "collector"}
 
 
-class GymTask(GymWrapper):
-    """`GymWrapper` for the spaces that a policy of this package reads and plays.
+class GymTask(EnvBase):
+    """Environments of gymnasium, with the spaces that a policy of this package reads and plays.
 
-    TorchRL's own specs have no place for several indices of equal sizes, starts other than 0, or
-    tuples of different parts, and its actions are sent as they are.
+    TorchRL's `GymWrapper` has no place for several indices of equal sizes, starts other than 0, or
+    tuples of different parts, and sends actions as they are. A `SerialEnv` of such wrappers costs
+    ten times what a small environment does.
 
     Args:
-        env: the environment of gymnasium.
-        name: its name, for errors.
-        row: its number among those of a batch, for errors.
-        mask_in_info: whether its action mask comes in `info`, which no space tells.
-        **options: those of TorchRL's wrappers.
+        rows: the environments, which are B. The first of them starts an episode here: that shows
+            whether there is an action mask in `info`, which no space tells.
+        name: their name, for errors.
+        previous_action: whether to emit `previous_action`. Indices are one-hot, one block after
+            the other; numbers are those between the bounds that count.
+        previous_reward: whether to emit `previous_reward`.
+        device: device of the tensors.
 
     Raises:
-        ValueError: a space cannot be played, or an observation has a name that TorchRL writes.
+        ValueError: a space cannot be played, an observation has a name that TorchRL writes, or is
+            not in its space.
+        FloatingPointError: an episode starts with a number that is not finite.
     """
 
     def __init__(
-        self, env: Any, *, name: str, row: int = 0, mask_in_info: bool = False, **options: Any
+        self,
+        rows: Rows,
+        *,
+        name: str,
+        previous_action: bool = False,
+        previous_reward: bool = False,
+        device: torch.device | str | int = "cpu",
     ) -> None:
-        self._task, self._row = name, row
-        self._start = "the first reset, without a seed,"
-        super().__init__(env, **options)
-        if mask_in_info:
-            self.set_info_dict_reader(_MaskReader(self._action.choices))
-
-    def _build_env(self, env: Any, **kwargs: Any) -> Any:
-        # without a look whether TorchRL should take it for a picture
-        self.batch_size = torch.Size([])
-        return env
-
-    def _make_specs(self, env: Any, batch_size: Any = None) -> None:
-        self._action = action_of(env.action_space, self._task)
-        space, name = env.observation_space, self._task
-        self._mask_entry, self._root = None, None
-        if isinstance(space, spaces.Dict):
-            self._mask_entry = _find_mask(space, self._action.choices, name)
-            parts = {key: x for key, x in space.spaces.items() if key != self._mask_entry}
-            if clash := sorted(_TAKEN & {str(key) for key in parts}):
-                raise ValueError(
-                    f"observations of {name} have entries {clash}, which TorchRL writes itself: "
-                    "rename them in a gymnasium.ObservationWrapper"
-                )
-            self._observation = observation_of(spaces.Dict(parts), name)
-            observations: Any = self._observation.spec
-        else:
-            self._observation = observation_of(space, name)
-            picture = space.dtype == np.uint8 and len(space.shape or ()) == 3
-            # what TorchRL calls a picture
-            self._root = "pixels" if picture else "observation"
-            observations = Composite({self._root: self._observation.spec})
-        if self._mask_entry is not None:
-            self._mask = mask_of(self._action.choices)
-            observations[MASK] = self._mask.spec
-        self.action_spec = self._action.spec
-        self.observation_spec = observations
-        self.reward_spec = Unbounded(torch.Size((1,)))
-        flag = Categorical(2, dtype=torch.bool, shape=torch.Size((1,)))
-        self.done_spec = Composite(
-            {name: flag.clone() for name in ("done", "terminated", "truncated")}
+        super().__init__(device=torch.device(device), batch_size=torch.Size([rows.num_envs]))
+        self._rows, self._name = rows, name
+        self._previous = (previous_action, previous_reward)
+        self._seeds: list[int | None] = [None] * rows.num_envs
+        self._action = action_of(rows.action_space, name)
+        (first,) = rows.reset([0], [None])
+        entries = _entries_of(
+            rows.observation_space, self._action.choices, name, first.mask is not None
         )
+        self._read = entries.read
+        specs: dict[str, Any] = dict(entries.specs)
+        self.action_spec = self._for_all(self._action.spec)
+        previous = self._before(self.action_spec.zero(), self._zeros())
+        self._nothing = {key: torch.zeros_like(value) for key, value in previous.items()}
+        specs |= {key: Unbounded(value.shape[1:]) for key, value in previous.items()}
+        self.observation_spec = self._for_all(Composite(specs))
+        self.reward_spec = self._for_all(Unbounded(torch.Size((1,))))
+        flag = Categorical(2, dtype=torch.bool, shape=torch.Size((1,)))
+        flags: Any = {key: flag.clone() for key in ("done", "terminated", "truncated")}
+        self.done_spec = self._for_all(Composite(flags))
+        # whether every row was terminated or truncated, and what it showed last: a row that has
+        # ended and is not stepped goes on to show it, with a reward of 0
+        self._ends = np.zeros((2, rows.num_envs, 1), np.bool_)
+        self._shown: TensorDictBase = self.observation_spec.zero()
+        self._show([0], [self._read(first)], self._nothing, started=True)
 
-    def shows_mask(self) -> bool:
-        """Whether `info` has an action mask, which no space tells; starts an episode."""
-        if not self._action.choices or self._mask_entry is not None:
-            return False
-        reader = _MaskReader(self._action.choices)
-        self.set_info_dict_reader(reader)
-        self.reset()
-        return reader.found
+    def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
+        """Seed the next reset of every row; each has a seed that follows from the one before."""
+        for row in range(self._rows.num_envs):
+            self._seeds[row] = seed
+            if seed is not None and not static_seed:
+                seed = seed_generator(seed)
+        return seed
 
-    def read_action(self, action: Tensor) -> Any:
-        """Make what the environment receives, an element of its action space."""
-        return self._action.to_env(action.detach().cpu())
+    def _set_seed(self, seed: int | None) -> None:
+        self.set_seed(seed)
 
-    def read_obs(self, observations: Any) -> dict[str, Any]:
-        """Read an observation.
+    def _reset(
+        self, tensordict: TensorDictBase | None = None, *, seed: int | None = None, **_: Any
+    ) -> TensorDictBase:
+        if seed is not None:
+            self.set_seed(seed)
+        rows = self._marked(None if tensordict is None else tensordict.get("_reset", None))
+        seeds = [self._seeds[row] for row in rows]
+        seen = [self._read(row) for row in self._rows.reset(rows, seeds)]
+        for row in rows:
+            self._seeds[row] = None
+        self._ends[:, rows] = False
+        return self._show(rows, seen, self._nothing, started=True)
 
-        Raises:
-            ValueError: it is not in its space.
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action: Tensor = tensordict.get("action").detach()
+        rows = self._marked(tensordict.get("_step", None))
+        sent = self._action.to_env(action.cpu().numpy())
+        seen, reward = [], np.zeros((self._rows.num_envs, 1), np.float32)
+        for i, row in zip(rows, self._rows.step(rows, sent), strict=True):
+            seen.append(self._read(row))
+            reward[i] = _number(row.reward, self._name)
+            self._ends[:, i, 0] = row.terminated, row.truncated
+        terminated, truncated = torch.from_numpy(self._ends.copy()).to(self.device)
+        ends = {"reward": torch.from_numpy(reward).to(self.device), "done": terminated | truncated}
+        shown = self._show(rows, seen, self._before(action, ends["reward"]))
+        return shown.update({**ends, "terminated": terminated, "truncated": truncated})
+
+    def render(self, index: int = 0) -> Tensor | None:
+        """Picture of a row, uint8 `[H, W, 3]`, of environments made with `render_mode="rgb_array"`.
+
+        Args:
+            index: number of the row.
+
+        Returns:
+            The picture; `None` where the environments draw none.
         """
-        seen = self._observation.read(observations)
-        entries = dict(seen.items()) if self._root is None else {self._root: seen}
-        if self._mask_entry is not None:
-            entries[MASK] = self._mask.read(observations[self._mask_entry])
+        picture = self._rows.render(index)
+        return None if picture is None else torch.from_numpy(np.array(picture, np.uint8))
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close all environments."""
+        if not self.is_closed:
+            self._rows.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+    def _show(
+        self, rows: list[int], seen: list[Any], previous: dict[str, Tensor], started: bool = False
+    ) -> TensorDictBase:
+        """Write what some rows show, and give what all show."""
+        new = stack(seen).to(self.device)
+        new.update({key: value[rows] for key, value in previous.items()})
+        if started and (bad := describe_bad_start(new.items(True, True), 1, rows)):
+            raise FloatingPointError(f"{self._name}: {bad}; fix the environment")
+        if len(rows) < self._rows.num_envs:
+            # what was given before is not written to
+            everything = self._shown.clone()
+            everything[rows] = new
+            new = everything
+        self._shown = new
+        return new.copy()
+
+    def _before(self, action: Tensor, reward: Tensor) -> dict[str, Tensor]:
+        """The action and the reward that led to an observation, as rows of numbers."""
+        entries = {}
+        if self._previous[0]:
+            spec = self.action_spec
+            # bits are a Categorical, too
+            if type(spec) in (Categorical, MultiCategorical):
+                action = spec.to_one_hot(action)  # pyright: ignore[reportAttributeAccessIssue]
+            elif isinstance(spec, Bounded):
+                action = spec.project(action)
+            entries["previous_action"] = action.float().flatten(1)
+        if self._previous[1]:
+            entries["previous_reward"] = reward
         return entries
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        if kwargs.get("seed") is not None:
-            self._start = f"reset(seed={kwargs['seed']})"
-        try:
-            started = super()._reset(tensordict, **kwargs)
-        except Exception as error:
-            raise RuntimeError(
-                f"environment {self._row} of {self._task}: {self._start} raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if not self._start.startswith("a reset"):
-            self._start = f"a reset after {self._start}"
-        if bad := describe_bad_start(started.items(True, True), first_row=self._row):
-            raise FloatingPointError(f"{self._task}: {bad}; fix the environment")
-        return started
+    def _marked(self, mask: Tensor | None) -> list[int]:
+        """Numbers of the rows that a mask names; of all without one."""
+        if mask is None:
+            return list(range(self._rows.num_envs))
+        return mask.reshape(self._rows.num_envs).nonzero()[:, 0].tolist()
+
+    def _for_all(self, spec: Any) -> Any:
+        return spec.expand(self._rows.num_envs, *spec.shape).to(self.device)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self._rows.num_envs, 1, device=self.device)
+
+
+class _Entries(NamedTuple):
+    """The entries of an observation: their specs, and how they are read of what a row shows."""
+
+    specs: dict[str, TensorSpec]
+    read: Callable[[Row], dict[str, Any]]
+
+
+def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Entries:
+    """Look up what a policy reads of a row.
+
+    Args:
+        space: space of the observation.
+        choices: number of choices of all indices of the action together.
+        name: name of the environment, for errors.
+        mask_in_info: whether `info` has an action mask.
+
+    Returns:
+        The entries by name.
+
+    Raises:
+        ValueError: a space cannot be read, or an entry has a name that TorchRL writes.
+    """
+    mask_entry, root = None, None
+    if isinstance(space, spaces.Dict):
+        mask_entry = _find_mask(space, choices, name)
+        parts = {key: x for key, x in space.spaces.items() if key != mask_entry}
+        if clash := sorted(_TAKEN & {str(key) for key in parts}):
+            raise ValueError(
+                f"observations of {name} have entries {clash}, which TorchRL writes itself: "
+                "rename them in a gymnasium.ObservationWrapper"
+            )
+        observation = observation_of(spaces.Dict(parts), name)
+        specs: dict[str, Any] = dict(observation.spec.items())  # pyright: ignore
+    else:
+        observation = observation_of(space, name)
+        picture = space.dtype == np.uint8 and len(space.shape or ()) == 3
+        # what TorchRL calls a picture
+        root = "pixels" if picture else "observation"
+        specs = {root: observation.spec}
+    masked = choices > 0 and (mask_entry is not None or mask_in_info)
+    mask, everything = mask_of(choices), np.ones(choices, np.bool_)
+    if masked:
+        specs[MASK] = mask.spec
+
+    def read(row: Row) -> dict[str, Any]:
+        seen = observation.read(row.observation)
+        entries = seen if root is None else {root: seen}
+        if masked:
+            given = row.mask if mask_entry is None else row.observation[mask_entry]
+            # where none is given, everything is allowed
+            entries[MASK] = mask.read(everything if given is None else given)
+        return entries
+
+    return _Entries(specs, read)
 
 
 def _find_mask(space: Any, choices: int, name: str) -> Any:
@@ -138,79 +255,8 @@ def _find_mask(space: Any, choices: int, name: str) -> Any:
     return None
 
 
-class _MaskReader(BaseInfoDictReader):
-    """Reads the action mask in `info`; where none is given, everything is allowed."""
-
-    def __init__(self, choices: int) -> None:
-        self._mask, self._all = mask_of(choices), np.ones(choices, bool)
-        self.found = False
-
-    def __call__(self, info_dict: dict[str, Any], tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the entry."""
-        self.found |= MASK in info_dict
-        return tensordict.set(MASK, self._mask.read(info_dict.get(MASK, self._all)))
-
-    @property
-    def info_spec(self) -> Any:
-        """Spec of the entry."""
-        return {MASK: self._mask.spec}
-
-
-class Previous(Transform):
-    """Emits the action and the reward that led to an observation.
-
-    Indices are one-hot, one block after the other; numbers are those between the bounds that
-    count.
-
-    Args:
-        action: whether to emit `previous_action`.
-        reward: whether to emit `previous_reward`.
-    """
-
-    def __init__(self, action: bool, reward: bool) -> None:
-        super().__init__()
-        self.action = action
-        self.reward = reward
-
-    def transform_observation_spec(self, observation_spec: Any) -> Any:
-        """Declare the new entries."""
-        for name, size in self._sizes().items():
-            shape = torch.Size((*observation_spec.shape, size))
-            observation_spec[name] = Unbounded(shape, device=observation_spec.device)
-        return observation_spec
-
-    def _sizes(self) -> dict[str, int]:
-        action = self._numbers(self._spec.zero())
-        return {
-            **({"previous_action": action.numel()} if self.action else {}),
-            **({"previous_reward": 1} if self.reward else {}),
-        }
-
-    @property
-    def _spec(self) -> Any:
-        parent: Any = self.parent
-        return parent.action_spec_unbatched
-
-    def _numbers(self, action: Tensor) -> Tensor:
-        """An action as a row of numbers."""
-        spec = self._spec
-        # bits are a Categorical, too
-        if type(spec) in (Categorical, MultiCategorical):
-            action = spec.to_one_hot(action)
-        elif isinstance(spec, Bounded):
-            action = spec.project(action)
-        return action.float().flatten()
-
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        if self.action:
-            next_tensordict.set("previous_action", self._numbers(tensordict.get("action")))
-        if self.reward:
-            next_tensordict.set("previous_reward", next_tensordict.get("reward").float())
-        return next_tensordict
-
-    def _reset(
-        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
-    ) -> TensorDictBase:
-        for name, size in self._sizes().items():
-            tensordict_reset.set(name, torch.zeros(size, device=tensordict_reset.device))
-        return tensordict_reset
+def _number(reward: Any, name: str) -> float:
+    numbers = np.asarray(reward, np.float64)
+    if numbers.size != 1:
+        raise ValueError(f"a reward of {name} is {reward}; it must be one number")
+    return float(numbers.item())

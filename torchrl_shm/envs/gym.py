@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
-from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
+from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_count
 
@@ -20,12 +19,15 @@ def make_gym_env(
     *,
     kwargs: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
+    vectorized: bool = False,
     previous_action: bool = False,
     previous_reward: bool = False,
     seed: int | None = None,
     device: torch.device | str | int = "cpu",
 ) -> EnvBase:
-    """Make a batch of any gymnasium environment, stepped one after the other.
+    """Make a batch of any gymnasium environment.
+
+    They are stepped one after the other, or as one where the task comes with a vector environment.
 
     ## Observations
 
@@ -54,8 +56,13 @@ def make_gym_env(
     Environment 0 is reset with `seed`, and every further one with a seed drawn from the one before
     it, as TorchRL does in `set_seed`. Later episodes go on with the generator of the environment.
 
-    Vector environments of gymnasium are not used: those that come with it start new episodes one
-    step late (`AutoresetMode.NEXT_STEP`), which TorchRL's `GymWrapper` refuses.
+    ## Vector environments
+
+    Some packages step many environments by one call, in C++ or on a GPU. `vectorized=True` uses
+    what the task's registration names as its `vector_entry_point`. It is seeded with `seed`, and
+    seeds its rows itself. One that starts new episodes one step late (`AutoresetMode.NEXT_STEP`),
+    as those that come with gymnasium do, cannot be stepped as TorchRL's contract asks, and is
+    refused.
 
     Args:
         id: gymnasium's name of the environment, such as `"CartPole-v1"`; `"module:Name-v0"` imports
@@ -63,6 +70,7 @@ def make_gym_env(
         num_envs: number of environments B.
         kwargs: arguments of the environment, such as `{"is_slippery": False}`.
         max_episode_steps: time limit, in place of the environment's own.
+        vectorized: use the vector environment that comes with the task.
         previous_action: emit `previous_action`, one-hot for indices, 0 at reset.
         previous_reward: emit `previous_reward`, float32 of shape `[B, 1]`, 0 at reset.
         seed: seed of the environments; `None` leaves them unseeded.
@@ -74,8 +82,9 @@ def make_gym_env(
 
     Raises:
         ImportError: gymnasium is not installed.
-        ValueError: gymnasium does not know `id` or cannot make it, a space cannot be played, or
-            `num_envs` or `max_episode_steps` is not a whole number, or not positive.
+        ValueError: gymnasium does not know `id` or cannot make it, a space cannot be played,
+            `num_envs` or `max_episode_steps` is not a whole number, or not positive, or
+            `vectorized` and the task has no vector environment that can be played.
         RuntimeError: an environment cannot be reset.
         FloatingPointError: an episode starts with a number that is not finite.
 
@@ -93,16 +102,13 @@ def make_gym_env(
     if max_episode_steps is not None:
         check_count("max_episode_steps", max_episode_steps)
         options["max_episode_steps"] = max_episode_steps
-    first = _make_gymnasium(id, options)
-    endless = first.spec is None or first.spec.max_episode_steps is None
-    # refuses spaces; whether there is a mask in `info` is known after a reset only
-    task: Any = _task(first, name=id)
-    mask_in_info = task.shows_mask()
-    first.close()
-    previous = (previous_action, previous_reward)
-    make = partial(_wrap_gym, id, options, mask_in_info=mask_in_info, previous=previous)
-    env: Any = _batch(make, num_envs, seed, device)
-    env.endless = endless
+    if vectorized:
+        rows: Any = _rows().Together(_make_together(id, num_envs, options), id)
+    else:
+        rows = _rows().OneByOne([_make(id, "make", options) for _ in range(num_envs)], id)
+    previous = {"previous_action": previous_action, "previous_reward": previous_reward}
+    env = _task(rows, id, seed, device, **previous)
+    env.endless = rows.endless
     return env
 
 
@@ -146,7 +152,8 @@ def make_popgym_env(
     if not isinstance(getattr(envs, name, None), type):
         raise ValueError(f"popgym has no environment {name!r}; names are like 'AutoencodeEasy'")
     check_count("num_envs", num_envs)
-    return _batch(partial(_wrap_popgym, name, previous_action, antialias), num_envs, seed, device)
+    made = [_wrap_popgym(name, previous_action, antialias) for _ in range(num_envs)]
+    return _task(_rows().OneByOne(made, name), name, seed, device)
 
 
 def _import(module: str) -> Any:
@@ -158,34 +165,50 @@ def _import(module: str) -> Any:
         ) from error
 
 
-def _make_gymnasium(id: str, options: dict[str, Any]) -> Any:
-    """Make one environment, or say in a line why it cannot be made."""
+def _rows() -> Any:
+    # it stands on gymnasium, which need not be installed
+    _import("gymnasium")
+    return import_module("torchrl_shm.envs._gym_rows")
+
+
+def _make(id: str, maker: str, options: dict[str, Any], **given: Any) -> Any:
+    """Make one environment, or one of many, or say in a line why it cannot be made."""
     gymnasium: Any = _import("gymnasium")
     try:
-        return gymnasium.make(id, **options)
+        return getattr(gymnasium, maker)(id, **options, **given)
     except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
         # of `module:Id` only what stands behind the colon is a name
         near = get_close_matches(id.rpartition(":")[2], gymnasium.registry, 3)
         advice = f"did you mean {' or '.join(near)}?" if near else _line(error)
         raise ValueError(f"gymnasium has no environment {id!r}: {advice}") from error
     except Exception as error:
-        given = ", ".join([repr(id), *(f"{name}={value!r}" for name, value in options.items())])
+        words = ", ".join([repr(id), *(f"{name}={value!r}" for name, value in options.items())])
         raise ValueError(
-            f"gymnasium.make({given}) raised {type(error).__name__}: {_line(error)}"
+            f"gymnasium.{maker}({words}) raised {type(error).__name__}: {_line(error)}"
         ) from error
+
+
+def _make_together(id: str, num_envs: int, options: dict[str, Any]) -> Any:
+    """Make the vector environment of a task, with new episodes in the same step if it lets us."""
+    given = {"num_envs": num_envs, "vectorization_mode": "vector_entry_point"}
+    made = _make(id, "make_vec", options, **given)
+    mode = _import("gymnasium.vector").AutoresetMode
+    if made.metadata.get("autoreset_mode", mode.NEXT_STEP) != mode.NEXT_STEP:
+        return made
+    try:
+        again = _make(id, "make_vec", {"autoreset_mode": mode.SAME_STEP, **options}, **given)
+    except ValueError:
+        # it has no such argument, and is refused for its mode
+        return made
+    made.close()
+    return again
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _wrap_gym(id: str, options: dict[str, Any], row: int = 0, **wrapped: Any) -> EnvBase:
-    return _task(_make_gymnasium(id, options), name=id, row=row, **wrapped)
-
-
-def _wrap_popgym(
-    name: str, previous_action: bool, antialias: bool, row: int = 0, **wrapped: Any
-) -> EnvBase:
+def _wrap_popgym(name: str, previous_action: bool, antialias: bool) -> Any:
     wrappers: Any = _import("popgym.wrappers")
     env = getattr(_import("popgym.envs"), name)()
     if previous_action:
@@ -193,23 +216,15 @@ def _wrap_popgym(
     if antialias:
         env = wrappers.Antialias(env)
     env = wrappers.Flatten(env)
-    if hasattr(env.action_space, "nvec"):
-        env = wrappers.DiscreteAction(env)
-    return _task(env, name=name, row=row, **wrapped)
+    return wrappers.DiscreteAction(env) if hasattr(env.action_space, "nvec") else env
 
 
-def _task(env: Any, *, previous: tuple[bool, bool] = (False, False), **options: Any) -> EnvBase:
-    # what stands on gymnasium, which need not be installed
-    from torchrl_shm.envs._gym_task import GymTask, Previous
+def _task(
+    rows: Any, name: str, seed: int | None, device: torch.device | str | int, **previous: bool
+) -> Any:
+    from torchrl_shm.envs._gym_task import GymTask
 
-    task = GymTask(env, **options)
-    # inside, so that the whole takes further transforms like any other environment
-    return TransformedEnv(task, Previous(*previous)) if any(previous) else task
-
-
-def _batch(make: Any, num_envs: int, seed: int | None, device: torch.device | str | int) -> EnvBase:
-    rows = [{"row": row} for row in range(num_envs)]
-    env: Any = SerialEnv(num_envs, make, create_env_kwargs=rows, device=torch.device(device))
+    env: Any = GymTask(rows, name=name, device=device, **previous)
     env.policy_keys = tuple(env.observation_spec.keys(True, True))
     if seed is not None:
         env.set_seed(seed)

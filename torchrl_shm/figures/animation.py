@@ -176,7 +176,8 @@ def _picture(env: EnvBase, seen: dict[Any, Tensor]) -> Tensor | None:
     # gymnasium's method of this name has no index
     if callable(render) and "index" in signature(render).parameters:
         picture: Any = render(index=0)
-        return None if picture is None else torch.as_tensor(picture)
+        if picture is not None:
+            return torch.as_tensor(picture)
     images = [x for x in seen.values() if x.dtype == torch.uint8 and x.shape[2:] == (3,)]
     return images[0] if images else None
 
