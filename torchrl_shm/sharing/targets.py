@@ -44,7 +44,8 @@ def check_targets(config: Any, group: Literal["memory", "env"], path: Path) -> N
     }
     kind = {
         "memory": "memories of torchrl_shm are accepted, and those add_memory was given before",
-        "env": "the tasks of torchrl_shm are accepted; for others call policy.module yourself",
+        "env": "the tasks of torchrl_shm are accepted; for others make the environment yourself "
+        "and call evaluate(load_policy(folder).module, env)",
     }[group]
     for target in _targets(plain):
         # exactly these: other functions of the same modules may do harm
