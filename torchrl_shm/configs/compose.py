@@ -7,9 +7,11 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
@@ -30,6 +32,7 @@ from torchrl_shm.configs.mistakes import mistakes_in_a_line, refuse
 from torchrl_shm.configs.saved import remove_empty, resumed_config
 from torchrl_shm.modules import MemoryCell
 from torchrl_shm.renamed import refuse_old_options
+from torchrl_shm.training import ranks
 
 _GROUPS = ("env", "memory", "network", "experiment", "algo", "collector", "logger")
 
@@ -57,8 +60,24 @@ def run_recipe(
     leave_out_other_recipes(algo, network)
     register(name, algo=algo, network=network)
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
-    with mistakes_in_a_line():
+    with mistakes_in_a_line(), _without_a_folder_of_its_own():
         task.hydra_main(config_name=name, config_path=None, version_base="1.3")
+    ranks.leave()
+
+
+@contextmanager
+def _without_a_folder_of_its_own() -> Generator[None]:
+    """Keep Hydra from making a folder for every process that `torchrun` starts but the first."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    before = list(sys.argv)
+    with TemporaryDirectory() as folder:
+        sys.argv.append(f"hydra.run.dir='{folder}'")
+        try:
+            yield
+        finally:
+            sys.argv[:] = before
 
 
 class _Recipe(Zen[..., Any]):
@@ -75,6 +94,9 @@ class _Recipe(Zen[..., Any]):
                 OmegaConf.update(cfg, f"experiment.{key}", value)
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
+            ranks.join()
+            if ranks.num_ranks() > 1 and hydra.mode is RunMode.MULTIRUN:
+                raise ValueError("a sweep (-m) cannot be started by torchrun; start run by run")
             return super().__call__(resumed_config(cfg))
         except Exception as error:
             remove_empty(Path(hydra.runtime.output_dir))

@@ -18,6 +18,7 @@ from torchrl_shm.envs.contract import ask_env
 from torchrl_shm.networks.normalization import find_normalized
 from torchrl_shm.torchrl_private import get_carrier, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
+from torchrl_shm.training.ranks import everyone
 from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector
 
 CollectorBackend = Literal["single", "multi_sync"]
@@ -249,8 +250,9 @@ class RolloutCollector:
         for worker in getattr(self._collector, "procs", ()):
             if not worker.is_alive():
                 raise RuntimeError(f"worker {worker.name} has died, exit code {worker.exitcode}")
-        for part, moments in self._seen:
-            part.update(moments)
+        for part, own in self._seen:
+            for moments in everyone(own):
+                part.update(moments)
         self._seen = []
         self._collector.update_policy_weights_()
 
