@@ -161,7 +161,8 @@ class TestResets:
             def reset(self, **_: Any) -> Any:
                 raise OSError("the robot\n  is not on:\n\tpress the button")
 
-        gymnasium.register("Talkative-v0", lambda: Talkative(spaces.Discrete(2)))
+        make = partial(Talkative, spaces.Discrete(2))
+        gymnasium.register("Talkative-v0", entry_point=make, disable_env_checker=True)
         try:
             with pytest.raises(RuntimeError, match=r"OSError: the robot is not on: press the but"):
                 make_gym_env("Talkative-v0")

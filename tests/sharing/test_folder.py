@@ -300,7 +300,7 @@ class TestOverwriting:
         monkeypatch.setattr("torch.onnx.export", refuse)
         before = {path.name: path.read_bytes() for path in shared.iterdir()}
         for folder in (shared, tmp_path / "new"):
-            with pytest.raises(ValueError, match="ONNX refuses this policy: no such operation"):
+            with pytest.raises(ValueError, match="ONNX refuses this policy: .*no such operation"):
                 export_policy(shared.parent / "run", folder, onnx=True)
         assert {path.name: path.read_bytes() for path in shared.iterdir()} == before
         assert not (tmp_path / "new").exists()

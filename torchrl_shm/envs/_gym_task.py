@@ -26,7 +26,6 @@ from torchrl_shm.envs._gym_rows import MASK, Row, Rows
 from torchrl_shm.envs._gym_spaces import action_of, is_mask, mask_of, observation_of, stack
 from torchrl_shm.torchrl_private import following_seed
 
-
 # a reward is a float32
 _LARGEST = float(np.finfo(np.float32).max)
 
