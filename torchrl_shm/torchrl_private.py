@@ -27,7 +27,6 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
         "_assert_tensordict_shape",
         "_step_proc_data",
     ),
-    "torchrl.envs.libs.gym.GymWrapper": ("_build_env", "_make_specs", "_reset"),
     "torchrl.envs.Transform": (
         "_reset",
         "_step",
@@ -38,6 +37,17 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     ),
 }
 """Methods by class, with what would replace them where that is known."""
+
+
+def following_seed(seed: int) -> int:
+    """The seed of the next environment of a batch, as TorchRL's `set_seed` draws it.
+
+    Args:
+        seed: that of the one before it.
+    """
+    from torchrl._utils import seed_generator
+
+    return seed_generator(seed)
 
 
 def get_carrier(collector: Any) -> TensorDictBase | None:

@@ -23,11 +23,11 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from torchrl._utils import seed_generator
 from torchrl.envs import GymEnv, SerialEnv
 
 from tests.benchmarks._measure import table
 from torchrl_shm.envs import make_gym_env
+from torchrl_shm.torchrl_private import following_seed
 
 CASES = ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1"]
 BATCHES = [1, 16, 64]
@@ -46,7 +46,7 @@ def check(id: str, batch: int = 3, steps: int = 100) -> None:
     other = sync(id, batch)
     seeds = [SEED]
     while len(seeds) < batch:
-        seeds.append(seed_generator(seeds[-1]))
+        seeds.append(following_seed(seeds[-1]))
     data, _ = env.reset(), other.reset(seed=seeds)  # pyright: ignore[reportArgumentType]
     for _ in range(steps):
         stepped, data = env.step_and_maybe_reset(env.rand_action(data))

@@ -169,6 +169,19 @@ class TestResets:
         with pytest.raises(FloatingPointError, match=message):
             make_gym_env(probe(first=first), 2)
 
+    def test_an_environment_whose_own_module_is_missing(self, probe: Any) -> None:
+        def make(**_: Any) -> Any:
+            import no_such_simulator  # noqa: F401 # pyright: ignore
+
+        gymnasium.register("Simulated-v0", entry_point=make)
+        try:
+            with pytest.raises(
+                ValueError, match=r"'Simulated-v0' cannot be imported: .*simulator'"
+            ):
+                make_gym_env("Simulated-v0")
+        finally:
+            gymnasium.registry.pop("Simulated-v0")
+
     def test_episodes_of_one_step(self, probe: Any) -> None:
         env = make_gym_env(probe(length=1), 2)
         data = env.rollout(4, break_when_any_done=False)
@@ -207,7 +220,10 @@ class TestMistakes:
             ValueError, match=r"no environment 'CartPol-v1': did you mean CartPole-v"
         ):
             make_gym_env("CartPol-v1")
-        with pytest.raises(ValueError, match=r"no environment 'no_such_module:A-v0'"):
+        # not a name that is nearly the same: what is missing is the module
+        with pytest.raises(
+            ValueError, match=r"'no_such_module:A-v0' cannot be imported: No module named 'no_such"
+        ):
             make_gym_env("no_such_module:A-v0")
         with pytest.raises(ValueError, match=r"'FrozenLake-v1', slip=1\) raised TypeError: .*slip"):
             make_gym_env("FrozenLake-v1", kwargs={"slip": 1})

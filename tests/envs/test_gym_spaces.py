@@ -13,16 +13,24 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchrl.envs import EnvBase, TransformedEnv, check_env_specs
+from torchrl.envs import (
+    EnvBase,
+    ExplorationType,
+    TransformedEnv,
+    check_env_specs,
+    set_exploration_type,
+)
 from torchrl.modules.utils import get_env_transforms_from_module
 
 from tests.envs._gym_probe import Probe, is_in
 from torchrl_shm import SHMModule
 from torchrl_shm.envs import make_gym_env
 from torchrl_shm.envs._gym_rows import OneByOne
-from torchrl_shm.envs._gym_task import GymTask
+from torchrl_shm.envs._gym_spaces import is_mask
+from torchrl_shm.envs._gym_task import TAKEN, GymTask
 from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.networks.heads import make_actor
+from torchrl_shm.networks.policy import WRITTEN_KEYS
 from torchrl_shm.training import LeanClipPPOLoss, RolloutCollector
 
 spaces: Any = gymnasium.spaces
@@ -211,6 +219,31 @@ def test_a_single_bound(space: Any, zero: float) -> None:
     assert probe.received[0].tolist() == [zero]
 
 
+@pytest.mark.parametrize("space", [Box(-2, 2, (3,)), Box(-9, 9, (2,), np.int64)], ids=str)
+def test_actions_of_other_kinds_of_floats(space: Any) -> None:
+    task, probe = task_of(space)
+    shape = task.action_spec.shape
+    task.step(task.reset().set("action", torch.full(shape, 0.5, dtype=torch.bfloat16)))
+    assert set(probe.received[-1].ravel().tolist()) == ({1.0} if space.shape == (3,) else {4})
+    with pytest.raises(ValueError, match="actions must be finite, got nan"):
+        task.step(task.reset().set("action", torch.full(shape, float("nan"))))
+
+
+def test_the_largest_whole_numbers() -> None:
+    info = np.iinfo(np.int64)
+    task, probe = task_of(Box(info.min, info.max, (2,), np.int64))
+    for value in (1e20, -1e20):
+        task.step(task.reset().set("action", torch.full((1, 2), value)))
+        assert (probe.received[-1] * value > 0).all()
+
+
+def test_an_index_is_a_number_of_numpy() -> None:
+    task, probe = task_of(Discrete(3, start=1))
+    task.step(task.reset().set("action", torch.tensor([2])))
+    assert type(probe.received[-1]) is type(Discrete(3).sample())
+    assert probe.received[-1].item() == 3
+
+
 def test_observations_are_exact() -> None:
     space = Tuple([Discrete(3, start=5), MultiDiscrete([2, 3], start=[1, 0])])
     task, _ = task_of(Discrete(2), space, first=(6, np.array([2, 0])))
@@ -281,6 +314,36 @@ class TestMasks:
         task, _ = task_of(Discrete(3), mask=np.zeros(3, np.int8))
         assert task.reset()["action_mask"].tolist() == [[True, True, True]]
 
+    def test_a_block_that_allows_nothing(self) -> None:
+        """The index is still one of the space, beside a longer block that has more choices."""
+        task, probe = task_of(MultiDiscrete([2, 4]), mask=(np.zeros(2), np.array([0, 1, 0, 0])))
+        policy: Any = make_actor_critic(task, SHMModule, policy_keys=["observation"])
+        with set_exploration_type(ExplorationType.RANDOM):
+            play(task, policy.get_policy_operator(), 60)
+        assert {x[0] for x in map(tuple, probe.received)} == {0, 1}
+        assert {x[1] for x in map(tuple, probe.received)} == {1}
+
+    def test_it_is_read_whatever_else_is(self) -> None:
+        task, probe = task_of(Discrete(4), mask=np.array([0, 0, 1, 0]))
+        policy: Any = make_actor_critic(task, SHMModule, policy_keys=["observation"])
+        play(task, policy.get_policy_operator(), 20)
+        assert set(probe.received) == {2}
+
+    def test_one_that_comes_late(self) -> None:
+        task, probe = task_of(Discrete(3))
+        probe.mask = np.ones(3)
+        with pytest.raises(ValueError, match=r"x has info\['action_mask'\] after a step, and had"):
+            task.step(task.rand_action(task.reset()))
+
+    def test_one_inside_of_another_entry(self, register: Any) -> None:
+        space = Dict(agent=Dict(action_mask=MultiBinary(3), position=Box(-1, 1, (2,))))
+        with pytest.raises(ValueError, match=r"'action_mask' inside of another one, .*not read"):
+            make_gym_env(register(Discrete(3), space))
+
+    def test_flags_beside_others(self) -> None:
+        assert is_mask(Tuple([MultiBinary(2), MultiBinary(3)]), 5)
+        assert not is_mask(Tuple([MultiBinary(6), Box(-1, 1, (2,))]), 5)
+
     def test_an_entry_that_is_no_mask(self, register: Any) -> None:
         picture = Dict(mask=MultiBinary((4, 4)), position=Box(-1, 1, (2,)))
         env: Any = make_gym_env(register(Discrete(3), picture), 2)
@@ -337,10 +400,33 @@ class TestRefusals:
             make_gym_env(register(Discrete(2), space))
         assert "\n" not in str(error.value)
 
-    def test_names_of_torchrl(self, register: Any) -> None:
-        space = Dict(reward=Discrete(2), position=Discrete(3))
-        with pytest.raises(ValueError, match=r"entries \['reward'\], which TorchRL writes itself"):
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "reward",
+            "shaping",
+            "success",
+            "memory",
+            "theta_index",
+            "advantage",
+            "_reset",
+            "features",
+        ],
+    )
+    def test_names_that_are_taken(self, name: str, register: Any) -> None:
+        space = Dict({name: Discrete(2), "position": Discrete(3)})
+        with pytest.raises(ValueError, match=rf"entries \['{name}'\], names that TorchRL or this"):
             make_gym_env(register(Discrete(2), space))
+
+    def test_names_of_networks_are_among_them(self) -> None:
+        assert set(WRITTEN_KEYS) <= TAKEN
+
+    def test_a_previous_action_of_its_own(self, register: Any) -> None:
+        id = register(Discrete(2), Dict(previous_action=Box(-1, 1, (2,)), position=Discrete(3)))
+        env: Any = make_gym_env(id)
+        assert "previous_action" in env.policy_keys
+        with pytest.raises(ValueError, match=r"emits \['previous_action'\] itself: leave out"):
+            make_gym_env(id, previous_action=True)
 
     def test_nothing_to_choose(self, register: Any) -> None:
         with pytest.raises(ValueError, match="has no element to choose"):

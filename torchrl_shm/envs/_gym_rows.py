@@ -95,7 +95,7 @@ class OneByOne:
             except Exception as error:
                 raise RuntimeError(
                     f"environment {row} of {self._name}: {self._last[row]} raised "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {' '.join(str(error).split())}"
                 ) from error
             if not self._last[row].startswith("a reset"):
                 self._last[row] = f"a reset after {self._last[row]}"
@@ -105,7 +105,8 @@ class OneByOne:
         """Step some rows."""
         index = isinstance(self.action_space, spaces.Discrete)
         for row in rows:
-            action = int(actions[row]) if index else actions[row, ...]
+            # as its own samples are
+            action = self.action_space.dtype.type(actions[row]) if index else actions[row, ...]
             observation, reward, terminated, truncated, info = self.envs[row].step(action)
             yield Row(observation, info.get(MASK), reward, terminated, truncated)
 

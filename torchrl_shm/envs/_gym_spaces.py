@@ -111,10 +111,15 @@ def _box_action(space: Any) -> Action:
     unit = np.where(both, (highest - lowest) / 2, 1.0)
     shape = torch.Size(space.shape or (1,))
     whole = not np.issubdtype(space.dtype, np.floating)
+    # the greatest whole numbers have no float of their own, and the next one is none of theirs
+    ends = (low, high)
+    if whole and high.max() >= 2.0**63:
+        largest = float(np.iinfo(space.dtype).max)
+        ends = (low, np.minimum(high, np.nextafter(largest, 0)))
 
     def to_env(action: np.ndarray) -> np.ndarray:
         numbers = action.reshape(-1, *space.shape).astype(np.float64) * unit + middle
-        numbers = np.clip(np.rint(numbers) if whole else numbers, low, high)
+        numbers = np.clip(np.rint(numbers) if whole else numbers, *ends)
         return numbers.astype(space.dtype)
 
     if both.all():
@@ -259,16 +264,16 @@ def mask_of(choices: int) -> Observation:
 def is_mask(space: Any, choices: int) -> bool:
     """Whether an entry of an observation can be an action mask: as many flags as choices."""
     parts = list(space.spaces) if isinstance(space, spaces.Tuple) else [space]
-    return choices == sum(_count_flags(part) for part in parts)
+    sizes = [int(np.prod(part.shape or ())) for part in parts if _are_flags(part)]
+    return len(sizes) == len(parts) and choices == sum(sizes)
 
 
-def _count_flags(space: Any) -> int:
-    flags = isinstance(space, spaces.MultiBinary) or (
+def _are_flags(space: Any) -> bool:
+    return isinstance(space, spaces.MultiBinary) or (
         isinstance(space, spaces.Box)
         and not np.issubdtype(space.dtype, np.floating)
         and bool((space.low == 0).all() and (space.high == 1).all())
     )
-    return int(np.prod(space.shape)) if flags else -1
 
 
 def _short(space: Any) -> str:

@@ -10,7 +10,6 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl._utils import seed_generator
 from torchrl.data import (
     Bounded,
     Categorical,
@@ -21,12 +20,20 @@ from torchrl.data import (
 )
 from torchrl.envs import EnvBase
 
-from torchrl_shm.envs._checks import describe_bad_start
+from torchrl_shm.envs._checks import check_finite, describe_bad_start
 from torchrl_shm.envs._gym_rows import MASK, Row, Rows
 from torchrl_shm.envs._gym_spaces import action_of, is_mask, mask_of, observation_of, stack
+from torchrl_shm.torchrl_private import following_seed
 
-# entries of TorchRL, which an observation would overwrite
-_TAKEN = {"action", "reward", "done", "terminated", "truncated", "next", "is_init", "collector"}
+# entries that TorchRL, networks, memories, losses and recipes write or read, for which an
+# observation of such a name would be taken
+TAKEN = {
+    "action", "reward", "done", "terminated", "truncated", "next", "is_init", "collector", "index",
+    "step_count", "episode_reward", "shaping", "success", "time", "episode_step",
+    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
+    "action_log_prob", "advantage", "value_target", "state_value",
+    "memory", "theta_index", "memory_role", "critic_memory", "critic_memory_role", "choice",
+}  # fmt: skip
 
 
 class GymTask(EnvBase):
@@ -74,6 +81,8 @@ class GymTask(EnvBase):
         self.action_spec = self._for_all(self._action.spec)
         previous = self._before(self.action_spec.zero(), self._zeros())
         self._nothing = {key: torch.zeros_like(value) for key, value in previous.items()}
+        if clash := sorted(specs.keys() & previous.keys()):
+            raise ValueError(f"{name} emits {clash} itself: leave out env.{clash[0]}=true")
         specs |= {key: Unbounded(value.shape[1:]) for key, value in previous.items()}
         self.observation_spec = self._for_all(Composite(specs))
         self.reward_spec = self._for_all(Unbounded(torch.Size((1,))))
@@ -91,7 +100,7 @@ class GymTask(EnvBase):
         for row in range(self._rows.num_envs):
             self._seeds[row] = seed
             if seed is not None and not static_seed:
-                seed = seed_generator(seed)
+                seed = following_seed(seed)
         return seed
 
     def _set_seed(self, seed: int | None) -> None:
@@ -112,6 +121,10 @@ class GymTask(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action: Tensor = tensordict.get("action").detach()
+        if action.is_floating_point():
+            # numpy has no bfloat16
+            action = action.float()
+            check_finite("actions", action)
         rows = self._marked(tensordict.get("_step", None))
         sent = self._action.to_env(action.cpu().numpy())
         seen, reward = [], np.zeros((self._rows.num_envs, 1), np.float32)
@@ -212,10 +225,11 @@ def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Ent
     if isinstance(space, spaces.Dict):
         mask_entry = _find_mask(space, choices, name)
         parts = {key: x for key, x in space.spaces.items() if key != mask_entry}
-        if clash := sorted(_TAKEN & {str(key) for key in parts}):
+        names = {str(key) for key in parts}
+        if clash := sorted((names & TAKEN) | {x for x in names if x.startswith("_")}):
             raise ValueError(
-                f"observations of {name} have entries {clash}, which TorchRL writes itself: "
-                "rename them in a gymnasium.ObservationWrapper"
+                f"observations of {name} have entries {clash}, names that TorchRL or this package "
+                "uses itself: rename them in a gymnasium.ObservationWrapper"
             )
         observation = observation_of(spaces.Dict(parts), name)
         specs: dict[str, Any] = dict(observation.spec.items())  # pyright: ignore
@@ -237,6 +251,11 @@ def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Ent
             given = row.mask if mask_entry is None else row.observation[mask_entry]
             # where none is given, everything is allowed
             entries[MASK] = mask.read(everything if given is None else given)
+        elif row.mask is not None and choices:
+            raise ValueError(
+                f"{name} has info[{MASK!r}] after a step, and had none after its first reset; give "
+                "it in both"
+            )
         return entries
 
     return _Entries(specs, read)
@@ -244,15 +263,26 @@ def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Ent
 
 def _find_mask(space: Any, choices: int, name: str) -> Any:
     """The entry that is an action mask; `None` where there is none."""
+    if choices and any(_has_mask(part) for part in space.spaces.values()):
+        raise ValueError(
+            f"observations of {name} have an entry {MASK!r} inside of another one, which is not "
+            "read; put it beside the others in a gymnasium.ObservationWrapper"
+        )
     for key in (MASK, "mask"):
         if choices and key in space.spaces and is_mask(space[key], choices):
             return key
-    if MASK in space.spaces:
+    if MASK in space.spaces and choices:
         raise ValueError(
             f"observations of {name} have an entry {MASK!r}, {space[MASK]}, that is none: it "
             f"needs a flag, 0 or 1, for each of the {choices} choices of the action"
         )
     return None
+
+
+def _has_mask(space: Any) -> bool:
+    if isinstance(space, spaces.Dict):
+        return MASK in space.spaces or any(_has_mask(x) for x in space.spaces.values())
+    return isinstance(space, spaces.Tuple) and any(_has_mask(x) for x in space.spaces)
 
 
 def _number(reward: Any, name: str) -> float:

@@ -176,7 +176,10 @@ def _make(id: str, maker: str, options: dict[str, Any], **given: Any) -> Any:
     gymnasium: Any = _import("gymnasium")
     try:
         return getattr(gymnasium, maker)(id, **options, **given)
-    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        missing = _line(error).partition(". Environment registration")[0]
+        raise ValueError(f"{id!r} cannot be imported: {missing}; is it installed?") from error
+    except gymnasium.error.UnregisteredEnv as error:
         # of `module:Id` only what stands behind the colon is a name
         near = get_close_matches(id.rpartition(":")[2], gymnasium.registry, 3)
         advice = f"did you mean {' or '.join(near)}?" if near else _line(error)

@@ -41,8 +41,14 @@ from torchrl_shm.torchrl_private import find_caller
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 """Entries that a head reads: the output of the memory, and the embedding of the current step."""
 
+
 # logit without a chance; finite, for losses multiply it with the probability 0
 _FORBIDDEN = -1e9
+
+
+def _forbidden(logits: Tensor) -> float:
+    # half precision has no such number
+    return max(_FORBIDDEN, torch.finfo(logits.dtype).min / 4)
 
 
 class Head(nn.Module):
@@ -215,12 +221,12 @@ class Choices(distributions.Independent):  # pyright: ignore[reportMissingTypeAr
         mask: Tensor | None = None,
     ) -> None:
         if mask is not None:
-            logits = logits.masked_fill(~mask, _FORBIDDEN)
+            logits = logits.masked_fill(~mask, _forbidden(logits))
         widest = max(sizes)
         if min(sizes) < widest:
-            # blocks of equal size: what is missing is a choice without a chance
+            # blocks of equal size: what is missing has no chance, also beside what a mask forbids
             rows = [
-                F.pad(block, (0, widest - block.shape[-1]), value=_FORBIDDEN)
+                F.pad(block, (0, widest - block.shape[-1]), value=2 * _forbidden(logits))
                 for block in logits.split(list(sizes), -1)
             ]
             logits = torch.cat(rows, -1)

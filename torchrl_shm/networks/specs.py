@@ -44,7 +44,8 @@ class EnvSpecs:
         Args:
             env: the environment.
             policy_keys: observation entries that the policy reads. `None` is the environment's
-                own choice, its attribute `policy_keys`, or `["observation"]` where it has none.
+                own choice, its attribute `policy_keys`, or `["observation"]` where it has none. An
+                action mask is read in any case.
 
         Returns:
             The specs of those entries and of the action.
@@ -64,6 +65,9 @@ class EnvSpecs:
         )
         keys = list(chosen)
         available = set(observations.keys(True, True))
+        # what it forbids is to be known, whatever else is read
+        if ACTION_MASK in available and ACTION_MASK not in keys:
+            keys.append(ACTION_MASK)
         missing = [key for key in keys if key not in available]
         if missing:
             raise KeyError(

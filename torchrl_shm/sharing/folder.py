@@ -22,7 +22,7 @@ from torchrl_shm.checks import check_option
 from torchrl_shm.configs import instantiate_saved, load_config
 from torchrl_shm.networks import EnvSpecs, make_actor_critic, make_soft_actor_critic
 from torchrl_shm.sharing.card import model_card
-from torchrl_shm.sharing.onnx_file import ONNX_FILE, check_onnx, write_onnx
+from torchrl_shm.sharing.onnx_file import ONNX_FILE, check_onnx, make_onnx
 from torchrl_shm.sharing.plain_policy import PlainPolicy
 from torchrl_shm.sharing.policy_file import (
     CONFIG_FILE,
@@ -32,6 +32,7 @@ from torchrl_shm.sharing.policy_file import (
     observation_entries,
     read_policy_file,
 )
+from torchrl_shm.sharing.step import PolicyStep
 from torchrl_shm.sharing.targets import check_targets
 from torchrl_shm.training import RunFolder, Which
 from torchrl_shm.training.files import write_atomically
@@ -125,14 +126,15 @@ def export_policy(
         onnx=onnx,
     )
 
+    # first, because it may be refused, and what was exported before is then left alone
+    program = {ONNX_FILE: make_onnx(PolicyStep(policy))} if onnx else {}
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.contiguous() for name, x in policy.module.state_dict().items()}
     # removed first and written last, because a folder without it is not loaded
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     (folder / ONNX_FILE).unlink(missing_ok=True)
-    if onnx:
-        write_onnx(policy, folder / ONNX_FILE)
     for name, content in {
+        **program,
         _WEIGHTS: save(weights, {"format": "pt"}),
         _CARD: model_card(config).encode(),
         CONFIG_FILE: (config.model_dump_json(indent=2) + "\n").encode(),

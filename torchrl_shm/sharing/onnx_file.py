@@ -57,8 +57,14 @@ def write_onnx(policy: PlainPolicy, path: str | Path) -> PolicyStep:
         >>> write_onnx(policy, Path(mkdtemp(), "policy.onnx")).output_names
         ['action', 'loc', 'scale']
     """
-    check_onnx()
     step = PolicyStep(policy)
+    write_atomically(Path(path), make_onnx(step))
+    return step
+
+
+def make_onnx(step: PolicyStep) -> bytes:
+    """Make the content of an ONNX file, see `write_onnx`."""
+    check_onnx()
     program = step.export()
     # the exporter tells of packages of others that it does not find
     logger = logging.getLogger("torch.onnx")
@@ -78,5 +84,4 @@ def write_onnx(policy: PlainPolicy, path: str | Path) -> PolicyStep:
     finally:
         logger.setLevel(level)
     assert made is not None
-    write_atomically(Path(path), made.model_proto.SerializeToString())
-    return step
+    return made.model_proto.SerializeToString()
