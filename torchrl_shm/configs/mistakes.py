@@ -28,6 +28,12 @@ from torchrl_shm.training.run import is_of_training
 # asks Hydra to leave errors as they are
 _TRACEBACK = "HYDRA_FULL_ERROR"
 _explaining: ContextVar[bool] = ContextVar("explaining", default=False)
+# of sweeps, and what they come with
+_LAUNCHERS = {
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+}
 _EXPECTED = (
     ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError,
     FloatingPointError,
@@ -70,9 +76,40 @@ def refuse(error: Exception) -> None:
     Raises:
         SystemExit: it is one; it was explained on stderr.
     """
-    if _explaining.get() and (text := explain(error)):
-        print(text, file=sys.stderr)
+    if mistake := in_words(error):
+        print(mistake, file=sys.stderr)
         raise SystemExit(2) from None
+
+
+class Mistake(Exception):
+    """What is wrong with a command line, in words that any process can send to any other."""
+
+
+def in_words(error: Exception) -> Mistake | None:
+    """The explanation of an error, if it is a mistake of the command line and to be explained.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        An error that says no more than what `explain` returns.
+    """
+    text = explain(error) if _explaining.get() else None
+    return Mistake(text) if text else None
+
+
+def are_explained() -> bool:
+    """Whether mistakes are explained here, and not shown as tracebacks."""
+    return _explaining.get()
+
+
+def explain_mistakes(wanted: bool) -> None:
+    """Explain mistakes from here on, or do not.
+
+    Args:
+        wanted: what `are_explained` said in the process of the command.
+    """
+    _explaining.set(wanted)
 
 
 def explain(error: Exception) -> str | None:
@@ -87,6 +124,11 @@ def explain(error: Exception) -> str | None:
     if is_of_training(error):
         return None
     match error:
+        case Mistake():
+            return str(error)
+        case MissingConfigException(missing_cfg_file=str(path)) if path in _LAUNCHERS:
+            group, _, name = path.rpartition("/")
+            return f"{group}={name} needs {_LAUNCHERS[path]}: pip install 'torchrl_shm[cluster]'"
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
             group, _, name = path.rpartition("/")
             return f"{group}={name} is unknown; {_instead(name, options)}"

@@ -70,8 +70,9 @@ class TrainingRun:
     | signal | what happens |
     |---|---|
     | SIGINT (Ctrl-C), SIGTERM | ends the process with code 0, while training after the update that is going on, which is saved |
-    | one of them again | ends the process at once |
+    | the same again | ends the process at once |
     | SIGUSR1 | saves after the update that is going on, and goes on |
+    | one for which the process has a handler, as with submitit | saves after the update that is going on, and calls that handler |
 
     An error ends the run where it is; the newest checkpoint stays. Where nothing was trained yet,
     its configuration goes as well.
@@ -255,7 +256,7 @@ class TrainingRun:
                 raise RuntimeError("the algorithm must call run.log once per batch")
         self.save()
         self._signals.wait = False
-        self._signals.exit_if_asked()
+        self._signals.act()
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """End an update: write its row, save if it is time, and stop if a signal asked for it.
@@ -291,7 +292,7 @@ class TrainingRun:
         due = self.updates % self.experiment.checkpoint_interval == 0
         if due or self._signals.save or self._signals.stop:
             self.save()
-        self._signals.exit_if_asked()
+        self._signals.act()
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last update, unless that was done already.
