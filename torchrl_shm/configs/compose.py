@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +21,7 @@ from torchrl_shm.configs.envs import env_config
 from torchrl_shm.configs.groups import MEMBERS, MEMORY_GROUPS, Member, leave_out_other_recipes
 from torchrl_shm.configs.memories import memory_config
 from torchrl_shm.configs.mistakes import mistakes_in_a_line
-from torchrl_shm.configs.task import RecipeTask, end_reading, jobs_end_with_this
+from torchrl_shm.configs.task import RecipeTask, end_reading
 from torchrl_shm.modules import MemoryCell
 from torchrl_shm.renamed import refuse_old_options
 
@@ -52,7 +53,10 @@ def run_recipe(
     task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=RecipeTask)
     # in the process of a job, which gets its configuration from the launcher
     end_reading(task)
-    with mistakes_in_a_line(), jobs_end_with_this():
+    if "hydra/launcher=joblib" in sys.argv:
+        # joblib answers it by killing its processes, whose runs have got it as well and save
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with mistakes_in_a_line():
         task.hydra_main(config_name=name, config_path=None, version_base="1.3")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shlex
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,10 @@ from omegaconf import OmegaConf
 from torchrl_shm.configs.mistakes import are_explained, explain_mistakes, in_words, refuse
 from torchrl_shm.configs.saved import remove_empty, resumed_config
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+# seconds for a run to end by the signal that has ended the process which started it
+_PATIENCE = 30
+# held while a job runs
+_job = threading.Lock()
 
 
 class RecipeTask(Zen[..., Any]):
@@ -35,6 +38,8 @@ class RecipeTask(Zen[..., Any]):
     """
 
     def __call__(self, cfg: Any, /) -> Any:
+        if _parent not in (None, os.getppid()):
+            os._exit(0)
         hydra = HydraConfig.get()
         names = {name: hydra.runtime.choices[name] for name in ("env", "memory")}
         if actor := hydra.runtime.choices.get("network/actor_memory"):
@@ -45,7 +50,8 @@ class RecipeTask(Zen[..., Any]):
                 OmegaConf.update(cfg, f"experiment.{key}", value)
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
-            return super().__call__(resumed_config(cfg))
+            with _job:
+                return super().__call__(resumed_config(cfg))
         except Exception as error:
             remove_empty(Path(hydra.runtime.output_dir))
             # here, for Hydra would print all values of the command line before it
@@ -54,7 +60,7 @@ class RecipeTask(Zen[..., Any]):
             # a sweep goes on, and gets errors of other processes without cause and traceback
             elif mistake := in_words(error):
                 raise mistake from None
-            elif _in_job:
+            elif _parent is not None:
                 traceback.print_exc()
             raise
 
@@ -70,7 +76,8 @@ class _Read(BaseException):
 
 
 _reading = False
-_in_job = False
+# the process that has started this one, if that was done for a job
+_parent: int | None = None
 
 
 def end_reading(task: RecipeTask) -> None:
@@ -87,14 +94,16 @@ def end_reading(task: RecipeTask) -> None:
 @cache
 def _read_again(argv: tuple[str, ...], path: tuple[str, ...], explained: bool) -> RecipeTask:
     """Read the script of a command in another process."""
-    global _reading, _in_job
+    global _reading, _parent
+    _parent = os.getppid()
+    threading.Thread(target=_end_with, args=(_parent,), daemon=True).start()
     sys.argv[:], sys.path[:] = argv, path
     explain_mistakes(explained)
     script = Path(argv[0])
     # where classes of the script are found by name
     module = sys.modules["__main__"] = ModuleType("__main__")
     module.__file__ = str(script)
-    _reading = _in_job = True
+    _reading = True
     try:
         exec(compile(script.read_bytes(), script, "exec"), vars(module))
     except _Read as read:
@@ -104,30 +113,19 @@ def _read_again(argv: tuple[str, ...], path: tuple[str, ...], explained: bool) -
     raise RuntimeError(f"{script} does not reach run_recipe when it is read in another process")
 
 
-@contextmanager
-def jobs_end_with_this() -> Generator[None]:
-    """Hand SIGINT and SIGTERM on to the processes of a sweep, whose runs save, and end by it.
+def _end_with(parent: int) -> None:
+    """End this process when the one that has started it is gone; a run that goes on is saved.
 
-    Left alone, joblib answers Ctrl-C by killing its processes, whatever they are about to save. In
-    a process without jobs of its own nothing happens here: a run has its own handlers.
+    Processes of joblib would else wait for jobs that never come.
     """
-    if not any(argument.startswith("hydra/launcher=") for argument in sys.argv):
-        yield
-        return
-
-    def stop(number: int, _: object) -> None:
-        # the other one: where the first has reached them already, it would end them at once
-        for process in multiprocessing.active_children():
-            os.kill(process.ident or 0, _STOPS[1 - _STOPS.index(number)])
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
-
-    before = [signal.signal(number, stop) for number in _STOPS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(_STOPS, before, strict=True):
-            signal.signal(number, handler)
+    while os.getppid() == parent:
+        time.sleep(1)
+    # a signal to all of them has reached the run, too, and a second one would not let it save
+    if not _job.acquire(timeout=_PATIENCE):
+        os.kill(os.getpid(), signal.SIGTERM)
+        _job.acquire()
+    # here, where no other job can begin
+    os._exit(0)
 
 
 def _command() -> str:

@@ -9,9 +9,6 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-
-
 class Signals:
     """Turns signals into flags that a run looks at between updates.
 
@@ -41,13 +38,15 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            # Windows has no SIGUSR1
-            known = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-            for number in known:
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+                # Windows has neither SIGUSR1 nor SIGUSR2
+                if (number := getattr(signal, name, None)) is None:
+                    continue
                 before = signal.getsignal(number)
                 if callable(before) and before is not signal.default_int_handler:
                     self._owners[number] = before
-                elif number == getattr(signal, "SIGUSR2", None):
+                elif name == "SIGUSR2":
+                    # asks nothing of a run itself
                     continue
                 self._before[number] = signal.signal(number, self._receive)
         return self
@@ -84,8 +83,8 @@ class Signals:
         elif number == getattr(signal, "SIGUSR1", None):
             self.save = True
         else:
-            # ends the process even where it is busy outside of Python
-            signal.signal(number, signal.SIG_DFL)
+            for again in self._before.keys() & {signal.SIGINT, signal.SIGTERM} - self._owners.keys():
+                signal.signal(again, signal.SIG_DFL)
             self.stop = True
             if not self.wait:
                 raise SystemExit(0)
