@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
-from hydra_zen import MISSING, builds, make_config, zen
+from hydra_zen import MISSING, builds, make_config
 from hydra_zen.third_party.pydantic import pydantic_parser
 from torchrl.envs import EnvBase
 
@@ -50,7 +50,7 @@ def run_recipe(
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     leave_out_other_recipes(algo, network)
     register(name, algo=algo, network=network)
-    task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=RecipeTask)
+    task = RecipeTask(main, instantiation_wrapper=pydantic_parser)
     # in the process of a job, which gets its configuration from the launcher
     end_reading(task)
     if "hydra/launcher=joblib" in sys.argv:

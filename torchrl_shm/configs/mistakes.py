@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import Any
 
@@ -27,7 +26,7 @@ from torchrl_shm.training.run import is_of_training
 
 # asks Hydra to leave errors as they are
 _TRACEBACK = "HYDRA_FULL_ERROR"
-_explaining: ContextVar[bool] = ContextVar("explaining", default=False)
+_explaining = False
 # of sweeps, and what they come with
 _LAUNCHERS = {
     "hydra/launcher/joblib": "hydra-joblib-launcher",
@@ -54,14 +53,15 @@ def mistakes_in_a_line() -> Generator[None]:
         yield
         return
     os.environ[_TRACEBACK] = "1"
-    token = _explaining.set(True)
+    before = are_explained()
+    explain_mistakes(True)
     try:
         yield
     except Exception as error:
         refuse(error)
         raise
     finally:
-        _explaining.reset(token)
+        explain_mistakes(before)
         del os.environ[_TRACEBACK]
 
 
@@ -94,13 +94,13 @@ def in_words(error: Exception) -> Mistake | None:
     Returns:
         An error that says no more than what `explain` returns.
     """
-    text = explain(error) if _explaining.get() else None
+    text = explain(error) if _explaining else None
     return Mistake(text) if text else None
 
 
 def are_explained() -> bool:
     """Whether mistakes are explained here, and not shown as tracebacks."""
-    return _explaining.get()
+    return _explaining
 
 
 def explain_mistakes(wanted: bool) -> None:
@@ -109,7 +109,8 @@ def explain_mistakes(wanted: bool) -> None:
     Args:
         wanted: what `are_explained` said in the process of the command.
     """
-    _explaining.set(wanted)
+    global _explaining
+    _explaining = wanted
 
 
 def explain(error: Exception) -> str | None:

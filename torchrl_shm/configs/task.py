@@ -38,6 +38,19 @@ class RecipeTask(Zen[..., Any]):
     """
 
     def __call__(self, cfg: Any, /) -> Any:
+        """Run a job.
+
+        Args:
+            cfg: what Hydra has composed, without its own values.
+
+        Returns:
+            What the recipe returns.
+
+        Raises:
+            SystemExit: a signal has stopped the run; or what is wrong with the command line of a
+                single run was explained.
+            Mistake: the same in a sweep, whose other jobs go on.
+        """
         if _parent not in (None, os.getppid()):
             os._exit(0)
         hydra = HydraConfig.get()
@@ -105,7 +118,7 @@ def _read_again(argv: tuple[str, ...], path: tuple[str, ...], explained: bool) -
     module.__file__ = str(script)
     _reading = True
     try:
-        exec(compile(script.read_bytes(), script, "exec"), vars(module))
+        exec(compile(script.read_bytes(), script, "exec", dont_inherit=True), vars(module))
     except _Read as read:
         return read.task
     finally:

@@ -12,8 +12,8 @@ from typing import Any, Self
 class Signals:
     """Turns signals into flags that a run looks at between updates.
 
-    SIGINT and SIGTERM set `stop`, SIGUSR1 sets `save`. The same SIGINT or SIGTERM again ends the
-    process at once; one of each is one request that came on two ways.
+    SIGINT and SIGTERM set `stop`, SIGUSR1 sets `save`. A second SIGINT or SIGTERM ends the process
+    at once.
 
     A signal for which the process has a handler of its own sets `save`, and that handler gets it
     when all is saved. So submitit, which handles SIGTERM and SIGUSR2, requeues the newest state.
@@ -83,7 +83,9 @@ class Signals:
         elif number == getattr(signal, "SIGUSR1", None):
             self.save = True
         else:
-            for again in self._before.keys() & {signal.SIGINT, signal.SIGTERM} - self._owners.keys():
+            for again in (
+                self._before.keys() & {signal.SIGINT, signal.SIGTERM} - self._owners.keys()
+            ):
                 signal.signal(again, signal.SIG_DFL)
             self.stop = True
             if not self.wait:
