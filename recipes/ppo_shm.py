@@ -5,6 +5,7 @@ python recipes/ppo_shm.py env=wind
 python recipes/ppo_shm.py env=wind_hard memory=gru experiment.seed=1 algo.gamma=0.95
 python recipes/ppo_shm.py -m memory=shm,gru experiment.seed=0,1
 python recipes/ppo_shm.py experiment.resume=outputs/ppo_shm/<date>/<time>_shm_seed0
+torchrun --nproc_per_node=2 recipes/ppo_shm.py env=wind
 python recipes/ppo_shm.py --help
 """
 
@@ -35,6 +36,7 @@ from torchrl_shm.training import (
     check_ratio,
     make_test_env,
 )
+from torchrl_shm.training.ranks import average_buffers, average_gradients, largest, standardize
 
 LOGGED = ("loss_objective", "loss_critic", "kl_approx", "clip_fraction", "grad_norm")
 
@@ -54,6 +56,8 @@ def main(
     with TrainingRun.open("ppo_shm", experiment, env, memory, logger, zen_cfg) as run:
         if run.summary is not None:
             return run.summary
+        # of several processes, each has a part of the environments and of every minibatch
+        experiment, algo = run.share_out(algo)
 
         # build: embedding -> memory -> action head and value head; with network.shared_memory=false
         # the critic has an embedding and a memory of its own
@@ -80,8 +84,6 @@ def main(
             gamma=algo.gamma,
             lmbda=algo.lmbda,
             value_network=operator.get_value_operator(),
-            # advantages are normalized over the whole batch, not per minibatch of few sequences
-            average_gae=True,
             shifted=True,
         )
         loss = LeanClipPPOLoss(
@@ -128,7 +130,8 @@ def main(
                 algo.gamma, 1.0, zero, zero, reward, done, done
             )
             value_norm.update(returns)
-            scale = float(torch.maximum(value_norm.scale(), reward.abs().max() / 10))
+            average_buffers(value_norm)
+            scale = largest(torch.maximum(value_norm.scale(), reward.abs().max() / 10))
             batch["next", "reward"] = reward / scale
 
             # advantage: one pass of the memory over each sequence, which also gives the value of
@@ -137,6 +140,8 @@ def main(
             advantage.shifted_budget = 1 + int(truncated.sum(-2).max())
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
+            # over the whole batch, not per minibatch of few sequences
+            batch["advantage"] = standardize(batch["advantage"])
             imitation.add(batch, scale)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates
@@ -151,6 +156,7 @@ def main(
                     optimizer.zero_grad()
                     total = term["loss_objective"] + term["loss_critic"] + term["loss_entropy"]
                     (total + imitation.loss()).backward()
+                    average_gradients(parameters)
                     norm = clip_grad_norm_(parameters, algo.max_grad_norm)
                     if not run.check.gradient(norm, loss):
                         continue

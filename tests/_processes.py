@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Protocol, Self
@@ -77,6 +80,26 @@ class Child:
 
     def text(self) -> str:
         return self.output.read_text()
+
+
+@contextmanager
+def ranks(function: Callable[[], object], folder: Path, count: int = 2) -> Iterator[list[Child]]:
+    """Forks that find each other as those of torchrun do; each prints to a file in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free, ExitStack() as stack:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        address = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+        def call(rank: int) -> None:
+            os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank))
+            function()
+
+        yield [
+            stack.enter_context(Child(partial(call, rank), folder / f"rank{rank}.txt"))
+            for rank in range(count)
+        ]
 
 
 def wait_until(

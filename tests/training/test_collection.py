@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch.testing import assert_close
 from torchrl.envs import EnvBase, StepCounter, TransformedEnv
+from torchrl.modules import set_recurrent_mode
 
 from tests._processes import Child
 from tests.training._helpers import MEMORIES, make_operator, time_limit
@@ -150,7 +151,7 @@ def test_the_environment_gets_the_device() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "foo"}, "backend='foo'.*'single', 'multi_sync'"),
+        ({"backend": "foo"}, "backend='foo'.*'single', 'multi_sync', 'multi_async'"),
         ({"backend": "multi_sync", "num_workers": 0}, "num_workers=0 must divide num_envs=4"),
         ({"backend": "multi_sync", "num_workers": 3}, "num_workers=3 must divide num_envs=4"),
     ],
@@ -235,6 +236,63 @@ class TestWorkers:
         assert multiprocessing.active_children() == []
         assert torch.get_num_threads() == 1
         assert "ZeroDivisionError: the wind has stopped" in capfd.readouterr().err
+
+    def test_those_that_do_not_wait(self, capfd: pytest.CaptureFixture[str]) -> None:
+        """Batches of one worker each, with the gates of then; new parameters come to all."""
+        operator = make_operator()
+        policy = operator.get_policy_operator()
+        options: dict[str, Any] = {
+            "num_envs": 4, "rollout_length": 10, "backend": "multi_async", "device": "cpu",
+        }  # fmt: skip
+        make = partial(WindEnv, max_steps=15)
+        with time_limit(120):
+            collector = RolloutCollector(make, policy, total_frames=400, **options)
+            resumed = None
+            try:
+                assert (collector.frames_per_batch, collector.num_batches) == (20, 20)
+                batches = iter(collector)
+                seen = [next(batches) for _ in range(4)]
+                for batch in seen:
+                    assert batch.shape == (2, 10)
+                    acted = batch["action_log_prob"].clone()
+                    with torch.no_grad(), set_recurrent_mode(True):
+                        again = policy.get_dist(batch).log_prob(batch["action"])
+                    torch.testing.assert_close(acted, again, rtol=2e-5, atol=2e-5)
+                # two processes, with environments of their own
+                firsts = [x for x in seen if x["is_init"][:, 0].all()]
+                assert len(firsts) == 2
+                assert not torch.equal(firsts[0]["observation"], firsts[1]["observation"])
+
+                with torch.no_grad():
+                    action_head: Any = operator.get_policy_head()
+                    for name, value in action_head.named_parameters():
+                        value.fill_(3.0 if name.endswith("layers.4.bias") else 0.0)
+                collector.update_policy()
+                # what was under way is of the old policy
+                later = [next(batches) for _ in range(8)]
+                assert (later[-1]["loc"] == 3).all()
+
+                state = collector.state_dict()
+                assert state == {"frames": 240}
+                resumed = RolloutCollector(make, policy, total_frames=400, **options)
+                resumed.load_state_dict(state)
+                rest = list(resumed)
+                assert sum(batch.numel() for batch in rest) == 160
+                assert (rest[0]["loc"] == 3).all()
+                assert rest[0]["is_init"][:, 0].all()
+
+                worker = multiprocessing.active_children()[0]
+                worker.kill()
+                worker.join(20)
+                with pytest.raises(RuntimeError, match="has died"):
+                    collector.update_policy()
+            finally:
+                collector.close()
+                if resumed is not None:
+                    resumed.close()
+        assert multiprocessing.active_children() == []
+        assert torch.get_num_threads() == 1
+        assert "transform container" not in capfd.readouterr().err
 
     @pytest.mark.slow
     def test_repeat(self) -> None:

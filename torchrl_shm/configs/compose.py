@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
@@ -24,6 +27,7 @@ from torchrl_shm.configs.mistakes import mistakes_in_a_line
 from torchrl_shm.configs.task import RecipeTask, end_reading
 from torchrl_shm.modules import MemoryCell
 from torchrl_shm.renamed import refuse_old_options
+from torchrl_shm.training import ranks
 
 _GROUPS = ("env", "memory", "network", "experiment", "algo", "collector", "logger")
 
@@ -56,8 +60,24 @@ def run_recipe(
     if "hydra/launcher=joblib" in sys.argv:
         # joblib answers it by killing its processes, whose runs have got it as well and save
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with mistakes_in_a_line():
+    with mistakes_in_a_line(), _without_a_folder_of_its_own():
         task.hydra_main(config_name=name, config_path=None, version_base="1.3")
+    ranks.leave()
+
+
+@contextmanager
+def _without_a_folder_of_its_own() -> Generator[None]:
+    """Keep Hydra from making a folder for every process that `torchrun` starts but the first."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    before = list(sys.argv)
+    with TemporaryDirectory() as folder:
+        sys.argv.append(f"hydra.run.dir='{folder}'")
+        try:
+            yield
+        finally:
+            sys.argv[:] = before
 
 
 def register(name: str, *, algo: str, network: str = "actor_critic") -> None:

@@ -138,9 +138,10 @@ _RUNTIME = (
 MEMBERS["collector/single"] = Member(
     partial(factory_config, RolloutCollector, zen_exclude=(*_RUNTIME, "num_workers"))
 )
-MEMBERS["collector/multi_sync"] = Member(
-    partial(factory_config, RolloutCollector, zen_exclude=_RUNTIME, backend="multi_sync")
-)
+for _backend in ("multi_sync", "multi_async"):
+    MEMBERS[f"collector/{_backend}"] = Member(
+        partial(factory_config, RolloutCollector, zen_exclude=_RUNTIME, backend=_backend)
+    )
 
 for _kind in ("csv", "tensorboard", "wandb"):
     MEMBERS[f"logger/{_kind}"] = Member(
@@ -158,6 +159,9 @@ def leave_out_other_recipes(algo: str, network: str) -> None:
     for group, names, own in (("algo", _ALGOS, algo), ("network", _NETWORKS, network)):
         for name in {*names} - {own}:
             MEMBERS.pop(f"{group}/{name}", None)
+    # learns from old data
+    if algo in {*_ALGOS} - {"sac"}:
+        MEMBERS.pop("collector/multi_async", None)
     if network != "soft_actor_critic":
         for path in [path for path in MEMBERS if path.startswith("network/actor_memory/")]:
             del MEMBERS[path]

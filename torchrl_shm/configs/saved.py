@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from torchrl_shm.training import ranks
 from torchrl_shm.training.run_folder import is_running
 
 # where Hydra puts runs and sweeps
@@ -86,7 +87,8 @@ def resumed_config(config: DictConfig) -> DictConfig:
     if resume is None:
         return config
     if resume == "auto":
-        folder = _newest_unfinished(config)
+        # the same for all processes that learn together
+        folder = ranks.from_first(ranks.on_first(lambda: _newest_unfinished(config)))
     else:
         folder = Path(resume)
         _refuse_other_values()

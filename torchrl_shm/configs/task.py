@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from torchrl_shm.configs.mistakes import are_explained, explain_mistakes, in_words, refuse
 from torchrl_shm.configs.saved import remove_empty, resumed_config
+from torchrl_shm.training import ranks
 
 # seconds for a run to end by the signal that has ended the process which started it
 _PATIENCE = 30
@@ -64,6 +65,9 @@ class RecipeTask(Zen[..., Any]):
         OmegaConf.update(cfg, "command", _command(), force_add=True)
         try:
             with _job:
+                ranks.join()
+                if ranks.num_ranks() > 1 and hydra.mode is RunMode.MULTIRUN:
+                    raise ValueError("a sweep (-m) cannot be started by torchrun; start run by run")
                 return super().__call__(resumed_config(cfg))
         except Exception as error:
             remove_empty(Path(hydra.runtime.output_dir))

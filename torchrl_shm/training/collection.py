@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -18,10 +19,17 @@ from torchrl_shm.envs.contract import ask_env
 from torchrl_shm.networks.normalization import find_normalized
 from torchrl_shm.torchrl_private import get_carrier, set_carrier
 from torchrl_shm.training.finite import FiniteSteps
+from torchrl_shm.training.ranks import everyone
 from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector
 
-CollectorBackend = Literal["single", "multi_sync"]
-"""`"single"`: this process. `"multi_sync"`: worker processes, each with a batched environment."""
+CollectorBackend = Literal["single", "multi_sync", "multi_async"]
+"""Where a batch comes from.
+
+`"single"`: this process. `"multi_sync"`: worker processes, each with a batched environment; all
+have the policy of the last update, and wait while it learns. `"multi_async"`: workers that do not
+wait. A batch comes from one of them, and was collected by a policy that is some updates old: for
+algorithms that learn from old data.
+"""
 
 
 class _EnvFactory:
@@ -38,6 +46,8 @@ class _EnvFactory:
     def __call__(self) -> EnvBase:
         if self.worker:
             _leave_signals_to_the_parent()
+            # TorchRL tells of every transform that moves from one stack to another
+            logging.getLogger("torchrl").setLevel(logging.WARNING)
         env = self.make_env(**self.options)
         if self.group_size > 1:
             _set_groups(env, self.group_size)
@@ -130,7 +140,7 @@ class RolloutCollector:
         total_frames: frames after which iteration ends, rounded up to whole batches.
         seed: seed of the environments, and of torch's generator in worker processes.
         backend: see `CollectorBackend`.
-        num_workers: worker processes of `"multi_sync"`; must divide `num_envs`.
+        num_workers: worker processes of `"multi_sync"` and `"multi_async"`; must divide `num_envs`.
         group_size: environments that play the same layout, see `BatchedEnv.group_size`.
         reset_each_batch: start new episodes with every batch, instead of going on with those of the
             last one.
@@ -169,7 +179,9 @@ class RolloutCollector:
         device: torch.device | str | None = None,
     ) -> None:
         check_option("backend", backend, CollectorBackend)
-        self.frames_per_batch = num_envs * rollout_length
+        self._ahead = backend == "multi_async"
+        # one of the workers that do not wait gives a batch, of its own environments
+        self.frames_per_batch = num_envs * rollout_length // (num_workers if self._ahead else 1)
         # whole batches: TorchRL would warn about, and collect, a partial one
         self.num_batches = -(-total_frames // self.frames_per_batch)
         options: dict[str, Any] = {
@@ -180,7 +192,7 @@ class RolloutCollector:
             "reset_at_each_iter": reset_each_batch,
         }
         env_options: dict[str, Any] = {} if device is None else {"device": device}
-        if backend == "multi_sync":
+        if backend != "single":
             if num_workers < 1 or num_envs % num_workers:
                 raise ValueError(
                     f"num_workers={num_workers} must divide num_envs={num_envs}, so that all "
@@ -202,7 +214,7 @@ class RolloutCollector:
                 "backend": "process",
                 "num_collectors": num_workers,
                 "collector_class": SteppingCollector,
-                "sync": True,
+                "sync": not self._ahead,
                 "cat_results": "stack",
                 "use_buffers": False,
                 # TorchRL would take one away for every worker
@@ -219,6 +231,7 @@ class RolloutCollector:
         # what the last batch adds to the statistics of a policy that normalizes observations
         self._seen: list[Any] = []
         self._seed = seed
+        self._frames = 0
         self._start(seed)
 
     def _start(self, seed: int) -> None:
@@ -228,6 +241,7 @@ class RolloutCollector:
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         for batch in self._collector:
+            self._frames += batch.numel()
             # workers come stacked in front of the environments
             sequences = batch.reshape(-1, batch.shape[-1])
             self._seen = [
@@ -235,6 +249,9 @@ class RolloutCollector:
                 for part, keys in find_normalized(self._policy)
             ]
             yield sequences.refine_names(..., "time")
+            # one that runs ahead does not know of the frames before it was resumed
+            if self._frames >= self.num_batches * self.frames_per_batch:
+                return
 
     def update_policy(self) -> None:
         """Send the current parameters to where the policy acts.
@@ -249,8 +266,9 @@ class RolloutCollector:
         for worker in getattr(self._collector, "procs", ()):
             if not worker.is_alive():
                 raise RuntimeError(f"worker {worker.name} has died, exit code {worker.exitcode}")
-        for part, moments in self._seen:
-            part.update(moments)
+        for part, own in self._seen:
+            for moments in everyone(own):
+                part.update(moments)
         self._seen = []
         self._collector.update_policy_weights_()
 
@@ -260,8 +278,10 @@ class RolloutCollector:
         Returns:
             The running episodes, the generators of environments and workers, the memories and the
             number of frames. Episodes of environments whose state is not tensors (`env=gym`) are
-            missing.
+            missing, and those of workers that run ahead: they are in the middle of a batch.
         """
+        if self._ahead:
+            return {"frames": self._frames}
         state: Any = self._collector.state_dict()
         for part in _workers(state):
             # the policy is saved by whoever trains it
@@ -276,6 +296,11 @@ class RolloutCollector:
         Args:
             state_dict: of a collector with the same options.
         """
+        self._frames = int(state_dict["frames"])
+        if self._ahead:
+            self._start(self._seed + self._frames)
+            self.update_policy()
+            return
         state: dict[str, Any] = {
             key: dict(part) if key.startswith("worker") else part
             for key, part in state_dict.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,18 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.envs import EnvBase
 from torchrl.record.loggers import Logger
 from tqdm import tqdm
 
+from torchrl_shm.training import ranks
 from torchrl_shm.training.collection import RolloutCollector
 from torchrl_shm.training.evaluation import episode_statistics, evaluate
 from torchrl_shm.training.experiment import Experiment
@@ -30,6 +34,10 @@ from torchrl_shm.training.finite import FiniteCheck
 from torchrl_shm.training.loggers import log_row
 from torchrl_shm.training.run_folder import RunFolder
 from torchrl_shm.training.signals import Signals
+
+Algo = TypeVar("Algo")
+# columns that count, of which there is no average
+_COUNTS = ("update", "frames")
 
 
 class Stateful(Protocol):
@@ -76,6 +84,9 @@ class TrainingRun:
 
     An error ends the run where it is; the newest checkpoint stays. Where nothing was trained yet,
     its configuration goes as well.
+
+    Where `torchrun` has started several processes, each takes the part of the run that `share_out`
+    gives it. Process 0 writes the folder; a checkpoint has the state of all.
 
     Args:
         folder: where the run writes; `open` makes and locks it.
@@ -128,6 +139,7 @@ class TrainingRun:
         self._saved: int | None = None
         self._signals = Signals()
         self._wrote_config = False
+        self._shared_out = False
 
     @classmethod
     def open(
@@ -164,16 +176,21 @@ class TrainingRun:
             raise ValueError("experiment.resume='auto' needs the command line; name the folder")
         experiment.check_device()
         names = experiment.names or {"env": _name(env), "memory": _name(memory)}
+        ranks.join()
         now = time.strftime(f"outputs/{recipe}/%Y-%m-%d/%H-%M-%S")
         default = f"{now}_{names['memory']}_seed{experiment.seed}"
-        folder = RunFolder.create(
-            experiment.resume or experiment.run_dir or default,
-            resume=experiment.resume is not None,
-            keep_checkpoints=experiment.keep_checkpoints,
+        path = ranks.from_first(experiment.resume or experiment.run_dir or default)
+        made = ranks.on_first(
+            lambda: RunFolder.create(
+                path,
+                resume=experiment.resume is not None,
+                keep_checkpoints=experiment.keep_checkpoints,
+            )
         )
-        run = cls(folder, experiment, names)
+        run = cls(made or RunFolder(path), experiment, names)
+        run.summary = ranks.from_first(run.summary)
         if run.summary is not None:
-            print(json.dumps(run.summary), flush=True)
+            _say_first(json.dumps(run.summary))
             return run
         try:
             run._set_up(logger, config)
@@ -187,12 +204,10 @@ class TrainingRun:
     ) -> None:
         """Seed all generators and write the configuration."""
         torch.set_num_threads(self.experiment.threads)
-        torch.manual_seed(self.experiment.seed)
-        # environments of other packages may draw from these
-        random.seed(self.experiment.seed)
-        np.random.seed(self.experiment.seed)
+        # all processes make the same networks
+        _seed(self.experiment.seed)
         path = self.folder.path
-        if config is not None:
+        if config is not None and ranks.rank() == 0:
             plain: Any = OmegaConf.to_container(config, resolve=True)
             # a run that is taken up keeps its configuration
             plain["experiment"]["resume"] = None
@@ -205,6 +220,29 @@ class TrainingRun:
         if self._wrote_config:
             (self.folder.path / "config.yaml").unlink(missing_ok=True)
         self.folder.close()
+
+    def share_out(self, algo: Algo) -> tuple[Experiment, Algo]:
+        """Give this process its part of the run, whose values are those of all together.
+
+        So a command means the same on one process and on many: as many environments, frames, and
+        sequences per gradient step.
+
+        Args:
+            algo: values of the algorithm, a dataclass with `sequences_per_minibatch`.
+
+        Returns:
+            The values of the run and of the algorithm for this process.
+
+        Raises:
+            ValueError: something cannot be shared out, see `torchrl_shm.training.ranks.share_of`.
+        """
+        self._shared_out = True
+        if ranks.num_ranks() == 1:
+            return self.experiment, algo
+        values: Any = algo
+        name = "sequences_per_minibatch"
+        part = {name: ranks.divide(f"algo.{name}", values.sequences_per_minibatch)}
+        return ranks.share_of(self.experiment), dataclasses.replace(values, **part)
 
     def track(self, **parts: Stateful) -> None:
         """Register what changes while training; all of it is saved and restored.
@@ -227,36 +265,58 @@ class TrainingRun:
 
         Raises:
             RuntimeError: every checkpoint of a resumed run is damaged, or they are of another
-                recipe; or an algorithm did not call `log`.
+                recipe or number of processes; or an algorithm did not call `log`.
+            ValueError: there are several processes, and the algorithm did not call `share_out`.
             FloatingPointError: a value is not finite, see `FiniteCheck.rollouts`.
             OSError: the disk is full or cannot be written to.
         """
         self._collector = collector
+        if ranks.num_ranks() > 1:
+            self._start_together()
         seconds = self._restore() if self.experiment.resume is not None else 0.0
         # here, where all values were found right: it writes files of its own
-        if self._make_logger is not None:
+        if self._make_logger is not None and ranks.rank() == 0:
             self._logger = self._make_logger(run_dir=str(self.folder.path))
         self._last = time.perf_counter()
         self._start = self._last - seconds
         # no bar where stderr is not a terminal
         self._bar = tqdm(
-            total=collector.num_batches * collector.frames_per_batch,
+            total=collector.num_batches * collector.frames_per_batch * ranks.num_ranks(),
             initial=self.frames,
             unit="frame",
-            disable=None,
+            disable=ranks.rank() > 0 or None,
         )
         self._signals.wait = True
         for batch in collector:
             self.check.update = self.updates
-            frames = self.frames + batch.numel()
+            frames = self.frames + batch.numel() * ranks.num_ranks()
             self._row = {"update": self.updates, "frames": frames, **episode_statistics(batch)}
             before = self.updates
             yield self.check.rollouts(batch)
             if self.updates == before:
                 raise RuntimeError("the algorithm must call run.log once per batch")
+        self._agree()
         self.save()
         self._signals.wait = False
         self._signals.act()
+
+    def _start_together(self) -> None:
+        """Make the copies of the networks equal, and the generators of the processes differ."""
+        if not self._shared_out:
+            raise ValueError(
+                f"this recipe learns on one process, and there are {ranks.num_ranks()}; start it "
+                "without torchrun"
+            )
+        for part in self._parts.values():
+            if isinstance(part, nn.Module):
+                ranks.copy_first(part)
+        _seed(ranks.own_seed(self.experiment.seed))
+
+    def _agree(self) -> None:
+        """Do what a signal asked of one process on all."""
+        if ranks.num_ranks() > 1:
+            asked = torch.tensor([float(self._signals.stop), float(self._signals.save)])
+            self._signals.stop, self._signals.save = (bool(ranks.largest(x)) for x in asked)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """End an update: write its row, save if it is time, and stop if a signal asked for it.
@@ -274,11 +334,12 @@ class TrainingRun:
             UserWarning: the logger raised; the row is in `metrics.csv`.
         """
         row = self._row | dict(metrics)
+        row |= ranks.average_numbers({key: row[key] for key in row if key not in _COUNTS})
         now = time.perf_counter()
         row["seconds"] = now - self._start
         row["frames_per_second"] = (row["frames"] - self.frames) / (now - self._last)
         self._last = now
-        self.folder.log(row)
+        ranks.on_first(lambda: self.folder.log(row))
         self.updates += 1
         frames, self.frames = self.frames, int(row["frames"])
         if math.isfinite(row["return"]):
@@ -289,6 +350,7 @@ class TrainingRun:
             shown = {key: f"{row[key]:.2f}" for key in ("return", "success") if key in row}
             self._bar.set_postfix(shown)
             self._bar.update(self.frames - frames)
+        self._agree()
         due = self.updates % self.experiment.checkpoint_interval == 0
         if due or self._signals.save or self._signals.stop:
             self.save()
@@ -304,7 +366,11 @@ class TrainingRun:
         self._signals.save = False
         if self._saved == self.updates:
             return
-        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        if ranks.num_ranks() > 1:
+            # what is not the same everywhere: generators, collectors, what was kept of the data
+            own = {name: state.pop(name) for name, x in self._parts.items() if not _is_shared(x)}
+            state["ranks"] = ranks.to_first(own)
         state |= {
             "updates": self.updates,
             "frames": self.frames,
@@ -312,7 +378,9 @@ class TrainingRun:
             "return": self._return,
             "metrics": self.folder.metrics_csv,
         }
-        self.folder.checkpoints.save(state, step=self.frames, metric=self._return)
+        ranks.on_first(
+            lambda: self.folder.checkpoints.save(state, step=self.frames, metric=self._return)
+        )
         self._saved = self.updates
 
     def finish(self, policy: TensorDictModuleBase, test_env: EnvBase) -> dict[str, Any]:
@@ -325,6 +393,13 @@ class TrainingRun:
         Returns:
             The summary.
         """
+        ranks.on_first(lambda: self._evaluate(policy, test_env))
+        self.summary = ranks.from_first(self.summary)
+        assert self.summary is not None
+        _say_first(json.dumps(self.summary))
+        return self.summary
+
+    def _evaluate(self, policy: TensorDictModuleBase, test_env: EnvBase) -> None:
         # matplotlib takes long to load, so it is loaded at the end
         from torchrl_shm.figures import plot_learning_curve
 
@@ -342,17 +417,15 @@ class TrainingRun:
             "eval_success": result.success_rate,
         }
         self.folder.write_summary(self.summary)
-        print(json.dumps(self.summary), flush=True)
-        return self.summary
 
     def _restore(self) -> float:
         """Go on from the newest checkpoint, if there is one; returns the seconds trained so far."""
-        try:
-            # parts move what they load to their own devices
-            state = self.folder.checkpoints.load()
-        except FileNotFoundError:
-            _say("nothing was saved yet, so the run starts again")
+        state = ranks.from_first(ranks.on_first(self._load))
+        if state is None:
             return 0.0
+        self._check_processes(state)
+        # that of one process, and what is the same on all
+        state |= state.pop("ranks", [{}] * ranks.num_ranks())[ranks.rank()]
         missing = [name for name in self._parts if name not in state]
         if missing:
             raise RuntimeError(
@@ -364,10 +437,27 @@ class TrainingRun:
         self.updates = self._saved = int(state["updates"])
         self.frames = int(state["frames"])
         self._return = state["return"]
-        self.folder.restore_metrics(state["metrics"])
-        self.folder.checkpoints.clean(after=self.frames)
-        _say(f"resumed at frame {self.frames}")
+        if ranks.rank() == 0:
+            self.folder.restore_metrics(state["metrics"])
+            self.folder.checkpoints.clean(after=self.frames)
+            _say(f"resumed at frame {self.frames}")
         return float(state["seconds"])
+
+    def _load(self) -> dict[str, Any] | None:
+        try:
+            # parts move what they load to their own devices
+            return self.folder.checkpoints.load()
+        except FileNotFoundError:
+            _say("nothing was saved yet, so the run starts again")
+            return None
+
+    def _check_processes(self, state: Mapping[str, Any]) -> None:
+        before = len(state.get("ranks", [{}]))
+        if before != ranks.num_ranks():
+            raise RuntimeError(
+                f"{self.folder.path} was trained by {before} processes, which cannot go on as "
+                f"{ranks.num_ranks()}; start as many, with torchrun --nproc_per_node={before}"
+            )
 
     def __enter__(self) -> Self:
         self._signals.__enter__()
@@ -391,18 +481,41 @@ class TrainingRun:
         self.folder.close()
         if error is not None:
             error.add_note(f"{_TRAINING}, update {self.updates} of {self.folder.path}.")
-            saved = self.folder.checkpoints.steps()
+            saved = self.folder.checkpoints.steps() if ranks.rank() == 0 else []
             if saved:
                 _say(
                     f"stopped; all up to frame {saved[-1]} is saved, go on with "
                     f"experiment.resume={self.folder.path}"
                 )
+            if ranks.is_lost(error):
+                _say(
+                    f"process {ranks.rank()} of the run ends, since another one has died: torchrun "
+                    "names it below"
+                )
+                raise SystemExit(1) from None
 
 
 def _name(factory: Any) -> str:
     while isinstance(factory, functools.partial):
         factory = factory.keywords.get("cell", factory.func)
     return getattr(factory, "__name__", type(factory).__name__)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    # environments of other packages may draw from these
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def _is_shared(part: Stateful) -> bool:
+    """Whether something is the same on all processes."""
+    return isinstance(part, nn.Module | torch.optim.Optimizer | LRScheduler)
+
+
+def _say_first(text: str) -> None:
+    if ranks.rank() == 0:
+        print(text, flush=True)
 
 
 def _say(text: str) -> None:
