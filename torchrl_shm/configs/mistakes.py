@@ -27,11 +27,12 @@ from torchrl_shm.training.run import is_of_training
 # asks Hydra to leave errors as they are
 _TRACEBACK = "HYDRA_FULL_ERROR"
 _explaining = False
-# of sweeps, and what they come with
+# of sweeps: the package of each, and the extra that brings it
 _LAUNCHERS = {
-    "hydra/launcher/joblib": "hydra-joblib-launcher",
-    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
-    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher/joblib": ("hydra-joblib-launcher", "cluster"),
+    "hydra/launcher/submitit_local": ("hydra-submitit-launcher", "cluster"),
+    "hydra/launcher/submitit_slurm": ("hydra-submitit-launcher", "cluster"),
+    "hydra/launcher/ray": ("hydra-ray-launcher", "ray"),
 }
 _EXPECTED = (
     ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError,
@@ -129,7 +130,8 @@ def explain(error: Exception) -> str | None:
             return str(error)
         case MissingConfigException(missing_cfg_file=str(path)) if path in _LAUNCHERS:
             group, _, name = path.rpartition("/")
-            return f"{group}={name} needs {_LAUNCHERS[path]}: pip install 'torchrl_shm[cluster]'"
+            package, extra = _LAUNCHERS[path]
+            return f"{group}={name} needs {package}: pip install 'torchrl_shm[{extra}]'"
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
             group, _, name = path.rpartition("/")
             return f"{group}={name} is unknown; {_instead(name, options)}"

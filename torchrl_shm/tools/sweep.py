@@ -42,8 +42,9 @@ def main(arguments: Sequence[str]) -> dict[str, int]:
     options = parser.parse_args(arguments)
     states: Counter[str] = Counter(finished=0, running=0, stopped=0, missing=0)
     for number, job in enumerate(_jobs(options.folder)):
-        folders = sorted(options.folder.glob(f"{number}_*"))
-        state, text = _state(folders[0]) if folders else ("missing", "")
+        # a job that was stopped before its run began leaves no more than a folder
+        runs = sorted(options.folder.glob(f"{number}_*/config.yaml"))
+        state, text = _state(runs[0].parent) if runs else ("missing", "")
         states[state] += 1
         print(f"{number:>4}  {' '.join(job):<50}  {state:<8}  {text}".rstrip())
     print(", ".join(f"{count} {state}" for state, count in states.items()))
