@@ -18,7 +18,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from tests._processes import Child, wait_until
-from tests.recipes._helpers import ROOT, TINY, check_same_runs, command
+from tests.recipes._helpers import TINY, check_same_runs, command
 from torchrl_shm.configs import load_config
 
 # takes a second, which the forks save
@@ -71,7 +71,7 @@ def start(folder: Path, *arguments: str, script: str = "ppo_shm.py") -> None:
 
 
 def in_a_group(function: Callable[[], object], *, fork: bool = False) -> None:
-    """Call a function as a shell does a command; with `fork`, joblib's processes need no imports."""
+    """Call a function as a shell does a command; with `fork`, joblib's processes import nothing."""
     from joblib.externals.loky.backend.context import set_start_method
 
     os.setsid()
@@ -129,7 +129,7 @@ def test_jobs_are_runs_alone(tmp_path: Path, launcher: str) -> None:
         if where == "joblib":
             options = (*options, "hydra.launcher.n_jobs=2")
         with Child(partial(begin, folder, *options), folder.with_name("out")) as child:
-            assert child.wait(120) == 2, child.text()
+            assert child.wait(300) == 2, child.text()
             assert "\nalgo.epochs must be at least 1, got 0\n" in child.text()
             assert "Traceback" not in child.text()
         assert status(folder) == {"finished": 2, "running": 0, "stopped": 0, "missing": 2}
@@ -229,12 +229,12 @@ def test_preempted(tmp_path: Path) -> None:
         "experiment.checkpoint_interval=1000",
     )  # fmt: skip
     with Child(partial(start, alone, *swept), tmp_path / "out") as child:
-        assert child.wait(120) == 0, child.text()
+        assert child.wait(300) == 0, child.text()
     begin = partial(start, folder, *swept, "hydra/launcher=submitit_local")
     with Child(begin, tmp_path / "out") as child:
         wait_until(lambda: folder.exists() and num_rows(folder) > 5, child)
         os.kill(job_of(folder), signal.SIGUSR2)
-        assert child.wait(120) == 0, child.text()
+        assert child.wait(300) == 0, child.text()
     (errors,) = folder.glob(".submitit/*/*.err")
     (frame,) = [x for x in errors.read_text().splitlines() if x.startswith("resumed at frame")]
     # it was saved for the signal
