@@ -20,9 +20,6 @@ from hydra.core.config_store import ConfigStore
 from tests._processes import Child, wait_until
 from tests.recipes._helpers import TINY, check_same_runs, command
 from torchrl_shm.configs import load_config
-
-# takes a second, which the forks save
-from torchrl_shm.figures import plot_learning_curve  # noqa: F401
 from torchrl_shm.tools import sweep
 from torchrl_shm.training import RunFolder
 from torchrl_shm.training.run_folder import is_running
@@ -152,8 +149,9 @@ def test_killed_three_times(tmp_path: Path, seeds: int, kills: int, fork: bool) 
         "memory=mlp,gru", f"experiment.seed=range({seeds})", "experiment.checkpoint_interval=1",
     )  # fmt: skip
     left_alone, killed = tmp_path / "left_alone", tmp_path / "killed"
-    with Child(partial(start, left_alone, *swept), tmp_path / "out") as child:
-        assert child.wait(600) == 0, child.text()
+    # in this process, so that its forks find all that is loaded late
+    result = command("ppo_shm.py", "-m", *TINY, *swept, f"hydra.sweep.dir={left_alone}")
+    assert result.code == 0, result.stderr
     jobs = len(folders(left_alone))
     assert jobs == 2 * seeds
     rows, draw = num_rows(left_alone), random.Random(seeds)
@@ -228,8 +226,8 @@ def test_preempted(tmp_path: Path) -> None:
         "memory=mlp", "experiment.seed=3", "experiment.total_frames=4000",
         "experiment.checkpoint_interval=1000",
     )  # fmt: skip
-    with Child(partial(start, alone, *swept), tmp_path / "out") as child:
-        assert child.wait(300) == 0, child.text()
+    result = command("ppo_shm.py", "-m", *TINY, *swept, f"hydra.sweep.dir={alone}")
+    assert result.code == 0, result.stderr
     begin = partial(start, folder, *swept, "hydra/launcher=submitit_local")
     with Child(begin, tmp_path / "out") as child:
         wait_until(lambda: folder.exists() and num_rows(folder) > 5, child)
