@@ -61,9 +61,13 @@ def _jobs(folder: Path) -> list[tuple[str, ...]]:
         overrides = OverridesParser.create().parse_overrides(list(given))
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    # as Hydra's sweeper does: the last one changes fastest
-    swept = [x for x in overrides if x.is_sweep_override()]
-    choices = [[f"{x.get_key_element()}={y}" for y in x.sweep_string_iterator()] for x in swept]
+    # as Hydra's sweeper does: what is given again takes the place of the first, and the last place
+    # changes fastest
+    values: dict[str, list[str]] = {}
+    for x in overrides:
+        swept = list(x.sweep_string_iterator()) if x.is_sweep_override() else []
+        values[x.get_key_element()] = swept
+    choices = [[f"{key}={y}" for y in swept] for key, swept in values.items() if swept]
     return list(itertools.product(*choices))
 
 
