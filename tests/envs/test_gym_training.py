@@ -70,7 +70,7 @@ def test_from_the_command_line_to_a_loaded_policy(
     policy = load_policy(export_policy(run))
     # what was exported does what the policy of the run does in the task
     env = make_test_env(partial(make_gym_env, id), num_episodes=2, max_steps=5)
-    data = evaluate(policy.module, env, seed=3).rollout
+    data: Any = evaluate(policy.module, env, seed=3, keep_rollout=True).rollout
     memory = policy.initial_memory(2)
     torch.manual_seed(3)
     for step in data.unbind(-1):
@@ -122,7 +122,8 @@ class TestEndless:
         env: Any = make_test_env(make, num_episodes=2, max_steps=5)
         assert capsys.readouterr().err == ""
         policy: Any = make_actor_critic(env, SHMModule).get_policy_operator()
-        assert evaluate(policy, env).rollout.shape == (2, 5)
+        result: Any = evaluate(policy, env, keep_rollout=True)
+        assert result.rollout.shape == (2, 5)
         make_test_env(make, num_episodes=2)
         assert "no time limit: episodes of the evaluation are cut after 1,000 steps" in (
             capsys.readouterr().err

@@ -160,7 +160,8 @@ def test_from_the_name_to_a_batch(register: Any) -> None:
     assert batch["is_init"][0, :, 0].tolist() == [True, False, False] * 2 + [True]
     # what the mask forbids is never done
     assert not (batch["action"] == 1).any()
-    assert evaluate(operator.get_policy_operator(), env).rollout.shape == (4, 3)
+    result: Any = evaluate(operator.get_policy_operator(), env, keep_rollout=True)
+    assert result.rollout.shape == (4, 3)
 
 
 class TestRefusals:

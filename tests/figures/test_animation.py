@@ -65,7 +65,7 @@ class TestWhatIsPlayed:
     )
     def test_it_is_an_episode_of_the_evaluation(self, env: Any) -> None:
         policy = make_policy(env)
-        first = evaluate(policy, env, seed=3)
+        first: Any = evaluate(policy, env, seed=3, keep_rollout=True)
         # whatever was played in between
         env.rollout(5)
         episode = record_episode(policy, env, seed=3)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
-from torchrl.envs import ExplorationType, TransformedEnv, exploration_type
+from torchrl.envs import ExplorationType, exploration_type
 
 from tests.training._helpers import MEMORIES, Countdown, make_operator
 from torchrl_shm import SHMModule, WindEnv, training
@@ -27,7 +27,7 @@ def policy(request: pytest.FixtureRequest) -> Any:
 
 
 def test_result(policy: Any) -> None:
-    result = evaluate(policy, make_test_env())
+    result: Any = evaluate(policy, make_test_env(), keep_rollout=True)
     assert result.rollout.shape == (12, 10)
     assert result.rollout["next", "done"].squeeze(-1).sum(-1).tolist() == [1] * 12
     assert result.returns.dtype == torch.float64
@@ -43,7 +43,7 @@ def test_result(policy: Any) -> None:
 
 def test_every_task_once_with_the_mean_action(policy: Any) -> None:
     env = make_test_env()
-    rollout = evaluate(policy, env).rollout
+    rollout: Any = evaluate(policy, env, keep_rollout=True).rollout
     moved = rollout["next", "observation"] - rollout["observation"]
     wind = moved - 0.1 * rollout["action"].clamp(-1, 1)
     expected = env.test_tasks.float()[:, None].expand_as(wind)
@@ -59,14 +59,14 @@ def test_repeats_and_leaves_no_trace(policy: Any) -> None:
     env = make_test_env()
     generator = torch.get_rng_state()
     parameters = {name: value.clone() for name, value in policy.named_parameters()}
-    first = evaluate(policy, env)
+    first: Any = evaluate(policy, env, keep_rollout=True)
     assert torch.equal(torch.get_rng_state(), generator)
     assert not first.rollout["loc"].requires_grad
     for name, value in policy.named_parameters():
         assert torch.equal(value, parameters[name])
         assert value.grad is None
     torch.rand(5)
-    second = evaluate(policy, env)
+    second: Any = evaluate(policy, env, keep_rollout=True)
     assert torch.equal(first.returns, second.returns)
     assert torch.equal(first.rollout["action"], second.rollout["action"])
 
@@ -108,21 +108,27 @@ def test_repeats_starts_that_are_drawn() -> None:
 
 def test_seed_chooses_the_gates() -> None:
     policy = make_operator(SHMModule).get_policy_operator()
-    first, second = (evaluate(policy, make_test_env(), seed=seed).rollout for seed in (0, 1))
+    rollouts: list[Any] = [
+        evaluate(policy, make_test_env(), seed=seed, keep_rollout=True).rollout for seed in (0, 1)
+    ]
+    first, second = rollouts
     assert not torch.equal(first["theta_index"], second["theta_index"])
 
 
 def test_shaping_does_not_count() -> None:
     policy = make_operator().get_policy_operator()
     env = WindEnv(4, max_steps=5, goal_radius=1e-9, shaping_radii=(0.001, 10.0))
-    result = evaluate(policy, env)
+    result: Any = evaluate(policy, env, keep_rollout=True)
     assert result.rollout["next", "shaping"].min() > 0
     assert result.returns.tolist() == [0.0] * 4
 
 
 class TestEpisodesOfDifferentLength:
     def test_returns_stop_at_the_end(self, policy: Any) -> None:
-        result = evaluate(policy, Countdown(4))
+        result: Any = evaluate(policy, Countdown(4), keep_rollout=True)
+        # the same where they are not kept
+        assert torch.equal(evaluate(policy, Countdown(4)).returns, result.returns)
+        assert evaluate(policy, Countdown(4)).rollout is None
         assert result.returns.tolist() == [1, 1 + 2, 1 + 2 + 3, 1 + 2 + 3 + 4]
         assert result.rollout.shape == (4, 4)
         # the task has none
@@ -137,20 +143,26 @@ class TestEpisodesOfDifferentLength:
         assert result.success.tolist() == [True, False, True, True]
         assert result.success_rate == 0.75
 
-    def test_what_goes_on_after_the_end_does_not_count(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Whether a rollout repeats the last step or plays on is up to TorchRL."""
-        done = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1]], dtype=torch.bool)
-        success = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
-        rewards = torch.tensor([[1.0, 2.0, 4.0, 8.0]] * 2)
-        data = TensorDict({}, [2, 4])
-        data["next"] = TensorDict(
-            {"done": done[..., None], "success": success[..., None], "reward": rewards[..., None]},
-            [2, 4],
-        )
-        monkeypatch.setattr(TransformedEnv, "rollout", lambda *_, **__: data)
-        result = evaluate(make_operator().get_policy_operator(), WindEnv(2))
-        assert result.returns.tolist() == [3.0, 15.0]
+    def test_what_goes_on_after_the_end_does_not_count(self, policy: Any) -> None:
+        # the first one ends with its first step, and plays on
+        success = torch.tensor([[0, 1], [0, 1]], dtype=torch.bool)
+        result = evaluate(policy, Countdown(2, success=success))
+        assert result.returns.tolist() == [1, 1 + 2]
         assert result.success is not None
         assert result.success.tolist() == [False, True]
+
+
+def test_steps_are_not_kept_unless_they_are_asked_for() -> None:
+    policy: Any = make_operator().get_policy_operator()
+    env = WindEnv(3, max_steps=40, goal_radius=1e-9)
+    refs: list[Any] = []
+    counts: list[int] = []
+
+    def look(module: Any, arguments: Any, step: Any) -> None:
+        refs.append(weakref.ref(step["loc"]))
+        counts.append(sum(ref() is not None for ref in refs))
+
+    policy.register_forward_hook(look)
+    evaluate(policy, env)
+    assert len(counts) == 40
+    assert max(counts) <= 3

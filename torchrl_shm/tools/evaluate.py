@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_device
 from torchrl_shm.configs import instantiate_saved
+from torchrl_shm.envs import ask_env
 from torchrl_shm.figures import plot_trajectories, record_episode, save_animation
 from torchrl_shm.sharing import load_policy, load_task
 from torchrl_shm.sharing.policy_file import CONFIG_FILE, read_policy_file
@@ -64,14 +65,18 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     shared = (options.folder / CONFIG_FILE).exists()
     loaded = _load_shared(options) if shared else _load_run(options)
     policy, env = loaded.policy, loaded.env
-    result = evaluate(policy, env, seed=options.seed)
+    # of which paths are drawn
+    plane = callable(ask_env(env, "plane"))
+    result = evaluate(policy, env, seed=options.seed, keep_rollout=plane)
 
     folder = options.pictures or loaded.pictures
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [folder / "episode.gif"]
     save_animation(record_episode(policy, env, seed=options.seed), pictures[0])
     paths = folder / "trajectories.png"
-    if plot_trajectories(env, result.rollout, paths, num_paths=options.num_paths):
+    if result.rollout is not None and plot_trajectories(
+        env, result.rollout, paths, num_paths=options.num_paths
+    ):
         pictures.append(paths)
     summary = {
         **loaded.facts,

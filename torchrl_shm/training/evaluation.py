@@ -18,6 +18,7 @@ from torchrl.envs import (
     TransformedEnv,
     set_exploration_type,
 )
+from torchrl.envs.utils import step_mdp
 from torchrl.modules.utils import get_env_transforms_from_module
 
 from torchrl_shm.envs.contract import TEST_SEED, ask_env
@@ -25,6 +26,8 @@ from torchrl_shm.training.finite import FiniteSteps
 
 # of an evaluation in an environment that may never end an episode
 _ENDLESS_STEPS = 1000
+# of an evaluation that nobody has bounded
+_MOST_STEPS = 10**6
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,13 @@ class Evaluation:
         returns: undiscounted sum of rewards per environment, float64 of shape `[B]`.
         success: whether the task's goal was met per environment, bool of shape `[B]`; `None`
             for tasks without an entry `success`.
-        rollout: the episodes, of shape `[B, T]`; steps after an episode's end are in it, too.
+        rollout: the episodes, of shape `[B, T]`, where they were asked for; a row that has ended
+            repeats its last step.
     """
 
     returns: Tensor
     success: Tensor | None
-    rollout: TensorDictBase
+    rollout: TensorDictBase | None = None
 
     @property
     def mean_return(self) -> float:
@@ -101,7 +105,9 @@ def make_test_env(
 
 
 @torch.no_grad()
-def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Evaluation:
+def evaluate(
+    policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0, keep_rollout: bool = False
+) -> Evaluation:
     """Run one episode per environment with the mean action.
 
     Random gates of a memory stay random, as in the released code, but they and all that the
@@ -112,9 +118,10 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
         seed: seed of torch's default generator and of the environment during the evaluation.
+        keep_rollout: keep all steps. Without, memory does not grow with the length of the episodes.
 
     Returns:
-        Returns, success and the episodes.
+        Returns and success, and the episodes if they are kept.
 
     Raises:
         FloatingPointError: an observation or a memory is not finite.
@@ -135,16 +142,31 @@ def evaluate(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Ev
     with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
         transformed.set_seed(TEST_SEED + seed)
-        rollout = transformed.rollout(
-            max_steps=10**6, policy=policy, break_when_all_done=True, return_contiguous=True
-        )
-    done = rollout["next", "done"].squeeze(-1)
-    # steps up to and with the first done count
-    alive = done.long().cumsum(-1) - done.long() == 0
-    returns = (rollout["next", "reward"].squeeze(-1).double() * alive).sum(-1)
-    success = rollout.get(("next", "success"), None)
-    if success is not None:
-        success = (success.squeeze(-1) & alive).any(-1)
+        step = transformed.reset()
+        returns = torch.zeros(step.shape, dtype=torch.float64, device=step.device)
+        success: Tensor | None = None
+        alive = torch.ones(step.shape, dtype=torch.bool, device=step.device)
+        steps: list[Any] = []
+        # as TorchRL's `rollout` does, which keeps all steps
+        for _ in range(_MOST_STEPS):
+            step.update(policy(step))
+            step = transformed.step(step)
+            step.pop("_step", None)
+            came_next: Any = step["next"]
+            returns += came_next["reward"].squeeze(-1).double() * alive
+            if "success" in came_next.keys():
+                now = came_next["success"].squeeze(-1) & alive
+                success = now if success is None else success | now
+            if keep_rollout:
+                steps.append(torch.where(alive, step, steps[-1]) if steps else step.copy())
+            alive = alive & ~came_next["done"].squeeze(-1)
+            if not bool(alive.any()):
+                break
+            step = step_mdp(step)
+            # a row that has ended waits
+            if not bool(alive.all()):
+                step.set("_step", alive)
+    rollout: Any = torch.stack(steps, -1) if keep_rollout else None
     return Evaluation(returns, success, rollout)
 
 
