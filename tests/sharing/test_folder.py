@@ -29,6 +29,7 @@ from torchrl_shm.configs import ENVS, MEMORIES, add_memory, instantiate_saved
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.modules import BaseCell
 from torchrl_shm.sharing import PlainPolicy, export_policy, load_policy, load_task
+from torchrl_shm.sharing import folder as folder_module
 from torchrl_shm.sharing.policy_file import action_entry, action_spec
 from torchrl_shm.training import RunFolder
 
@@ -289,23 +290,6 @@ class TestOverwriting:
             export_policy(original / "run", tmp_path / "folder")
         assert path.read_text() == "mine"
 
-    def test_an_export_that_onnx_refuses_changes_nothing(
-        self, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        pytest.importorskip("onnxscript", reason="comes with the extra onnx")
-
-        def refuse(*_: Any, **__: Any) -> None:
-            raise RuntimeError("no such operation")
-
-        monkeypatch.setattr("torch.onnx.export", refuse)
-        before = {path.name: path.read_bytes() for path in shared.iterdir()}
-        for folder in (shared, tmp_path / "new"):
-            with pytest.raises(ValueError, match="ONNX refuses this policy: .*no such operation"):
-                export_policy(shared.parent / "run", folder, onnx=True)
-        assert {path.name: path.read_bytes() for path in shared.iterdir()} == before
-        assert not (tmp_path / "new").exists()
-        load_policy(shared)
-
     def test_a_card_that_was_edited_is_kept(self, shared: Path) -> None:
         card = shared / "README.md"
         card.write_text(card.read_text().replace("# license: name", "license: mit #"))
@@ -545,3 +529,21 @@ def test_actions_survive_json(spec: Any) -> None:
     # what others can read, too
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert action_spec(type(entry).model_validate_json(text)) == spec
+
+
+def test_a_program_that_is_refused_leaves_what_was_there(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript", reason="comes with the extra onnx")
+
+    def refuse(step: Any) -> bytes:
+        raise ValueError("ONNX refuses this policy: it is too good")
+
+    monkeypatch.setattr(folder_module, "make_onnx", refuse)
+    before = {path.name: path.read_bytes() for path in shared.iterdir()}
+    with pytest.raises(ValueError, match="too good"):
+        export_policy(tmp_path / "run", shared, onnx=True)
+    assert {path.name: path.read_bytes() for path in shared.iterdir()} == before
+    with pytest.raises(ValueError, match="too good"):
+        export_policy(tmp_path / "run", tmp_path / "new", onnx=True)
+    assert not (tmp_path / "new").exists()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.recipes._helpers import TINY, command
 from tests.tools._helpers import tool
@@ -49,3 +50,17 @@ def test_mistakes(tmp_path: Path) -> None:
     assert result.code == 2
     assert "multirun.yaml cannot be read" in result.stderr
     assert len(result.stderr.splitlines()) <= 3
+
+
+def test_what_is_given_again_keeps_its_place(tmp_path: Path) -> None:
+    """As with Hydra, whose jobs have these numbers."""
+    given = ["experiment.seed=0", "memory=mlp,gru", "env=wind", "experiment.seed=1,2"]
+    config = {"hydra": {"overrides": {"task": given}}}
+    OmegaConf.save(config, tmp_path / "multirun.yaml")
+    lines = tool("sweep", "status", tmp_path).stdout.splitlines()
+    assert [tuple(line.split()[1:3]) for line in lines[:4]] == [
+        ("experiment.seed=1", "memory=mlp"),
+        ("experiment.seed=1", "memory=gru"),
+        ("experiment.seed=2", "memory=mlp"),
+        ("experiment.seed=2", "memory=gru"),
+    ]

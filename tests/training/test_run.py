@@ -321,6 +321,35 @@ class TestSignals:
             assert child.wait(5) == -number
         assert saved_state(tmp_path)["updates"] == 2
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+    def test_a_handler_of_the_process_gets_its_signal(self, tmp_path: Path, number: int) -> None:
+        """At once, or when all is saved; it decides what becomes of the run."""
+        seen: list[list[int]] = []
+
+        def look(*_: object) -> None:
+            seen.append(RunFolder(tmp_path).checkpoints.steps())
+            if len(seen) == 3:
+                raise SystemExit(144)
+
+        def interrupt() -> None:
+            before = len(seen)
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            assert len(seen) == before
+
+        before = signal.signal(number, look)
+        moments = {"before": lambda: signal.raise_signal(number)} | dict.fromkeys(
+            ("update 1", "update 2"), interrupt
+        )
+        try:
+            with pytest.raises(SystemExit) as caught:
+                train(tmp_path, moments, checkpoint_interval=100)
+            assert signal.getsignal(number) is look
+        finally:
+            signal.signal(number, before)
+        assert caught.value.code == 144
+        assert seen == [[], [20], [20, 30]]
+
     def test_other_threads_leave_signals_alone(self, tmp_path: Path) -> None:
         before = [signal.getsignal(stop) for stop in STOPS]
         within: list[Any] = []

@@ -5,31 +5,26 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shlex
+import signal
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from hydra_zen import MISSING, builds, make_config, zen
+from hydra_zen import MISSING, builds, make_config
 from hydra_zen.third_party.pydantic import pydantic_parser
-from hydra_zen.wrapper import Zen
-from omegaconf import OmegaConf
 from torchrl.envs import EnvBase
 
 from torchrl_shm.configs._help import help_template
 from torchrl_shm.configs.envs import env_config
 from torchrl_shm.configs.groups import MEMBERS, MEMORY_GROUPS, Member, leave_out_other_recipes
 from torchrl_shm.configs.memories import memory_config
-from torchrl_shm.configs.mistakes import mistakes_in_a_line, refuse
-from torchrl_shm.configs.saved import remove_empty, resumed_config
+from torchrl_shm.configs.mistakes import mistakes_in_a_line
+from torchrl_shm.configs.task import RecipeTask, end_reading
 from torchrl_shm.modules import MemoryCell
 from torchrl_shm.renamed import refuse_old_options
 from torchrl_shm.training import ranks
@@ -59,7 +54,12 @@ def run_recipe(
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     leave_out_other_recipes(algo, network)
     register(name, algo=algo, network=network)
-    task = zen(main, instantiation_wrapper=pydantic_parser, ZenWrapper=_Recipe)
+    task = RecipeTask(main, instantiation_wrapper=pydantic_parser)
+    # in the process of a job, which gets its configuration from the launcher
+    end_reading(task)
+    if "hydra/launcher=joblib" in sys.argv:
+        # joblib answers it by killing its processes, whose runs have got it as well and save
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     with mistakes_in_a_line(), _without_a_folder_of_its_own():
         task.hydra_main(config_name=name, config_path=None, version_base="1.3")
     ranks.leave()
@@ -78,41 +78,6 @@ def _without_a_folder_of_its_own() -> Generator[None]:
             yield
         finally:
             sys.argv[:] = before
-
-
-class _Recipe(Zen[..., Any]):
-    """Calls a recipe's `main`, with the configuration of an old run if that is to be resumed."""
-
-    def __call__(self, cfg: Any, /) -> Any:
-        hydra = HydraConfig.get()
-        names = {name: hydra.runtime.choices[name] for name in ("env", "memory")}
-        if actor := hydra.runtime.choices.get("network/actor_memory"):
-            names["memory"] += f"_actor_{actor}"
-        experiment = {"run_dir": hydra.runtime.output_dir, "names": names}
-        for key, value in experiment.items():
-            if cfg.experiment[key] is None:
-                OmegaConf.update(cfg, f"experiment.{key}", value)
-        OmegaConf.update(cfg, "command", _command(), force_add=True)
-        try:
-            ranks.join()
-            if ranks.num_ranks() > 1 and hydra.mode is RunMode.MULTIRUN:
-                raise ValueError("a sweep (-m) cannot be started by torchrun; start run by run")
-            return super().__call__(resumed_config(cfg))
-        except Exception as error:
-            remove_empty(Path(hydra.runtime.output_dir))
-            # here, for Hydra would print all values of the command line before it; a sweep goes on
-            if hydra.mode is not RunMode.MULTIRUN:
-                refuse(error)
-            raise
-
-
-def _command() -> str:
-    """The command that repeats the run."""
-    script = Path(sys.argv[0])
-    inside = script.absolute().is_relative_to(Path.cwd())
-    shown = os.path.relpath(script) if inside else f"recipes/{script.name}"
-    given = [x for x in HydraConfig.get().overrides.task if not x.startswith("experiment.resume=")]
-    return shlex.join(["python", shown, *given])
 
 
 def register(name: str, *, algo: str, network: str = "actor_critic") -> None:

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import Any
 
@@ -27,7 +26,14 @@ from torchrl_shm.training.run import is_of_training
 
 # asks Hydra to leave errors as they are
 _TRACEBACK = "HYDRA_FULL_ERROR"
-_explaining: ContextVar[bool] = ContextVar("explaining", default=False)
+_explaining = False
+# of sweeps: the package of each, and the extra that brings it
+_LAUNCHERS = {
+    "hydra/launcher/joblib": ("hydra-joblib-launcher", "cluster"),
+    "hydra/launcher/submitit_local": ("hydra-submitit-launcher", "cluster"),
+    "hydra/launcher/submitit_slurm": ("hydra-submitit-launcher", "cluster"),
+    "hydra/launcher/ray": ("hydra-ray-launcher", "ray"),
+}
 _EXPECTED = (
     ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError,
     FloatingPointError,
@@ -48,14 +54,15 @@ def mistakes_in_a_line() -> Generator[None]:
         yield
         return
     os.environ[_TRACEBACK] = "1"
-    token = _explaining.set(True)
+    before = are_explained()
+    explain_mistakes(True)
     try:
         yield
     except Exception as error:
         refuse(error)
         raise
     finally:
-        _explaining.reset(token)
+        explain_mistakes(before)
         del os.environ[_TRACEBACK]
 
 
@@ -70,9 +77,41 @@ def refuse(error: Exception) -> None:
     Raises:
         SystemExit: it is one; it was explained on stderr.
     """
-    if _explaining.get() and (text := explain(error)):
-        print(text, file=sys.stderr)
+    if mistake := in_words(error):
+        print(mistake, file=sys.stderr)
         raise SystemExit(2) from None
+
+
+class Mistake(Exception):
+    """What is wrong with a command line, in words that any process can send to any other."""
+
+
+def in_words(error: Exception) -> Mistake | None:
+    """The explanation of an error, if it is a mistake of the command line and to be explained.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        An error that says no more than what `explain` returns.
+    """
+    text = explain(error) if _explaining else None
+    return Mistake(text) if text else None
+
+
+def are_explained() -> bool:
+    """Whether mistakes are explained here, and not shown as tracebacks."""
+    return _explaining
+
+
+def explain_mistakes(wanted: bool) -> None:
+    """Explain mistakes from here on, or do not.
+
+    Args:
+        wanted: what `are_explained` said in the process of the command.
+    """
+    global _explaining
+    _explaining = wanted
 
 
 def explain(error: Exception) -> str | None:
@@ -87,6 +126,12 @@ def explain(error: Exception) -> str | None:
     if is_of_training(error):
         return None
     match error:
+        case Mistake():
+            return str(error)
+        case MissingConfigException(missing_cfg_file=str(path)) if path in _LAUNCHERS:
+            group, _, name = path.rpartition("/")
+            package, extra = _LAUNCHERS[path]
+            return f"{group}={name} needs {package}: pip install 'torchrl_shm[{extra}]'"
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
             group, _, name = path.rpartition("/")
             return f"{group}={name} is unknown; {_instead(name, options)}"

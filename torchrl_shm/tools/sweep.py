@@ -42,8 +42,9 @@ def main(arguments: Sequence[str]) -> dict[str, int]:
     options = parser.parse_args(arguments)
     states: Counter[str] = Counter(finished=0, running=0, stopped=0, missing=0)
     for number, job in enumerate(_jobs(options.folder)):
-        folders = sorted(options.folder.glob(f"{number}_*"))
-        state, text = _state(folders[0]) if folders else ("missing", "")
+        # a job that was stopped before its run began leaves no more than a folder
+        runs = sorted(options.folder.glob(f"{number}_*/config.yaml"))
+        state, text = _state(runs[0].parent) if runs else ("missing", "")
         states[state] += 1
         print(f"{number:>4}  {' '.join(job):<50}  {state:<8}  {text}".rstrip())
     print(", ".join(f"{count} {state}" for state, count in states.items()))
@@ -60,9 +61,13 @@ def _jobs(folder: Path) -> list[tuple[str, ...]]:
         overrides = OverridesParser.create().parse_overrides(list(given))
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    # as Hydra's sweeper does: the last one changes fastest
-    swept = [x for x in overrides if x.is_sweep_override()]
-    choices = [[f"{x.get_key_element()}={y}" for y in x.sweep_string_iterator()] for x in swept]
+    # as Hydra's sweeper does: what is given again takes the place of the first, and the last place
+    # changes fastest
+    values: dict[str, list[str]] = {}
+    for x in overrides:
+        swept = list(x.sweep_string_iterator()) if x.is_sweep_override() else []
+        values[x.get_key_element()] = swept
+    choices = [[f"{key}={y}" for y in swept] for key, swept in values.items() if swept]
     return list(itertools.product(*choices))
 
 

@@ -80,6 +80,7 @@ class TrainingRun:
     | SIGINT (Ctrl-C), SIGTERM | ends the process with code 0, while training after the update that is going on, which is saved |
     | one of them again | ends the process at once |
     | SIGUSR1 | saves after the update that is going on, and goes on |
+    | one for which the process has a handler, as with submitit | saves after the update that is going on, and calls that handler |
 
     An error ends the run where it is; the newest checkpoint stays. Where nothing was trained yet,
     its configuration goes as well.
@@ -297,7 +298,7 @@ class TrainingRun:
         self._agree()
         self.save()
         self._signals.wait = False
-        self._signals.exit_if_asked()
+        self._signals.act()
 
     def _start_together(self) -> None:
         """Make the copies of the networks equal, and the generators of the processes differ."""
@@ -353,7 +354,7 @@ class TrainingRun:
         due = self.updates % self.experiment.checkpoint_interval == 0
         if due or self._signals.save or self._signals.stop:
             self.save()
-        self._signals.exit_if_asked()
+        self._signals.act()
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last update, unless that was done already.

@@ -205,11 +205,20 @@ def is_running(path: str | Path) -> bool:
         False
     """
     try:
-        folder = RunFolder(path)
-        folder.lock()
-        folder.close()
-    except (RuntimeError, OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
         return True
+    try:
+        # shared, so that any number of processes can ask at once
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # file systems without locks
+        return False
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -12,13 +13,19 @@ class Signals:
     """Turns signals into flags that a run looks at between updates.
 
     SIGINT and SIGTERM set `stop`, SIGUSR1 sets `save`. A second SIGINT or SIGTERM ends the process
-    at once. Handlers are set only in the main thread of a process, and only within the block.
+    at once.
+
+    A signal for which the process has a handler of its own sets `save`, and that handler gets it
+    when all is saved. So submitit, which handles SIGTERM and SIGUSR2, requeues the newest state.
+
+    Handlers are set only in the main thread of a process, and only within the block.
 
     Attributes:
         stop: whether the run should end.
         save: whether the state should be saved after the present update.
         wait: whether something is half done, so that the run has to look at `stop` by itself;
-            where false, SIGINT and SIGTERM raise SystemExit.
+            where false, SIGINT and SIGTERM raise SystemExit, and handlers of the process get their
+            signals at once.
     """
 
     def __init__(self) -> None:
@@ -26,13 +33,22 @@ class Signals:
         self.save = False
         self.wait = False
         self._before: dict[int, Any] = {}
+        self._owners: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._due: list[int] = []
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-                # Windows has no SIGUSR1
-                if (number := getattr(signal, name, None)) is not None:
-                    self._before[number] = signal.signal(number, self._receive)
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+                # Windows has neither SIGUSR1 nor SIGUSR2
+                if (number := getattr(signal, name, None)) is None:
+                    continue
+                before = signal.getsignal(number)
+                if callable(before) and before is not signal.default_int_handler:
+                    self._owners[number] = before
+                elif name == "SIGUSR2":
+                    # asks nothing of a run itself
+                    continue
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -44,17 +60,33 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def exit_if_asked(self) -> None:
-        """Raise SystemExit with code 0 if a signal asked for the end; all must be saved."""
+    def act(self) -> None:
+        """Do what signals asked for; all must be saved.
+
+        Raises:
+            SystemExit: with code 0, a signal asked for the end; with another code, a handler that
+                the process had ends it.
+        """
+        while self._due:
+            number = self._due.pop(0)
+            self._owners[number](number, None)
         if self.stop:
             raise SystemExit(0)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == getattr(signal, "SIGUSR1", None):
+        if owner := self._owners.get(number):
+            if not self.wait:
+                owner(number, frame)
+            elif number not in self._due:
+                self._due.append(number)
+                self.save = True
+        elif number == getattr(signal, "SIGUSR1", None):
             self.save = True
-            return
-        for again in self._before.keys() & {signal.SIGINT, signal.SIGTERM}:
-            signal.signal(again, signal.SIG_DFL)
-        self.stop = True
-        if not self.wait:
-            raise SystemExit(0)
+        else:
+            for again in (
+                self._before.keys() & {signal.SIGINT, signal.SIGTERM} - self._owners.keys()
+            ):
+                signal.signal(again, signal.SIG_DFL)
+            self.stop = True
+            if not self.wait:
+                raise SystemExit(0)
