@@ -231,6 +231,7 @@ class TestCard:
             export_policy(make_run(tmp_path / "run", *options, env="gym")) / "README.md"
         ).read_text()
         assert "has the bounds of the task" not in card
+        assert card.count("-1 and 1 are the bounds of the task") == card.count("`make_gym_env`") + 1
         assert "`previous_action` is the action clipped to -1 and 1, and 0 where an" in card
         formula = re.search(r"takes `(low .*?)`, rounded", card)[1]  # type: ignore[index]
         from torchrl_shm.envs._gym_spaces import action_of

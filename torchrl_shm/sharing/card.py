@@ -178,13 +178,6 @@ def _limits(config: PolicyFile) -> str:
             "Its actions are not clipped; `policy.specs.action_spec_unbatched` has the bounds of "
             "the task."
         )
-    if "gym" in config.task or "/" in config.task:
-        limits.append(
-            "It acts as `make_gym_env` offers the task, which does the rest: numbers between two "
-            "bounds are -1 to 1 for it, and have to be scaled and clipped; indices count from 0, "
-            "wherever those of the task start; observations that are indices are one-hot; a "
-            "previous action is what was clipped."
-        )
     if config.random_memory:
         limits.append(
             "Its memory draws from torch's generator, with the mean action, too; "
