@@ -190,15 +190,9 @@ def _numbers(space: Any, dtype: Any, name: str) -> Observation:
     shape = torch.Size(space.shape or (1,))
 
     def read(x: Any) -> np.ndarray:
-        try:
-            with np.errstate(over="raise"):
-                # a copy: environments may go on with the array that they gave
-                numbers = np.array(x, dtype)
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{name} emits a number beyond float32, {np.abs(x).max():g}; scale it in a "
-                "gymnasium.ObservationWrapper"
-            ) from error
+        same = isinstance(x, np.ndarray) and x.dtype == dtype
+        # a copy: environments may go on with the array that they gave
+        numbers = np.array(x) if same else _convert(x, dtype, name)
         if numbers.shape != space.shape:
             raise ValueError(
                 f"{name} emits an observation of shape {numbers.shape}, and its space says "
@@ -207,6 +201,17 @@ def _numbers(space: Any, dtype: Any, name: str) -> Observation:
         return numbers.reshape(shape)
 
     return Observation(Unbounded(shape, dtype=kind), read)
+
+
+def _convert(x: Any, dtype: Any, name: str) -> np.ndarray:
+    try:
+        with np.errstate(over="raise"):
+            return np.array(x, dtype)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{name} emits a number beyond float32, {np.abs(x).max():g}; scale it in a "
+            "gymnasium.ObservationWrapper"
+        ) from error
 
 
 def _one_hot(sizes: Any, starts: Any, name: str) -> Observation:
