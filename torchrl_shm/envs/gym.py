@@ -85,7 +85,8 @@ def make_gym_env(
         ValueError: gymnasium does not know `id` or cannot make it, a space cannot be played,
             `num_envs` or `max_episode_steps` is not a whole number, or not positive, or
             `vectorized` and the task has no vector environment that can be played.
-        RuntimeError: an environment cannot be reset.
+        RuntimeError: an environment cannot be reset. Later resets and steps that raise do so, too,
+            with the number of the environment.
         FloatingPointError: an episode starts with a number that is not finite.
 
     Examples:
