@@ -7,6 +7,27 @@ from typing import Any, get_args
 
 import torch
 
+WRITTEN_KEYS = (
+    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
+    "action", "action_log_prob", "state_value",
+)  # fmt: skip
+"""Entries that networks write; an observation of such a name would be overwritten."""
+
+TAKEN_KEYS = {
+    *WRITTEN_KEYS,
+    # TorchRL
+    "reward", "done", "terminated", "truncated", "next", "is_init", "collector", "index",
+    "step_count", "episode_reward",
+    # losses
+    "advantage", "value_target", "state_action_value", "td_error",
+    # tasks of this package, and the clock
+    "shaping", "success", "time", "episode_step",
+    # memories
+    "memory", "theta_index", "memory_role", "critic_memory", "critic_theta_index",
+    "critic_memory_role",
+}  # fmt: skip
+"""Names of entries that have a meaning; an observation of another package must have others."""
+
 
 def check_option(name: str, value: object, literal: Any) -> None:
     """Raise ValueError unless a value is one of a `Literal`."""

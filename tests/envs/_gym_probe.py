@@ -57,7 +57,7 @@ class Probe(gymnasium.Env[Any, Any]):
 def is_in(space: Any, action: Any) -> bool:
     """Whether an action is in a space as a sample would be: with its type and shape, too."""
     if isinstance(space, gymnasium.spaces.Discrete):
-        return isinstance(action, int | np.integer) and space.contains(action)
+        return isinstance(action, space.dtype.type) and space.contains(action)
     return (
         isinstance(action, np.ndarray)
         and action.dtype == space.dtype

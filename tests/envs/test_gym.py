@@ -156,6 +156,19 @@ class TestResets:
         with pytest.raises(RuntimeError, match=message):
             env.reset()
 
+    def test_many_lines_of_an_error_are_one(self, probe: Any) -> None:
+        class Talkative(Probe):
+            def reset(self, **_: Any) -> Any:
+                raise OSError("the robot\n  is not on:\n\tpress the button")
+
+        make = partial(Talkative, spaces.Discrete(2))
+        gymnasium.register("Talkative-v0", entry_point=make, disable_env_checker=True)
+        try:
+            with pytest.raises(RuntimeError, match=r"OSError: the robot is not on: press the but"):
+                make_gym_env("Talkative-v0")
+        finally:
+            gymnasium.registry.pop("Talkative-v0")
+
     def test_a_first_one_that_raises(self, probe: Any) -> None:
         with pytest.raises(
             RuntimeError, match=r"environment 0 of Probe-v0: the first reset, .*OSErr"

@@ -27,10 +27,9 @@ from torchrl_shm import SHMModule
 from torchrl_shm.envs import make_gym_env
 from torchrl_shm.envs._gym_rows import OneByOne
 from torchrl_shm.envs._gym_spaces import is_mask
-from torchrl_shm.envs._gym_task import TAKEN, GymTask
+from torchrl_shm.envs._gym_task import GymTask
 from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.networks.heads import make_actor
-from torchrl_shm.networks.policy import WRITTEN_KEYS
 from torchrl_shm.training import LeanClipPPOLoss, RolloutCollector
 
 spaces: Any = gymnasium.spaces
@@ -237,6 +236,39 @@ def test_the_largest_whole_numbers() -> None:
         assert (probe.received[-1] * value > 0).all()
 
 
+@pytest.mark.parametrize("space", [Box(-2, 2, (3,)), MultiDiscrete([2, 3]), Discrete(3)], ids=str)
+def test_a_policy_in_half_precision(space: Any) -> None:
+    mask = None if isinstance(space, Box) else np.eye(5)[1] if space.shape else np.eye(3)[1]
+    task, probe = task_of(space, mask=mask)
+    operator: Any = make_actor_critic(task, SHMModule).to(torch.bfloat16)
+    data = play(task, operator.get_policy_operator(), 8)
+    assert len(probe.received) == 8
+    assert data["action"].isfinite().all()
+
+
+def test_numbers_beyond_float32() -> None:
+    task, probe = task_of(Discrete(2), Box(-INF, INF, (2,), np.float64), first=np.zeros(2))
+    probe.first = np.array([0, -1e39])
+    with pytest.raises(FloatingPointError, match="x emits a number beyond float32, 1e\\+39; scale"):
+        task.reset()
+    probe.first = np.array([0, INF])
+    with pytest.raises(FloatingPointError, match="'observation' is inf in row 0 after a reset"):
+        task.reset()
+
+
+def test_rewards_beyond_float32() -> None:
+    class Rich(Probe):
+        def step(self, action: Any) -> Any:
+            shown, _, *ends = super().step(action)
+            return shown, -1e39, *ends
+
+    task = GymTask(OneByOne([Rich(Discrete(2))], "x"), name="x")
+    with pytest.raises(
+        FloatingPointError, match="a reward of x is beyond float32, -1e\\+39; scale"
+    ):
+        task.step(task.rand_action(task.reset()))
+
+
 def test_an_index_is_a_number_of_numpy() -> None:
     task, probe = task_of(Discrete(3, start=1))
     task.step(task.reset().set("action", torch.tensor([2])))
@@ -317,9 +349,11 @@ class TestMasks:
     def test_a_block_that_allows_nothing(self) -> None:
         """The index is still one of the space, beside a longer block that has more choices."""
         task, probe = task_of(MultiDiscrete([2, 4]), mask=(np.zeros(2), np.array([0, 1, 0, 0])))
-        policy: Any = make_actor_critic(task, SHMModule, policy_keys=["observation"])
+        assert task.reset()["action_mask"].tolist() == [[True, True, False, True, False, False]]
+        policy: Any = make_actor_critic(task, SHMModule).get_policy_operator()
+        torch.manual_seed(0)
         with set_exploration_type(ExplorationType.RANDOM):
-            play(task, policy.get_policy_operator(), 60)
+            play(task, policy, 60)
         assert {x[0] for x in map(tuple, probe.received)} == {0, 1}
         assert {x[1] for x in map(tuple, probe.received)} == {1}
 
@@ -335,14 +369,21 @@ class TestMasks:
         with pytest.raises(ValueError, match=r"x has info\['action_mask'\] after a step, and had"):
             task.step(task.rand_action(task.reset()))
 
-    def test_one_inside_of_another_entry(self, register: Any) -> None:
-        space = Dict(agent=Dict(action_mask=MultiBinary(3), position=Box(-1, 1, (2,))))
+    @pytest.mark.parametrize("outer", [lambda x: Dict(agent=x), lambda x: Tuple([Discrete(2), x])])
+    def test_one_inside_of_another_entry(self, outer: Any, register: Any) -> None:
+        space = outer(Dict(action_mask=MultiBinary(3), position=Box(-1, 1, (2,))))
         with pytest.raises(ValueError, match=r"'action_mask' inside of another one, .*not read"):
             make_gym_env(register(Discrete(3), space))
 
     def test_flags_beside_others(self) -> None:
         assert is_mask(Tuple([MultiBinary(2), MultiBinary(3)]), 5)
         assert not is_mask(Tuple([MultiBinary(6), Box(-1, 1, (2,))]), 5)
+
+    def test_beside_actions_that_are_no_indices(self, register: Any) -> None:
+        space = Dict(action_mask=MultiBinary(2), position=Box(-1, 1, (2,)))
+        for action in (Box(-1, 1, (2,)), MultiBinary(2)):
+            with pytest.raises(ValueError, match=r"'action_mask', and its actions are no indices"):
+                make_gym_env(register(action, space))
 
     def test_an_entry_that_is_no_mask(self, register: Any) -> None:
         picture = Dict(mask=MultiBinary((4, 4)), position=Box(-1, 1, (2,)))
@@ -417,9 +458,6 @@ class TestRefusals:
         space = Dict({name: Discrete(2), "position": Discrete(3)})
         with pytest.raises(ValueError, match=rf"entries \['{name}'\], names that TorchRL or this"):
             make_gym_env(register(Discrete(2), space))
-
-    def test_names_of_networks_are_among_them(self) -> None:
-        assert set(WRITTEN_KEYS) <= TAKEN
 
     def test_a_previous_action_of_its_own(self, register: Any) -> None:
         id = register(Discrete(2), Dict(previous_action=Box(-1, 1, (2,)), position=Discrete(3)))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra_zen import instantiate
+from tensordict import TensorDict
 from torch import nn
 from torch.testing import assert_close
 from torchrl.data import (
@@ -31,6 +32,7 @@ from torchrl_shm import SHM, SHMModule, WindEnv
 from torchrl_shm.configs import MEMORIES as CONFIGS
 from torchrl_shm.modules import LSTM
 from torchrl_shm.networks import Encoder, EnvSpecs, make_actor_critic
+from torchrl_shm.networks.heads import Choices
 from torchrl_shm.training import RolloutCollector
 
 
@@ -274,3 +276,30 @@ def test_parameters_of_16_bits(memory: str) -> None:
     assert_close(again, data["action_log_prob"], rtol=0.05, atol=0.05)
     again.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in policy.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+class TestForbiddenChoices:
+    def test_padding_of_a_block_that_allows_nothing(self, dtype: torch.dtype) -> None:
+        """What fills up the shorter block is no choice, although all others are forbidden."""
+        mask = torch.tensor([0, 0, 0, 1, 0, 0], dtype=torch.bool).expand(200, 6)
+        logits = 9 * torch.randn(200, 6).to(dtype)
+        dist = Choices(logits, sizes=(2, 4), shape=(2,), dtype=torch.int64, mask=mask)
+        for action in (dist.sample(), dist.mode):
+            assert set(action[:, 0].tolist()) <= {0, 1}
+            assert set(action[:, 1].tolist()) == {1}
+            assert dist.log_prob(action).isfinite().all()
+
+    def test_a_single_index(self, dtype: torch.dtype) -> None:
+        specs = EnvSpecs(
+            Composite(observation=Unbounded(2), action_mask=Binary(shape=(3,), dtype=torch.bool)),
+            Categorical(3),
+            ["observation", "action_mask"],
+        )
+        actor: Any = make_actor_critic(specs, SHMModule).get_policy_head()
+        logits = torch.randn(50, 3).to(dtype)
+        mask = torch.tensor([True, False, True]).expand(50, 3)
+        data = TensorDict({"logits": logits, "action_mask": mask}, [50])
+        dist = actor[-1].get_dist(data)
+        assert set(dist.sample().tolist()) == {0, 2}
+        assert dist.log_prob(dist.sample()).isfinite().all()

@@ -179,3 +179,15 @@ def test_the_slow_critic_reads_as_the_other_does() -> None:
         assert one.abs().sum() > 0
         assert torch.equal(one, two)
         assert torch.equal(two, three)
+
+
+def test_they_count_on_in_a_network_of_16_bits() -> None:
+    """In bfloat16 a count of 256 and one are 256."""
+    network, exact = make().to(torch.bfloat16), make()
+    for batch in torch.randn(300, 1, 2) + 5:
+        see(network, batch)
+        see(exact, batch)
+    assert statistics(network).keys() == statistics(exact).keys()
+    for name, x in exact.named_buffers():
+        assert torch.equal(dict(network.named_buffers())[name], x)
+    assert network(torch.randn(4, 2)).dtype == torch.bfloat16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import re
@@ -222,6 +223,36 @@ class TestCard:
         card = (export_policy(run) / "README.md").read_text()
         assert line in card
         assert "success" not in card
+
+    def test_what_a_task_of_gymnasium_takes(self, tmp_path: Path) -> None:
+        pytest.importorskip("popgym", reason="gymnasium comes with the extra popgym")
+        options = ["env.id=Pendulum-v1", "env.previous_action=true"]
+        card = (
+            export_policy(make_run(tmp_path / "run", *options, env="gym")) / "README.md"
+        ).read_text()
+        assert "has the bounds of the task" not in card
+        assert card.count("-1 and 1 are the bounds of the task") == card.count("`make_gym_env`") + 1
+        assert "`previous_action` is the action clipped to -1 and 1, and 0 where an" in card
+        formula = re.search(r"takes `(low .*?)`, rounded", card)[1]  # type: ignore[index]
+        from torchrl_shm.envs._gym_spaces import action_of
+
+        space: Any = importlib.import_module("gymnasium.spaces").Box(10, 20, (3,))
+        action = torch.tensor([[-3.0, 0.5, 1.0]])
+        low, high = torch.tensor(space.low), torch.tensor(space.high)
+        taken = eval(formula, {"action": action, "low": low, "high": high})
+        assert taken.tolist() == action_of(space, "x").to_env(action.numpy()).tolist()
+
+    @pytest.mark.parametrize(
+        ("values", "line"),
+        [
+            (["env.id=CartPole-v1"], "Its indices count from 0: add the `start` of the space"),
+            (["env.id=FrozenLake-v1", "env.previous_action=true"], "is one-hot, one block after"),
+        ],
+    )
+    def test_indices_of_gymnasium(self, values: list[str], line: str, tmp_path: Path) -> None:
+        pytest.importorskip("popgym", reason="gymnasium comes with the extra popgym")
+        folder = export_policy(make_run(tmp_path / "run", *values, env="gym"))
+        assert line in (folder / "README.md").read_text()
 
     @pytest.mark.parametrize(
         ("env", "values"),

@@ -420,7 +420,9 @@ class TestGroups:
     def test_mistakes(self) -> None:
         with pytest.raises(ValueError, match=r"^group_size=3 must divide num_envs=4$"):
             collect(group_size=3)
-        needs = "^group_size=2 needs a task that draws layouts, which Opaque does not; .*$"
+        needs = (
+            "^group_size=2 needs a task that draws .*Opaque does not; use a task of torchrl_shm$"
+        )
         message = "^group_size=4 must divide the 2 environments of each of 2 workers, .*$"
         for options in ({}, {"backend": "multi_sync", "num_workers": 1}):
             with pytest.raises(ValueError, match=needs):

@@ -5,7 +5,7 @@ All is said of one environment; actions are made for a batch at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +34,12 @@ class Action(NamedTuple):
     Attributes:
         spec: spec of what a policy does.
         to_env: makes elements of the space of what a policy does in B environments, `[B, ...]`.
-        choices: number of choices of all indices together; 0 where an action is not of indices.
+        choices: number of choices of each index; empty where an action is not of indices.
     """
 
     spec: TensorSpec
     to_env: Callable[[np.ndarray], np.ndarray]
-    choices: int = 0
+    choices: tuple[int, ...] = ()
 
 
 class Observation(NamedTuple):
@@ -111,15 +111,14 @@ def _box_action(space: Any) -> Action:
     unit = np.where(both, (highest - lowest) / 2, 1.0)
     shape = torch.Size(space.shape or (1,))
     whole = not np.issubdtype(space.dtype, np.floating)
-    # the greatest whole numbers have no float of their own, and the next one is none of theirs
-    ends = (low, high)
-    if whole and high.max() >= 2.0**63:
-        largest = float(np.iinfo(space.dtype).max)
-        ends = (low, np.minimum(high, np.nextafter(largest, 0)))
+    largest = high
+    if whole and space.dtype.itemsize == 8:
+        # the largest whole number has no float of its own, and rounds to one that is beyond it
+        largest = np.minimum(high, np.nextafter(float(np.iinfo(space.dtype).max), 0))
 
     def to_env(action: np.ndarray) -> np.ndarray:
         numbers = action.reshape(-1, *space.shape).astype(np.float64) * unit + middle
-        numbers = np.clip(np.rint(numbers) if whole else numbers, *ends)
+        numbers = np.clip(np.rint(numbers) if whole else numbers, low, largest)
         return numbers.astype(space.dtype)
 
     if both.all():
@@ -130,7 +129,7 @@ def _box_action(space: Any) -> Action:
 def _index_action(space: Any) -> Action:
     size, start = int(space.n), int(space.start)
     spec = Categorical(size, shape=torch.Size(()), dtype=torch.int64)
-    return Action(spec, lambda action: action + start, size)
+    return Action(spec, lambda action: action + start, (size,))
 
 
 def _indices_action(space: Any) -> Action:
@@ -139,7 +138,7 @@ def _indices_action(space: Any) -> Action:
     def to_env(action: np.ndarray) -> np.ndarray:
         return (action.reshape(-1, *space.shape) + space.start).astype(space.dtype)
 
-    return Action(MultiCategorical(sizes, dtype=torch.int64), to_env, int(sizes.sum()))
+    return Action(MultiCategorical(sizes, dtype=torch.int64), to_env, tuple(sizes.tolist()))
 
 
 def _bits_action(space: Any) -> Action:
@@ -191,8 +190,9 @@ def _numbers(space: Any, dtype: Any, name: str) -> Observation:
     shape = torch.Size(space.shape or (1,))
 
     def read(x: Any) -> np.ndarray:
+        same = isinstance(x, np.ndarray) and x.dtype == dtype
         # a copy: environments may go on with the array that they gave
-        numbers = np.array(x, dtype)
+        numbers = np.array(x) if same else _convert(x, dtype, name)
         if numbers.shape != space.shape:
             raise ValueError(
                 f"{name} emits an observation of shape {numbers.shape}, and its space says "
@@ -201,6 +201,17 @@ def _numbers(space: Any, dtype: Any, name: str) -> Observation:
         return numbers.reshape(shape)
 
     return Observation(Unbounded(shape, dtype=kind), read)
+
+
+def _convert(x: Any, dtype: Any, name: str) -> np.ndarray:
+    try:
+        with np.errstate(over="raise"):
+            return np.array(x, dtype)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{name} emits a number beyond float32, {np.abs(x).max():g}; scale it in a "
+            "gymnasium.ObservationWrapper"
+        ) from error
 
 
 def _one_hot(sizes: Any, starts: Any, name: str) -> Observation:
@@ -237,28 +248,29 @@ def stack(read: list[Any]) -> Any:
     return torch.from_numpy(np.stack(read))
 
 
-def mask_of(choices: int) -> Observation:
+def mask_of(choices: Sequence[int]) -> Observation:
     """The flags of an action mask.
 
     Args:
-        choices: how many there are.
+        choices: number of choices of each index.
 
     Returns:
         Spec of bool flags, and how they are read of an array, or of a tuple of arrays. Where
-        nothing is allowed, as behind the end of an episode, everything is.
+        nothing is allowed of an index, as behind the end of an episode, everything is.
     """
+    count, starts = sum(choices), np.cumsum(choices)[:-1]
 
     def read(mask: Any) -> np.ndarray:
         parts = mask if isinstance(mask, (tuple, list)) else [mask]
         flags = np.concatenate([np.ravel(part) for part in parts]).astype(bool)
-        if flags.size != choices:
+        if flags.size != count:
             raise ValueError(
-                f"{MASK!r} has {flags.size} flags, and there are {choices} choices; it needs one "
+                f"{MASK!r} has {flags.size} flags, and there are {count} choices; it needs one "
                 "per choice, of several indices one block after the other"
             )
-        return flags if flags.any() else ~flags
+        return np.concatenate([x if x.any() else ~x for x in np.split(flags, starts)])
 
-    return Observation(Binary(shape=torch.Size((choices,)), dtype=torch.bool), read)
+    return Observation(Binary(shape=torch.Size((count,)), dtype=torch.bool), read)
 
 
 def is_mask(space: Any, choices: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,20 +20,14 @@ from torchrl.data import (
 )
 from torchrl.envs import EnvBase
 
+from torchrl_shm.checks import TAKEN_KEYS
 from torchrl_shm.envs._checks import check_finite, describe_bad_start
 from torchrl_shm.envs._gym_rows import MASK, Row, Rows
 from torchrl_shm.envs._gym_spaces import action_of, is_mask, mask_of, observation_of, stack
 from torchrl_shm.torchrl_private import following_seed
 
-# entries that TorchRL, networks, memories, losses and recipes write or read, for which an
-# observation of such a name would be taken
-TAKEN = {
-    "action", "reward", "done", "terminated", "truncated", "next", "is_init", "collector", "index",
-    "step_count", "episode_reward", "shaping", "success", "time", "episode_step",
-    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
-    "action_log_prob", "advantage", "value_target", "state_value",
-    "memory", "theta_index", "memory_role", "critic_memory", "critic_memory_role", "choice",
-}  # fmt: skip
+# a reward is a float32
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class GymTask(EnvBase):
@@ -53,9 +47,10 @@ class GymTask(EnvBase):
         device: device of the tensors.
 
     Raises:
-        ValueError: a space cannot be played, an observation has a name that TorchRL writes, or is
-            not in its space.
-        FloatingPointError: an episode starts with a number that is not finite.
+        ValueError: a space cannot be played, an observation has a name that is taken, or is not in
+            its space.
+        FloatingPointError: an episode starts with a number that is not finite, or a number is
+            beyond float32.
     """
 
     def __init__(
@@ -122,9 +117,10 @@ class GymTask(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action: Tensor = tensordict.get("action").detach()
         if action.is_floating_point():
-            # numpy has no bfloat16
-            action = action.float()
             check_finite("actions", action)
+        if action.dtype == torch.bfloat16:
+            # numpy has none
+            action = action.float()
         rows = self._marked(tensordict.get("_step", None))
         sent = self._action.to_env(action.cpu().numpy())
         seen, reward = [], np.zeros((self._rows.num_envs, 1), np.float32)
@@ -206,12 +202,12 @@ class _Entries(NamedTuple):
     read: Callable[[Row], dict[str, Any]]
 
 
-def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Entries:
+def _entries_of(space: Any, choices: Sequence[int], name: str, mask_in_info: bool) -> _Entries:
     """Look up what a policy reads of a row.
 
     Args:
         space: space of the observation.
-        choices: number of choices of all indices of the action together.
+        choices: number of choices of each index of the action.
         name: name of the environment, for errors.
         mask_in_info: whether `info` has an action mask.
 
@@ -219,14 +215,15 @@ def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Ent
         The entries by name.
 
     Raises:
-        ValueError: a space cannot be read, or an entry has a name that TorchRL writes.
+        ValueError: a space cannot be read, or an entry has a name that is taken.
     """
     mask_entry, root = None, None
+    _refuse_nested_mask(space, name)
     if isinstance(space, spaces.Dict):
-        mask_entry = _find_mask(space, choices, name)
+        mask_entry = _find_mask(space, sum(choices), name)
         parts = {key: x for key, x in space.spaces.items() if key != mask_entry}
         names = {str(key) for key in parts}
-        if clash := sorted((names & TAKEN) | {x for x in names if x.startswith("_")}):
+        if clash := sorted((names & TAKEN_KEYS) | {x for x in names if x.startswith("_")}):
             raise ValueError(
                 f"observations of {name} have entries {clash}, names that TorchRL or this package "
                 "uses itself: rename them in a gymnasium.ObservationWrapper"
@@ -239,8 +236,8 @@ def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Ent
         # what TorchRL calls a picture
         root = "pixels" if picture else "observation"
         specs = {root: observation.spec}
-    masked = choices > 0 and (mask_entry is not None or mask_in_info)
-    mask, everything = mask_of(choices), np.ones(choices, np.bool_)
+    masked = bool(choices) and (mask_entry is not None or mask_in_info)
+    mask, everything = mask_of(choices), np.ones(sum(choices), np.bool_)
     if masked:
         specs[MASK] = mask.spec
 
@@ -263,15 +260,15 @@ def _entries_of(space: Any, choices: int, name: str, mask_in_info: bool) -> _Ent
 
 def _find_mask(space: Any, choices: int, name: str) -> Any:
     """The entry that is an action mask; `None` where there is none."""
-    if choices and any(_has_mask(part) for part in space.spaces.values()):
-        raise ValueError(
-            f"observations of {name} have an entry {MASK!r} inside of another one, which is not "
-            "read; put it beside the others in a gymnasium.ObservationWrapper"
-        )
     for key in (MASK, "mask"):
         if choices and key in space.spaces and is_mask(space[key], choices):
             return key
-    if MASK in space.spaces and choices:
+    if MASK in space.spaces and not choices:
+        raise ValueError(
+            f"observations of {name} have an entry {MASK!r}, and its actions are no indices, of "
+            "which some could be forbidden: rename it in a gymnasium.ObservationWrapper"
+        )
+    if MASK in space.spaces:
         raise ValueError(
             f"observations of {name} have an entry {MASK!r}, {space[MASK]}, that is none: it "
             f"needs a flag, 0 or 1, for each of the {choices} choices of the action"
@@ -279,14 +276,30 @@ def _find_mask(space: Any, choices: int, name: str) -> Any:
     return None
 
 
-def _has_mask(space: Any) -> bool:
+def _refuse_nested_mask(space: Any, name: str) -> None:
+    for part in _children(space):
+        if isinstance(part, spaces.Dict) and MASK in part.spaces:
+            raise ValueError(
+                f"observations of {name} have an entry {MASK!r} inside of another one, which is "
+                "not read; put it beside the others in a gymnasium.ObservationWrapper"
+            )
+        _refuse_nested_mask(part, name)
+
+
+def _children(space: Any) -> list[Any]:
     if isinstance(space, spaces.Dict):
-        return MASK in space.spaces or any(_has_mask(x) for x in space.spaces.values())
-    return isinstance(space, spaces.Tuple) and any(_has_mask(x) for x in space.spaces)
+        return list(space.spaces.values())
+    return list(space.spaces) if isinstance(space, spaces.Tuple) else []
 
 
 def _number(reward: Any, name: str) -> float:
     numbers = np.asarray(reward, np.float64)
     if numbers.size != 1:
         raise ValueError(f"a reward of {name} is {reward}; it must be one number")
-    return float(numbers.item())
+    number = float(numbers.item())
+    if _LARGEST < abs(number) < np.inf:
+        raise FloatingPointError(
+            f"a reward of {name} is beyond float32, {number:g}; scale it in a "
+            "gymnasium.RewardWrapper"
+        )
+    return number

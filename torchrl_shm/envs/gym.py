@@ -49,7 +49,8 @@ def make_gym_env(
 
     Of `Discrete` and `MultiDiscrete`, an action mask is read where there is one: in
     `info["action_mask"]`, or an entry `action_mask` or `mask` of a `Dict` with a flag for every
-    choice. It becomes the entry `action_mask`, which networks read, see `make_actor_critic`.
+    choice. It becomes the entry `action_mask`, which networks read, see `make_actor_critic`. Of an
+    index of which it allows nothing, everything is allowed.
 
     ## Seeds
 
@@ -82,12 +83,14 @@ def make_gym_env(
 
     Raises:
         ImportError: gymnasium is not installed.
-        ValueError: gymnasium does not know `id` or cannot make it, a space cannot be played,
+        ValueError: gymnasium does not know `id`, or cannot import or make it, a space cannot be
+            played, an observation has a name that is taken, an action mask cannot be read,
             `num_envs` or `max_episode_steps` is not a whole number, or not positive, or
             `vectorized` and the task has no vector environment that can be played.
         RuntimeError: an environment cannot be reset. Later resets and steps that raise do so, too,
             with the number of the environment.
-        FloatingPointError: an episode starts with a number that is not finite.
+        FloatingPointError: an episode starts with a number that is not finite, or a number is
+            beyond float32.
 
     Examples:
         >>> from torchrl_shm.envs import make_gym_env

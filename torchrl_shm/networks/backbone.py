@@ -11,12 +11,12 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.nn import TensorDictSequential as Sequential
 from torchrl.envs import EnvBase
 
-from torchrl_shm.checks import check_count
+from torchrl_shm.checks import WRITTEN_KEYS, check_count
 from torchrl_shm.networks.clock import Clock
 from torchrl_shm.networks.encoder import EncoderFactory, make_encoder
 from torchrl_shm.networks.image import is_image
 from torchrl_shm.networks.normalization import Normalized
-from torchrl_shm.networks.policy import WRITTEN_KEYS, Layer
+from torchrl_shm.networks.policy import Layer
 from torchrl_shm.networks.specs import EnvSpecs
 
 MemoryFactory = Callable[..., TensorDictModuleBase]

@@ -42,13 +42,10 @@ HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 """Entries that a head reads: the output of the memory, and the embedding of the current step."""
 
 
-# logit without a chance; finite, for losses multiply it with the probability 0
-_FORBIDDEN = -1e9
-
-
 def _forbidden(logits: Tensor) -> float:
-    # half precision has no such number
-    return max(_FORBIDDEN, torch.finfo(logits.dtype).min / 4)
+    """A logit without a chance; finite, for losses multiply it with the probability 0."""
+    # float16 ends at -65504, and has to have room for twice of it
+    return max(-1e9, torch.finfo(logits.dtype).min / 4)
 
 
 class Head(nn.Module):
@@ -164,18 +161,20 @@ def _head_of(spec: Any, masked: bool) -> tuple[int, list[NestedKey], Any]:
                 make = partial(_normal_of_shape, shape=spec.shape)
             return spec.shape.numel(), ["loc", "scale"], make
         case Categorical() if not spec.shape:
-            make = MaskedCategorical if masked else distributions.Categorical
-            options = {"neg_inf": _FORBIDDEN} if masked else {"validate_args": False}
-            return int(spec.n), ["logits"], partial(make, **options)
+            make = partial(distributions.Categorical, validate_args=False)
+            if masked:
+                make = partial(_with_mask, make=MaskedCategorical)
+            return int(spec.n), ["logits"], make
         case MultiCategorical():
             choices = [int(n) for n in spec.nvec.flatten()]
         case Categorical():
             # also bits
             choices = [2 if isinstance(spec, Binary) else int(spec.n)] * spec.shape.numel()
         case OneHot() if not isinstance(spec, MultiOneHot) and len(spec.shape) == 1:
-            make = MaskedOneHotCategorical if masked else OneHotCategorical
-            options = {"neg_inf": _FORBIDDEN} if masked else {}
-            return spec.shape[-1], ["logits"], partial(make, **options)
+            make = OneHotCategorical
+            if masked:
+                make = partial(_with_mask, make=MaskedOneHotCategorical)
+            return spec.shape[-1], ["logits"], make
         case _:
             raise TypeError(
                 f"actions of {type(spec).__name__} {list(spec.shape)}, {spec.dtype}, are not "
@@ -185,6 +184,11 @@ def _head_of(spec: Any, masked: bool) -> tuple[int, list[NestedKey], Any]:
             )
     make = partial(Choices, sizes=choices, shape=spec.shape, dtype=spec.dtype)
     return sum(choices), ["logits"], make
+
+
+def _with_mask(logits: Tensor, mask: Tensor, *, make: Any) -> Any:
+    """A distribution of TorchRL whose logits say what is forbidden."""
+    return make(logits=logits, mask=mask, neg_inf=_forbidden(logits))
 
 
 def _normal_of_shape(loc: Tensor, scale: Tensor, *, shape: torch.Size) -> IndependentNormal:

@@ -138,6 +138,16 @@ class Normalized(nn.Module):
                 loc.copy_(after.mean)
                 scale.copy_(after.variance.sqrt().clamp(min=_SMALLEST_SCALE))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Normalized:
+        # a network may be cast, but half precision does not count beyond a few hundred steps
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, x in kept.items():
+            moved = self._buffers[name]
+            if x is not None and moved is not None and moved.dtype != x.dtype:
+                self._buffers[name] = x.to(moved.device)
+        return self
+
     def _statistics(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         buffers: Any = self._buffers
         return (

@@ -28,12 +28,6 @@ COMPUTED_KEYS: tuple[NestedKey, ...] = (
 )  # fmt: skip
 """Entries that every loss computes again, so that nobody collects them."""
 
-WRITTEN_KEYS: tuple[NestedKey, ...] = (
-    "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
-    "action", "action_log_prob", "state_value",
-)  # fmt: skip
-"""Entries that networks write; an observation of such a name would be overwritten."""
-
 
 class Entries(dict[Any, Any]):
     """Tensors by key, with the methods of a TensorDict that networks of this package call.

@@ -171,17 +171,12 @@ def _limits(config: PolicyFile) -> str:
         "It was trained on this task alone and expects observations on the scales of this task.",
         "Its memory must start empty and be passed on from every step to the next.",
     ]
-    if isinstance(config.action, ContinuousAction):
+    if _is_of_gym(config):
+        limits += _limits_of_gym(config)
+    elif isinstance(config.action, ContinuousAction):
         limits.append(
             "Its actions are not clipped; `policy.specs.action_spec_unbatched` has the bounds of "
             "the task."
-        )
-    if "gym" in config.task or "/" in config.task:
-        limits.append(
-            "It acts as `make_gym_env` offers the task, which does the rest: numbers between two "
-            "bounds are -1 to 1 for it, and have to be scaled and clipped; indices count from 0, "
-            "wherever those of the task start; observations that are indices are one-hot; a "
-            "previous action is what was clipped."
         )
     if config.random_memory:
         limits.append(
@@ -189,3 +184,37 @@ def _limits(config: PolicyFile) -> str:
             "`torch.manual_seed` repeats it."
         )
     return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _is_of_gym(config: PolicyFile) -> bool:
+    env = config.training.get("env")
+    target = str(env.get("_target_")) if isinstance(env, dict) else ""
+    return target.endswith((".make_gym_env", ".make_popgym_env"))
+
+
+def _limits_of_gym(config: PolicyFile) -> list[str]:
+    """What `make_gym_env` does between a policy and a task, for programs that do without."""
+    match config.action:
+        case ContinuousAction(low=[*_]):
+            does = (
+                "Its actions are not clipped, and -1 and 1 are the bounds of the task, whatever "
+                "these are: the task takes `low + (action.clamp(-1, 1) + 1) / 2 * (high - low)`, "
+                "rounded if it takes whole numbers."
+            )
+            previous = "the action clipped to -1 and 1"
+        case ContinuousAction():
+            does = (
+                "Its actions are not clipped: `make_gym_env` scales -1 to 1 to the bounds of an "
+                "element that has two, clips at a single bound, and counts from 1 inside of it "
+                "where 0 is not."
+            )
+            previous = "the action itself"
+        case BinaryAction():
+            does, previous = "Its actions are the bits that the task takes.", "the bits"
+        case _:
+            does = "Its indices count from 0: add the `start` of the space of the task."
+            previous = "one-hot, one block after the other"
+    reads = "Of what it reads, indices are one-hot, and all other numbers but bytes are float32"
+    if any(entry.key == "previous_action" for entry in config.observations):
+        reads += f"; `previous_action` is {previous}, and 0 where an episode starts"
+    return [does, f"{reads}."]

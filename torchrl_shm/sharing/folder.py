@@ -126,19 +126,19 @@ def export_policy(
         onnx=onnx,
     )
 
-    # first, because it may be refused, and what was exported before is then left alone
-    program = {ONNX_FILE: make_onnx(PolicyStep(policy))} if onnx else {}
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.contiguous() for name, x in policy.module.state_dict().items()}
-    # removed first and written last, because a folder without it is not loaded
-    (folder / CONFIG_FILE).unlink(missing_ok=True)
-    (folder / ONNX_FILE).unlink(missing_ok=True)
-    for name, content in {
-        **program,
+    # all of it before anything is made or removed, because ONNX may refuse the policy
+    files = {ONNX_FILE: make_onnx(PolicyStep(policy))} if onnx else {}
+    files |= {
         _WEIGHTS: save(weights, {"format": "pt"}),
         _CARD: model_card(config).encode(),
         CONFIG_FILE: (config.model_dump_json(indent=2) + "\n").encode(),
-    }.items():
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    # removed first and written last, because a folder without it is not loaded
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    (folder / ONNX_FILE).unlink(missing_ok=True)
+    for name, content in files.items():
         write_atomically(folder / name, content)
     return folder
 

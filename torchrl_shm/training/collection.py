@@ -66,7 +66,7 @@ def _set_groups(env: EnvBase, group_size: int) -> None:
     if ask_env(env, "group_size") is None:
         raise ValueError(
             f"group_size={group_size} needs a task that draws layouts, which {type(env).__name__} "
-            "does not: GRPO compares such episodes, use a task of torchrl_shm"
+            "does not; use a task of torchrl_shm"
         )
     env.group_size = group_size
 
