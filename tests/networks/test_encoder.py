@@ -107,9 +107,9 @@ def test_images_of_a_stack_are_channels(shape: tuple[int, ...]) -> None:
     assert torch.equal(net(stack), one(channels_first.reshape(2, 12, 20, 24)))
 
 
-def test_grey_pictures_of_bytes() -> None:
-    grey, table = torch.Size((20, 16)), torch.Size((20, 15))
-    shapes = [grey, table, grey]
+def test_gray_pictures_of_bytes() -> None:
+    gray, table = torch.Size((20, 16)), torch.Size((20, 15))
+    shapes = [gray, table, gray]
     dtypes = [torch.uint8, torch.uint8, torch.float32]
     encoder: Any = make_encoder("auto", shapes, dtypes, 8, None)
     assert set(encoder.encoder.convolutions) == {"0"}

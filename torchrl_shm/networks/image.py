@@ -11,7 +11,7 @@ from torch import Tensor, nn
 # smaller ones are no pictures, and a convolution would gain nothing
 _SMALLEST_SIDE = 5
 # of pictures without channels: smaller ones may well be tables
-_SMALLEST_GREY_SIDE = 16
+_SMALLEST_GRAY_SIDE = 16
 # sides are halved until none is longer
 _LONGEST_SIDE = 8
 _CHANNELS = (16, 32)
@@ -49,7 +49,7 @@ def _channel_dim(shape: torch.Size) -> int | None:
 
 
 def picture_shape(shape: torch.Size, dtype: torch.dtype) -> torch.Size:
-    """The shape in which an encoder sees an entry: grey pictures of bytes get a channel.
+    """The shape in which an encoder sees an entry: gray pictures of bytes get a channel.
 
     Args:
         shape: shape of the entry.
@@ -58,8 +58,8 @@ def picture_shape(shape: torch.Size, dtype: torch.dtype) -> torch.Size:
     Returns:
         `[1, H, W]` of bytes `[H, W]` with sides of at least 16, and else `shape`.
     """
-    grey = dtype == torch.uint8 and len(shape) == 2 and min(shape) >= _SMALLEST_GREY_SIDE
-    return torch.Size((1, *shape)) if grey else shape
+    gray = dtype == torch.uint8 and len(shape) == 2 and min(shape) >= _SMALLEST_GRAY_SIDE
+    return torch.Size((1, *shape)) if gray else shape
 
 
 class Convolution(nn.Module):
