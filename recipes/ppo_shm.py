@@ -33,10 +33,13 @@ from torchrl_shm.training import (
     RolloutCollector,
     SelfImitation,
     TrainingRun,
+    average_buffers,
+    average_gradients,
     check_ratio,
+    largest,
     make_test_env,
+    standardize,
 )
-from torchrl_shm.training.ranks import average_buffers, average_gradients, largest, standardize
 
 LOGGED = ("loss_objective", "loss_critic", "kl_approx", "clip_fraction", "grad_norm")
 

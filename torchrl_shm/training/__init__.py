@@ -10,6 +10,13 @@ from torchrl_shm.training.finite import FiniteCheck, OnNonfinite
 from torchrl_shm.training.imitation import SelfImitation
 from torchrl_shm.training.loggers import LoggerKind, make_logger
 from torchrl_shm.training.ppo_loss import LeanClipPPOLoss, check_ratio
+from torchrl_shm.training.ranks import (
+    average_buffers,
+    average_gradients,
+    largest,
+    num_ranks,
+    standardize,
+)
 from torchrl_shm.training.replay import ReplayStorage, SequenceReplay
 from torchrl_shm.training.run import Stateful, TrainingRun
 from torchrl_shm.training.run_folder import RunFolder
@@ -43,11 +50,16 @@ __all__ = [
     "UnrolledDiscreteSACLoss",
     "UnrolledSACLoss",
     "Which",
+    "average_buffers",
+    "average_gradients",
     "check_ratio",
     "evaluate",
+    "largest",
     "make_logger",
     "make_sac_loss",
     "make_test_env",
+    "num_ranks",
+    "standardize",
     "unroll_features",
 ]
 
