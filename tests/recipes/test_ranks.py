@@ -139,7 +139,8 @@ class TestResume:
         with ranks(partial(train, folder), tmp_path) as children:
             wait_until(lambda: num_rows(folder) == 2, children[1])
             children[1].signal(signal.SIGTERM)
-            assert [child.wait() for child in children] == [0, 0]
+            codes = [child.wait() for child in children]
+            assert codes == [0, 0], [text(child) for child in children]
             assert "is saved, go on with" in children[0].text()
         assert saved_state(folder)["updates"] in (2, 3)
         both(folder, tmp_path, resume=str(folder))

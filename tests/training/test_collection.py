@@ -281,7 +281,8 @@ class TestWorkers:
                 assert (rest[0]["loc"] == 3).all()
                 assert rest[0]["is_init"][:, 0].all()
 
-                worker = multiprocessing.active_children()[0]
+                inner: Any = collector._collector
+                worker = inner.procs[0]
                 worker.kill()
                 worker.join(20)
                 with pytest.raises(RuntimeError, match="has died"):

@@ -295,10 +295,10 @@ class TrainingRun:
             yield self.check.rollouts(batch)
             if self.updates == before:
                 raise RuntimeError("the algorithm must call run.log once per batch")
-        self._agree()
+        stop, _ = self._agree()
         self.save()
         self._signals.wait = False
-        self._signals.act()
+        self._act(stop)
 
     def _start_together(self) -> None:
         """Make the copies of the networks equal, and the generators of the processes differ."""
@@ -312,11 +312,17 @@ class TrainingRun:
                 ranks.copy_first(part)
         _seed(ranks.own_seed(self.experiment.seed))
 
-    def _agree(self) -> None:
-        """Do what a signal asked of one process on all."""
-        if ranks.num_ranks() > 1:
-            asked = torch.tensor([float(self._signals.stop), float(self._signals.save)])
-            self._signals.stop, self._signals.save = (bool(ranks.largest(x)) for x in asked)
+    def _agree(self) -> tuple[bool, bool]:
+        """Whether a signal asked any of the processes to stop, or to save."""
+        asked = (self._signals.stop, self._signals.save)
+        if ranks.num_ranks() == 1:
+            return asked
+        # one that comes meanwhile is known to this process alone, and waits for the next update
+        stop, save = (bool(ranks.largest(torch.tensor(float(x)))) for x in asked)
+        return stop, save
+
+    def _act(self, agreed: bool) -> None:
+        self._signals.act(agreed if ranks.num_ranks() > 1 else None)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """End an update: write its row, save if it is time, and stop if a signal asked for it.
@@ -350,11 +356,11 @@ class TrainingRun:
             shown = {key: f"{row[key]:.2f}" for key in ("return", "success") if key in row}
             self._bar.set_postfix(shown)
             self._bar.update(self.frames - frames)
-        self._agree()
+        stop, save = self._agree()
         due = self.updates % self.experiment.checkpoint_interval == 0
-        if due or self._signals.save or self._signals.stop:
+        if due or save or stop:
             self.save()
-        self._signals.act()
+        self._act(stop)
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last update, unless that was done already.

@@ -60,8 +60,11 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def act(self) -> None:
+    def act(self, stop: bool | None = None) -> None:
         """Do what signals asked for; all must be saved.
+
+        Args:
+            stop: whether to end, where several processes have agreed on it; default: `self.stop`.
 
         Raises:
             SystemExit: with code 0, a signal asked for the end; with another code, a handler that
@@ -70,7 +73,7 @@ class Signals:
         while self._due:
             number = self._due.pop(0)
             self._owners[number](number, None)
-        if self.stop:
+        if self.stop if stop is None else stop:
             raise SystemExit(0)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
