@@ -20,11 +20,13 @@ class Probe(gymnasium.Env[Any, Any]):
         first: Any = None,
         mask: Any = None,
         fail_at: int | None = None,
+        break_at: int | None = None,
     ) -> None:
         self.action_space = action
         default = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = default if observation is None else observation
         self.length, self.first, self.mask, self.fail_at = length, first, mask, fail_at
+        self.break_at = break_at
         self.received: list[Any] = []
         self.resets = 0
 
@@ -41,6 +43,8 @@ class Probe(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert is_in(self.action_space, action), f"{action!r} is not in {self.action_space}"
+        if len(self.received) == self.break_at:
+            raise OSError("the robot\nis off")
         self.received.append(action)
         self.t += 1
         shown = self.observation_space.sample()

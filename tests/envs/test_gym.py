@@ -175,6 +175,13 @@ class TestResets:
         ):
             make_gym_env(probe(fail_at=1))
 
+    def test_a_step_that_raises_is_named_too(self, probe: Any) -> None:
+        env = make_gym_env(probe(break_at=3), 2)
+        with pytest.raises(RuntimeError, match=r"^environment 0 of Probe-v0: a step .*") as error:
+            env.rollout(9, break_when_any_done=False)
+        assert str(error.value).endswith("a step raised OSError: the robot is off")
+        assert isinstance(error.value.__cause__, OSError)
+
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_an_episode_that_starts_with_no_number(self, probe: Any, value: float) -> None:
         first = np.array([0, value], np.float32)

@@ -269,6 +269,15 @@ def test_rewards_beyond_float32() -> None:
         task.step(task.rand_action(task.reset()))
 
 
+@pytest.mark.parametrize("shape", [(5,), (20, 20), (7, 7, 3)])
+def test_bytes_that_are_parts_of_less_than_255(shape: Any) -> None:
+    first = np.resize(np.arange(10, dtype=np.uint8), shape)
+    task, _ = task_of(Discrete(2), Box(0, 9, shape, np.uint8), first=first)
+    assert torch.equal(task.reset()["observation"][0], torch.from_numpy(first).float() / 9)
+    whole, _ = task_of(Discrete(2), Box(0, 255, (5,), np.uint8))
+    assert whole.reset()["observation"].dtype == torch.uint8
+
+
 def test_an_index_is_a_number_of_numpy() -> None:
     task, probe = task_of(Discrete(3, start=1))
     task.step(task.reset().set("action", torch.tensor([2])))

@@ -116,6 +116,27 @@ def test_a_mistake_is_a_line(
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+def test_a_task_that_breaks_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own words, and where the run is saved; the traceback where it is asked for."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    options = ("env.id=tests.envs._gym_mistakes:Breaks-v0", "algo.rollout_length=10", *PPO[1:],
+               "experiment.checkpoint_interval=1", f"hydra.run.dir={run}")  # fmt: skip
+    result = command("ppo_shm.py", *SMALL, *options)
+    assert result.code == 1
+    assert result.stderr.splitlines() == [
+        f"stopped; all up to frame 20 is saved, go on with experiment.resume={run}",
+        "environment 0 of tests.envs._gym_mistakes:Breaks-v0: a step raised OSError: "
+        "the robot is off",
+        f"The error is of the training, update 1 of {run}.",
+        "(HYDRA_FULL_ERROR=1 shows where)",
+    ]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    result = command("ppo_shm.py", *SMALL, *options, f"hydra.run.dir={run}2")
+    assert result.code == 1
+    assert "\nOSError: the robot\nis off\n" in result.stderr
+
+
 class TestEndless:
     def test_the_bound_is_said_and_kept(self, capsys: pytest.CaptureFixture[str]) -> None:
         make = partial(make_gym_env, "CliffWalking-v1")

@@ -174,6 +174,17 @@ class TestRefusals:
             make_gym_env("Acrobot-v1", 2, vectorized=True)
         assert "\n" not in str(error.value)
 
+    def test_what_it_raises_is_named(self, register: Any) -> None:
+        env: Any = make_gym_env(register(many), 2, vectorized=True)
+        data, rows = env.reset(), env._rows._env
+        for method in ("step", "reset"):
+            setattr(rows, method, partial(int, "no\nnumber"))
+        message = "the vector environment of Many-v0: a {} raised TypeError: .*"
+        with pytest.raises(RuntimeError, match=message.format("step")):
+            env.step(env.rand_action(data))
+        with pytest.raises(RuntimeError, match=message.format("reset")):
+            env.reset()
+
     def test_a_row_in_the_middle_of_an_episode(self, register: Any) -> None:
         env = make_gym_env(register(many), 2, vectorized=True)
         data = env.step(env.rand_action(env.reset()))["next"]

@@ -52,9 +52,12 @@ def find_encoder(network: Any) -> Any:
     [
         ((5, 5, 3), True), ((3, 5, 5), True), ((84, 84, 3), True), ((4, 84, 84), True),
         ((96, 96, 1), True), ((12, 64, 48), True), ((5, 7, 4), True),
-        # as many channels as rows; sides of 4; other ranks; nothing
-        ((5, 5, 5), False), ((4, 4, 3), False), ((84, 84), False), ((2, 3, 84, 84), False),
-        ((0, 8, 8), False), ((7,), False), ((), False),
+        # stacks
+        ((2, 3, 84, 84), True), ((4, 96, 96, 3), True), ((4, 5, 5, 1), True),
+        # as many channels or images as rows; sides of 4; other ranks; nothing
+        ((5, 5, 5), False), ((4, 4, 3), False), ((84, 84), False), ((16, 16, 16, 3), False),
+        ((2, 2, 3, 84, 84), False), ((0, 8, 8), False), ((0, 8, 8, 3), False), ((7,), False),
+        ((), False),
     ],
 )  # fmt: skip
 def test_what_is_an_image(shape: tuple[int, ...], image: bool) -> None:
@@ -92,6 +95,44 @@ def test_rows_and_columns_keep_their_places(shape: tuple[int, ...]) -> None:
     assert not torch.allclose(net(image.flip(sides)), net(image), atol=1e-3)
     # from 84 sides are halved to 42, 21, 11 and 6
     assert net.size <= 32 * 64
+
+
+@pytest.mark.parametrize("shape", [(4, 20, 24, 3), (4, 3, 20, 24)])
+def test_images_of_a_stack_are_channels(shape: tuple[int, ...]) -> None:
+    net = Convolution(torch.Size(shape))
+    stack = torch.rand(2, *shape)
+    channels_first = stack if shape[-1] == 24 else stack.movedim(-1, 2)
+    one = Convolution(torch.Size((12, 20, 24)))
+    one.load_state_dict(net.state_dict())
+    assert torch.equal(net(stack), one(channels_first.reshape(2, 12, 20, 24)))
+
+
+def test_gray_pictures_of_bytes() -> None:
+    gray, table = torch.Size((20, 16)), torch.Size((20, 15))
+    shapes = [gray, table, gray]
+    dtypes = [torch.uint8, torch.uint8, torch.float32]
+    encoder: Any = make_encoder("auto", shapes, dtypes, 8, None)
+    assert set(encoder.encoder.convolutions) == {"0"}
+    inputs = [
+        torch.ones(2, 5, *shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+    assert encoder(*inputs).shape == (2, 5, 8)
+    inputs[0][1, 2, 3, 4] = 255
+    changed = encoder(*inputs) != encoder(*(x * 0 + 1 for x in inputs))
+    assert changed.any(-1).nonzero().tolist() == [[1, 2]]
+    assert type(make_encoder("flat", shapes, dtypes, 8, None)) is Encoder
+    with pytest.raises(ValueError, match="needs an image"):
+        make_encoder("image", shapes[1:], dtypes[1:], 8, None)
+
+
+def test_what_is_large_and_flattened_is_said() -> None:
+    shape = [torch.Size((80, 80))]
+    with pytest.warns(UserWarning, match=r"\[80, 80\] is no image for .*flattened, 6,400 numbers"):
+        make_encoder("auto", shape, [torch.float32], 8, None)
+    # not where it was asked for, nor for a row of numbers or a picture
+    make_encoder("flat", shape, [torch.float32], 8, None)
+    make_encoder("auto", [torch.Size((6400,))], [torch.float32], 8, None)
+    make_encoder("auto", shape, [torch.uint8], 8, None)
 
 
 @pytest.mark.parametrize("name", ["auto", "flat", "image"])

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.recipes._helpers import Result, command, saved_state
+from tests.docs.test_code_blocks import BLOCK
+from tests.recipes._helpers import ROOT, Result, command, saved_state
 from tests.tools._helpers import tool
-from torchrl_shm.sharing import load_policy
+from torchrl_shm.sharing import PolicyStep, load_policy
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -63,8 +64,8 @@ def test_by_name(encoder: str, found: bool, tmp_path: Path) -> None:
     assert action.shape == (1,)
 
 
-def test_of_ones_own(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_of_ones_own() -> None:
+    run = Path("wind_run")
     target = f"{Patch.__module__}.{Patch.__qualname__}"
     given = f"network.encoder={{_target_: {target}, _partial_: true, width: 3}}"
     result = start(run, *IMAGE, given)
@@ -76,6 +77,21 @@ def test_of_ones_own(tmp_path: Path) -> None:
     refused = tool("export", run)
     assert refused.code == 2
     assert "has an encoder of its own, and a shared policy runs no code" in refused.stderr
+    # the page on production tells what to do
+    page = (ROOT / "docs" / "recipes" / "production.md").read_text()
+    (code,) = (x["code"] for x in BLOCK.finditer(page) if "instantiate_saved" in x["code"])
+    names: dict[str, Any] = {}
+    exec(code, names)
+    policy = names["policy"]
+    look = {"observation": torch.zeros(2, 3, 5, 5, dtype=torch.uint8)}
+    look["previous_action"] = torch.zeros(2, 4)
+    action, _ = policy(look, policy.initial_memory(2))
+    assert action.shape == (2,)
+    saved = saved_state(run)["operator"]
+    (weight,) = (x for name, x in policy.state_dict().items() if name.endswith("first.weight"))
+    (expected,) = (x for name, x in saved.items() if name.endswith("first.weight"))
+    assert torch.equal(weight, expected)
+    assert PolicyStep(policy).export() is not None
 
 
 @pytest.mark.parametrize(

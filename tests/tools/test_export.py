@@ -96,7 +96,7 @@ def test_page_on_production(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert "`policy.onnx` is one step" in Path("wind", "README.md").read_text()
     names: dict[str, Any] = {}
     blocks = [match["code"] for match in BLOCK.finditer(page) if match["language"] == "python"]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for code in blocks:
         exec(code, names)
     assert names["found"]["action"].shape == (1, 2)

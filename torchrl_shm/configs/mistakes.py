@@ -26,6 +26,7 @@ from torchrl_shm.training.run import is_of_training
 
 # asks Hydra to leave errors as they are
 _TRACEBACK = "HYDRA_FULL_ERROR"
+_WHERE = f"({_TRACEBACK}=1 shows where)"
 _explaining = False
 # of sweeps: the package of each, and the extra that brings it
 _LAUNCHERS = {
@@ -45,7 +46,8 @@ def mistakes_in_a_line() -> Generator[None]:
     """End the process with code 2 and a few words where a command line is wrong.
 
     What goes wrong once training has begun, and what nobody has foreseen, keeps its traceback; with
-    the environment variable `HYDRA_FULL_ERROR=1` all does.
+    the environment variable `HYDRA_FULL_ERROR=1` all does. But where it is the environment that
+    goes wrong then, that is said in a few words, too, and the code is 1.
 
     Raises:
         SystemExit: a mistake was explained on stderr.
@@ -67,7 +69,7 @@ def mistakes_in_a_line() -> Generator[None]:
 
 
 def refuse(error: Exception) -> None:
-    """End the process where an error is a mistake of the command line, and explain it.
+    """End the process where an error is a mistake of the command line or of a task; explain it.
 
     Where tracebacks are asked for, or no command line was read, nothing happens.
 
@@ -79,7 +81,7 @@ def refuse(error: Exception) -> None:
     """
     if mistake := in_words(error):
         print(mistake, file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if is_of_training(error) else 2) from None
 
 
 class Mistake(Exception):
@@ -118,13 +120,14 @@ def explain(error: Exception) -> str | None:
     """Say what is wrong with a command line.
 
     Args:
-        error: what was raised on the way from the command line to the first batch.
+        error: what was raised on the way from the command line to the first batch, or, by an
+            environment, later.
 
     Returns:
-        One to three lines; `None` if this is no mistake of the command line.
+        One to three lines; `None` if this is no mistake of the command line or of a task.
     """
     if is_of_training(error):
-        return None
+        return _explain_task(error)
     match error:
         case Mistake():
             return str(error)
@@ -159,9 +162,16 @@ def explain(error: Exception) -> str | None:
         case _ if isinstance(error, _EXPECTED) and _is_ours(error):
             # a value or a file that is wrong needs no more words than these
             plain = isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
-            return _short(str(error)) + ("" if plain else f"\n({_TRACEBACK}=1 shows where)")
+            return _short(str(error)) + ("" if plain else f"\n{_WHERE}")
         case _:
             return None
+
+
+def _explain_task(error: Exception) -> str | None:
+    """What an environment has done in training, and in which run."""
+    if not isinstance(error, _EXPECTED) or not _raised_in(error).startswith("torchrl_shm.envs."):
+        return None
+    return "\n".join([_short(str(error), 1), *error.__notes__, _WHERE])
 
 
 def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
@@ -235,8 +245,13 @@ def _short(text: str, lines: int = 2) -> str:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether this package, or what reads the command line, has raised it in words for users."""
+    return _raised_in(error).partition(".")[0] in ("torchrl_shm", "hydra", "omegaconf")
+
+
+def _raised_in(error: BaseException) -> str:
+    """Name of the module."""
     trace, module = error.__traceback__, ""
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__", ""))
         trace = trace.tb_next
-    return module.partition(".")[0] in ("torchrl_shm", "hydra", "omegaconf")
+    return module

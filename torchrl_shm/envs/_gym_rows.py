@@ -93,21 +93,21 @@ class OneByOne:
             try:
                 observation, info = self.envs[row].reset(seed=seed)
             except Exception as error:
-                raise RuntimeError(
-                    f"environment {row} of {self._name}: {self._last[row]} raised "
-                    f"{type(error).__name__}: {' '.join(str(error).split())}"
-                ) from error
+                raise _named(f"{self._of(row)}: {self._last[row]}", error) from error
             if not self._last[row].startswith("a reset"):
                 self._last[row] = f"a reset after {self._last[row]}"
             yield Row(observation, info.get(MASK))
 
     def step(self, rows: Sequence[int], actions: np.ndarray) -> Iterable[Row]:
-        """Step some rows."""
+        """Step some rows; `RuntimeError` where one of them raises."""
         index = isinstance(self.action_space, spaces.Discrete)
         for row in rows:
             # as its own samples are
             action = self.action_space.dtype.type(actions[row]) if index else actions[row, ...]
-            observation, reward, terminated, truncated, info = self.envs[row].step(action)
+            try:
+                observation, reward, terminated, truncated, info = self.envs[row].step(action)
+            except Exception as error:
+                raise _named(f"{self._of(row)}: a step", error) from error
             yield Row(observation, info.get(MASK), reward, terminated, truncated)
 
     def render(self, row: int) -> Any:
@@ -118,6 +118,9 @@ class OneByOne:
         """Close all."""
         for env in self.envs:
             env.close()
+
+    def _of(self, row: int) -> str:
+        return f"environment {row} of {self._name}"
 
 
 class Together:
@@ -134,7 +137,7 @@ class Together:
 
     Raises:
         ValueError: the environment starts new episodes in the next step.
-        RuntimeError: a row is reset in the middle of an episode, and the environment cannot do
+        RuntimeError: it raises, or a row is reset in the middle of an episode, and it cannot do
             that.
     """
 
@@ -161,7 +164,7 @@ class Together:
         if all(row in self._started for row in rows) and set(seeds) == {None}:
             return [self._started.pop(row) for row in rows]
         if len(rows) == self.num_envs or not self._has_run:
-            self._keep(range(self.num_envs), *self._env.reset(seed=seeds[0]))
+            self._keep(range(self.num_envs), *self._call("reset", seed=seeds[0]))
         elif self._by_itself:
             raise RuntimeError(
                 f"the vector environment of {self._name} resets its rows when their episodes end "
@@ -173,7 +176,7 @@ class Together:
 
     def step(self, rows: Sequence[int], actions: np.ndarray) -> Iterable[Row]:
         """Step all rows; those that were not to be stepped are not shown."""
-        observations, *given, info = self._env.step(actions)
+        observations, *given, info = self._call("step", actions)
         rewards, terminated, truncated = (np.array(numbers) for numbers in given)
         self._has_run = True
         # episodes that nobody asked for have gone on
@@ -203,13 +206,24 @@ class Together:
     def _restart(self, rows: Sequence[int]) -> None:
         mask = np.zeros(self.num_envs, np.bool_)
         mask[list(rows)] = True
-        self._keep(rows, *self._env.reset(options={"reset_mask": mask}))
+        self._keep(rows, *self._call("reset", options={"reset_mask": mask}))
+
+    def _call(self, method: str, *given: Any, **options: Any) -> Any:
+        try:
+            return getattr(self._env, method)(*given, **options)
+        except Exception as error:
+            raise _named(f"the vector environment of {self._name}: a {method}", error) from error
 
     def _keep(self, rows: Iterable[int], observations: Any, info: dict[str, Any]) -> None:
         """Keep the starts of new episodes."""
         for row in rows:
             seen = copy.deepcopy(_part(self.observation_space, observations, row))
             self._started[row] = Row(seen, _mask(info, row))
+
+
+def _named(what: str, error: Exception) -> RuntimeError:
+    said = " ".join(str(error).split())
+    return RuntimeError(f"{what} raised {type(error).__name__}: {said}")
 
 
 def _is_endless(env: Any) -> bool:

@@ -151,7 +151,8 @@ def observation_of(space: Any, name: str) -> Observation:
 
     | space | what a policy reads |
     |---|---|
-    | `Box` of bytes | the bytes |
+    | `Box` of bytes up to 255 | the bytes |
+    | `Box` of smaller bytes | float32 of the same shape, divided by the largest `high` |
     | other `Box`, `MultiBinary` | float32 of the same shape |
     | `Discrete`, `MultiDiscrete` | float32, one-hot, one block after the other |
     | `Dict`, `Tuple` | entry by entry, those of a tuple by their number |
@@ -167,9 +168,10 @@ def observation_of(space: Any, name: str) -> Observation:
         ValueError: the space, or a part of it, is of another kind or has no fixed size.
     """
     match space:
+        case spaces.Box(dtype=np.uint8):
+            return _bytes(space, name)
         case spaces.Box() | spaces.MultiBinary():
-            dtype = np.uint8 if space.dtype == np.uint8 else np.float32
-            return _numbers(space, dtype, name)
+            return _numbers(space, np.float32, name)
         case spaces.Discrete():
             return _one_hot(np.array([space.n]), np.array([space.start]), name)
         case spaces.MultiDiscrete():
@@ -183,6 +185,15 @@ def observation_of(space: Any, name: str) -> Observation:
                 f"observations of {name} are of no fixed size: {_short(space)}; wrap it so that "
                 "they are arrays, as gymnasium.ObservationWrapper does"
             )
+
+
+def _bytes(space: Any, name: str) -> Observation:
+    highest = int(space.high.max(initial=0))
+    if highest == 255:
+        return _numbers(space, np.uint8, name)
+    # networks take bytes for parts of 255
+    spec, read = _numbers(space, np.float32, name)
+    return Observation(spec, lambda x: read(x) / np.float32(max(highest, 1)))
 
 
 def _numbers(space: Any, dtype: Any, name: str) -> Observation:

@@ -232,7 +232,7 @@ def _entries_of(space: Any, choices: Sequence[int], name: str, mask_in_info: boo
         specs: dict[str, Any] = dict(observation.spec.items())  # pyright: ignore
     else:
         observation = observation_of(space, name)
-        picture = space.dtype == np.uint8 and len(space.shape or ()) == 3
+        picture = observation.spec.dtype == torch.uint8 and len(observation.spec.shape) == 3
         # what TorchRL calls a picture
         root = "pixels" if picture else "observation"
         specs = {root: observation.spec}

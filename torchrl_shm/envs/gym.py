@@ -87,7 +87,8 @@ def make_gym_env(
             played, an observation has a name that is taken, an action mask cannot be read,
             `num_envs` or `max_episode_steps` is not a whole number, or not positive, or
             `vectorized` and the task has no vector environment that can be played.
-        RuntimeError: an environment cannot be reset.
+        RuntimeError: an environment cannot be reset. Later resets and steps that raise do so, too,
+            with the number of the environment.
         FloatingPointError: an episode starts with a number that is not finite, or a number is
             beyond float32.
 

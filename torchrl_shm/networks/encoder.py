@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchrl_shm.networks.image import Convolution, is_image
+from torchrl_shm.networks.image import Convolution, is_image, picture_shape
 
 EncoderFactory = Callable[..., nn.Module]
 """Makes an encoder from `shapes` (of the entries of one step), `output_size` and `device`.
@@ -16,6 +17,10 @@ EncoderFactory = Callable[..., nn.Module]
 It is called with the entries `[N, *shape]`, in the dtypes of the environment and whatever the
 number of steps N is made of, and returns features `[N, output_size]`.
 """
+
+
+# what is flattened and larger than this was perhaps a picture
+_MANY_NUMBERS = 4096
 
 
 class Encoder(nn.Module):
@@ -58,8 +63,8 @@ class Encoder(nn.Module):
 class ImageEncoder(nn.Module):
     """Sends each image through a convolution of its own, and all entries through an `Encoder`.
 
-    An entry is an image where its shape is `[H, W, C]` or `[C, H, W]`, see `is_image`; others are
-    flattened. Bytes become [0, 1].
+    An entry is an image where its shape is `[H, W, C]` or `[C, H, W]`, or a stack of such, see
+    `is_image`; others are flattened. Bytes become [0, 1].
 
     Args:
         shapes: shape of each entry of one step.
@@ -111,17 +116,24 @@ class Rows(nn.Module):
     Args:
         encoder: maps entries `[N, *shape]` to features `[N, output_size]`.
         shapes: shape of each entry of one step.
+        seen: the shapes in which the encoder gets them, if these are others.
     """
 
-    def __init__(self, encoder: nn.Module, shapes: Sequence[torch.Size]) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        shapes: Sequence[torch.Size],
+        seen: Sequence[torch.Size] | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.shapes = list(shapes)
+        self._seen = list(seen or shapes)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Encode entries `[..., *shape]`; features `[..., output_size]`."""
         batch = inputs[0].shape[: inputs[0].ndim - len(self.shapes[0])]
-        rows = [x.reshape(-1, *shape) for x, shape in zip(inputs, self.shapes, strict=True)]
+        rows = [x.reshape(-1, *shape) for x, shape in zip(inputs, self._seen, strict=True)]
         y = self.encoder(*rows)
         return y.reshape(*batch, y.shape[-1])
 
@@ -148,12 +160,18 @@ def make_encoder(
     Raises:
         TypeError: `encoder` is neither a name nor a factory, or its factory makes no module.
         ValueError: the name is unknown, there is no image, or features have another shape.
+
+    Warns:
+        UserWarning: `auto` flattens an entry that is large enough to be a picture.
     """
     options: Any = {"shapes": shapes, "output_size": output_size, "device": device}
-    if encoder == "flat" or (encoder == "auto" and not any(map(is_image, shapes))):
+    seen = [picture_shape(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    if encoder == "auto":
+        _warn_of_large(seen)
+    if encoder == "flat" or (encoder == "auto" and not any(map(is_image, seen))):
         return Encoder(**options)
     if encoder in ("auto", "image"):
-        return Rows(ImageEncoder(**options), shapes)
+        return Rows(ImageEncoder(seen, output_size, device), shapes, seen)
     if isinstance(encoder, str):
         raise ValueError(
             f"network.encoder={encoder!r} is unknown; choose auto, flat or image, or name your own "
@@ -181,3 +199,14 @@ def make_encoder(
             f"expected [2, {output_size}], with output_size features each"
         )
     return rows
+
+
+def _warn_of_large(shapes: Sequence[torch.Size]) -> None:
+    for shape in shapes:
+        if len(shape) > 1 and shape.numel() > _MANY_NUMBERS and not is_image(shape):
+            warnings.warn(
+                f"an observation {list(shape)} is no image for network.encoder=auto and is "
+                f"flattened, {shape.numel():,} numbers; network.encoder=flat agrees to that, or "
+                "name an encoder of your own",
+                stacklevel=2,
+            )

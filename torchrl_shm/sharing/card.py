@@ -214,7 +214,10 @@ def _limits_of_gym(config: PolicyFile) -> list[str]:
         case _:
             does = "Its indices count from 0: add the `start` of the space of the task."
             previous = "one-hot, one block after the other"
-    reads = "Of what it reads, indices are one-hot, and all other numbers but bytes are float32"
+    reads = (
+        "Of what it reads, indices are one-hot, bytes whose `high` is less than 255 are divided by "
+        "it, and all numbers but other bytes are float32"
+    )
     if any(entry.key == "previous_action" for entry in config.observations):
         reads += f"; `previous_action` is {previous}, and 0 where an episode starts"
     return [does, f"{reads}."]

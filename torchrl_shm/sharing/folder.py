@@ -89,8 +89,8 @@ def export_policy(
 
     if not isinstance(network.get("encoder", ""), str):
         raise ValueError(
-            f"{run} has an encoder of its own, and a shared policy runs no code of others; write "
-            "the policy with torch.export, see torchrl_shm.sharing.PolicyStep"
+            f"{run} has an encoder of its own, and a shared policy runs no code of others; build a "
+            "PlainPolicy from the run, as docs/recipes/production.md shows, and export that"
         )
 
     env = parts["env"](num_envs=1, seed=0)
