@@ -205,7 +205,7 @@ def largest(number: Tensor) -> float:
     """The largest of one number per process.
 
     Args:
-        number: a tensor with one element.
+        number: a scalar of any float dtype, shape `[]`.
 
     Returns:
         The number.
@@ -226,10 +226,10 @@ def standardize(x: Tensor) -> Tensor:
     """Shift and scale to a mean of 0 and a standard deviation of 1, over all processes.
 
     Args:
-        x: floats of any shape, the same everywhere.
+        x: floats `[...]` of any shape, the same everywhere.
 
     Returns:
-        The same shape. Deviations below 1e-4 count as 1e-4, as in TorchRL's `GAE`.
+        Floats `[...]` of the same shape. Deviations below 1e-4 count as 1e-4, as in TorchRL's `GAE`.
 
     Examples:
         >>> import torch
