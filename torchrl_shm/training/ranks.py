@@ -229,7 +229,7 @@ def standardize(x: Tensor) -> Tensor:
         x: floats `[...]` of any shape, the same everywhere.
 
     Returns:
-        Floats `[...]` of the same shape. Deviations below 1e-4 count as 1e-4, as in TorchRL's `GAE`.
+        Floats `[...]` of that shape. Deviations below 1e-4 count as 1e-4, as in TorchRL's `GAE`.
 
     Examples:
         >>> import torch
