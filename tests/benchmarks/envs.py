@@ -56,7 +56,11 @@ def make(name: str, batch: int, device: str) -> Any:
 
 def ours(name: str, batch: int, device: str, seconds: float) -> float:
     """Steps per second, over all environments."""
-    env = make(name, batch, device)
+    return batch / _seconds(stepper(make(name, batch, device)), device, seconds)
+
+
+def stepper(env: Any) -> Callable[[], None]:
+    """Step an environment of TorchRL with actions drawn beforehand."""
     actions = [env.full_action_spec["action"].rand() for _ in range(16)]
     state: dict[str, Any] = {"data": env.reset(), "t": 0}
 
@@ -65,7 +69,7 @@ def ours(name: str, batch: int, device: str, seconds: float) -> float:
         data = state["data"].set("action", actions[state["t"] % 16])
         _, state["data"] = env.step_and_maybe_reset(data)
 
-    return batch / _seconds(step, device, seconds)
+    return step
 
 
 def original(name: str, batch: int, seconds: float) -> float:

@@ -26,6 +26,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torchrl.envs import GymEnv, SerialEnv
 
 from tests.benchmarks._measure import table
+from tests.benchmarks.envs import stepper
 from torchrl_shm.envs import make_gym_env
 from torchrl_shm.torchrl_private import following_seed
 
@@ -56,19 +57,6 @@ def check(id: str, batch: int = 3, steps: int = 100) -> None:
         assert torch.equal(stepped["next", "done"][:, 0], ended), id
         expected = torch.from_numpy(np.asarray(reward, np.float32))
         torch.testing.assert_close(stepped["next", "reward"][:, 0], expected)
-
-
-def stepper(env: Any) -> Callable[[], None]:
-    """Step an environment of TorchRL."""
-    state: dict[str, Any] = {"data": env.reset(), "t": 0}
-    actions = [env.full_action_spec["action"].rand() for _ in range(16)]
-
-    def step() -> None:
-        state["t"] += 1
-        data = state["data"].set("action", actions[state["t"] % 16])
-        _, state["data"] = env.step_and_maybe_reset(data)
-
-    return step
 
 
 def plain(id: str, batch: int) -> Callable[[], None]:
