@@ -16,6 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
+from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
 
 from tests._processes import Child, wait_until
 from tests.recipes._helpers import check_same_runs, read_metrics, saved_state
@@ -349,6 +350,19 @@ class TestSignals:
             signal.signal(number, before)
         assert caught.value.code == 144
         assert seen == [[], [20], [20, 30]]
+
+    @pytest.mark.parametrize("number", STOPS)
+    def test_a_buffer_on_disk_leaves_signals_to_the_run(self, tmp_path: Path, number: int) -> None:
+        """TorchRL sets handlers with the first one, which would kill the process."""
+
+        def train_beside_a_buffer() -> None:
+            buffer = TensorDictReplayBuffer(storage=LazyMemmapStorage(2, auto_cleanup=True))
+            buffer.extend(TensorDict({"x": torch.zeros(2)}, [2]))
+            train(tmp_path, {"update 1": lambda: signal.raise_signal(number)})
+
+        with Child(train_beside_a_buffer) as child:
+            assert child.wait() == 0
+        assert saved_state(tmp_path)["updates"] == 2
 
     def test_other_threads_leave_signals_alone(self, tmp_path: Path) -> None:
         before = [signal.getsignal(stop) for stop in STOPS]

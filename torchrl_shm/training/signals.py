@@ -17,6 +17,8 @@ class Signals:
 
     A signal for which the process has a handler of its own sets `save`, and that handler gets it
     when all is saved. So submitit, which handles SIGTERM and SIGUSR2, requeues the newest state.
+    The one of TorchRL's `LazyMemmapStorage` does not count: what it removes is removed when the
+    process ends, too, and it would end a run as if it were killed.
 
     Handlers are set only in the main thread of a process, and only within the block.
 
@@ -43,7 +45,10 @@ class Signals:
                 if (number := getattr(signal, name, None)) is None:
                     continue
                 before = signal.getsignal(number)
-                if callable(before) and before is not signal.default_int_handler:
+                own = before is signal.default_int_handler or (
+                    getattr(before, "__module__", "").startswith("torchrl.data.")
+                )
+                if callable(before) and not own:
                     self._owners[number] = before
                 elif name == "SIGUSR2":
                     # asks nothing of a run itself
