@@ -18,8 +18,9 @@ from torchrl_shm.training.ranks import (
     standardize,
 )
 from torchrl_shm.training.replay import ReplayStorage, SequenceReplay
-from torchrl_shm.training.run import Stateful, TrainingRun
+from torchrl_shm.training.run import TrainingRun
 from torchrl_shm.training.run_folder import RunFolder
+from torchrl_shm.training.run_state import Stateful
 from torchrl_shm.training.sac_loss import (
     SlowCritic,
     UnrolledDiscreteSACLoss,

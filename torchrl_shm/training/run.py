@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from torchrl.checkpoint import GlobalRNGState
 from torchrl.envs import EnvBase
 from torchrl.record.loggers import Logger
 from tqdm import tqdm
@@ -33,23 +31,12 @@ from torchrl_shm.training.files import write_atomically
 from torchrl_shm.training.finite import FiniteCheck
 from torchrl_shm.training.loggers import log_row
 from torchrl_shm.training.run_folder import RunFolder
+from torchrl_shm.training.run_state import RunState, Stateful
 from torchrl_shm.training.signals import Signals
 
 Algo = TypeVar("Algo")
 # columns that count, of which there is no average
 _COUNTS = ("update", "frames")
-
-
-class Stateful(Protocol):
-    """What can be saved: modules, optimizers, schedules, collectors."""
-
-    def state_dict(self) -> Any:
-        """Everything that changes."""
-        ...
-
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Go on from what `state_dict` returned."""
-        ...
 
 
 # note on errors after the first batch was asked for
@@ -97,8 +84,6 @@ class TrainingRun:
         folder: the `RunFolder`.
         check: the `FiniteCheck` of the run.
         summary: what a finished run left in `summary.json`; `None` for one that has to be trained.
-        updates: number of updates done.
-        frames: frames of these updates.
 
     Examples:
         >>> from functools import partial
@@ -126,20 +111,26 @@ class TrainingRun:
         self.names = names
         self.check = FiniteCheck(experiment.on_nonfinite)
         self.summary = folder.summary
-        self.updates = 0
-        self.frames = 0
+        self._state = RunState(folder)
         self._make_logger: Callable[..., Logger | None] | None = None
         self._logger: Logger | None = None
-        self._parts: dict[str, Stateful] = {"rng": GlobalRNGState()}
         self._collector: RolloutCollector | None = None
         self._bar: tqdm[Any] | None = None
         self._row: dict[str, float] = {}
-        self._return: float | None = None
         self._start = self._last = time.perf_counter()
-        self._saved: int | None = None
         self._signals = Signals()
         self._wrote_config = False
         self._shared_out = False
+
+    @property
+    def updates(self) -> int:
+        """Number of updates done."""
+        return self._state.updates
+
+    @property
+    def frames(self) -> int:
+        """Frames of these updates."""
+        return self._state.frames
 
     @classmethod
     def open(
@@ -252,7 +243,7 @@ class TrainingRun:
                 `get_policy_operator()` is the policy. The generators of torch, numpy and python,
                 the metrics and the counters are saved as well.
         """
-        self._parts |= parts
+        self._state.parts |= parts
 
     def batches(self, collector: RolloutCollector) -> Iterator[TensorDictBase]:
         """Iterate over what is collected, from where the run was stopped if it is resumed.
@@ -307,7 +298,7 @@ class TrainingRun:
                 f"this recipe learns on one process, and there are {ranks.num_ranks()}; start it "
                 "without torchrun"
             )
-        for part in self._parts.values():
+        for part in self._state.parts.values():
             if isinstance(part, nn.Module):
                 ranks.copy_first(part)
         _seed(ranks.own_seed(self.experiment.seed))
@@ -346,10 +337,11 @@ class TrainingRun:
         row["frames_per_second"] = (row["frames"] - self.frames) / (now - self._last)
         self._last = now
         ranks.on_first(lambda: self.folder.log(row))
-        self.updates += 1
-        frames, self.frames = self.frames, int(row["frames"])
+        frames = self.frames
+        self._state.updates += 1
+        self._state.frames = int(row["frames"])
         if math.isfinite(row["return"]):
-            self._return = float(row["return"])
+            self._state.last_return = float(row["return"])
         if self._logger is not None:
             log_row(self._logger, row, self.frames)
         if self._bar is not None:
@@ -370,24 +362,7 @@ class TrainingRun:
             OSError: the disk is full or cannot be written to.
         """
         self._signals.save = False
-        if self._saved == self.updates:
-            return
-        state = {name: part.state_dict() for name, part in self._parts.items()}
-        if ranks.num_ranks() > 1:
-            # what is not the same everywhere: generators, collectors, what was kept of the data
-            own = {name: state.pop(name) for name, x in self._parts.items() if not _is_shared(x)}
-            state["ranks"] = ranks.to_first(own)
-        state |= {
-            "updates": self.updates,
-            "frames": self.frames,
-            "seconds": self._last - self._start,
-            "return": self._return,
-            "metrics": self.folder.metrics_csv,
-        }
-        ranks.on_first(
-            lambda: self.folder.checkpoints.save(state, step=self.frames, metric=self._return)
-        )
-        self._saved = self.updates
+        self._state.save(self._last - self._start)
 
     def finish(self, policy: TensorDictModuleBase, test_env: EnvBase) -> dict[str, Any]:
         """Draw the learning curve, evaluate on the test tasks, write and print the summary.
@@ -426,44 +401,14 @@ class TrainingRun:
 
     def _restore(self) -> float:
         """Go on from the newest checkpoint, if there is one; returns the seconds trained so far."""
-        state = ranks.from_first(ranks.on_first(self._load))
-        if state is None:
-            return 0.0
-        self._check_processes(state)
-        # that of one process, and what is the same on all
-        state |= state.pop("ranks", [{}] * ranks.num_ranks())[ranks.rank()]
-        missing = [name for name in self._parts if name not in state]
-        if missing:
-            raise RuntimeError(
-                f"the checkpoint of {self.folder.path} lacks {missing}: it is of another recipe or "
-                "of another version, and the run cannot go on"
-            )
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
-        self.updates = self._saved = int(state["updates"])
-        self.frames = int(state["frames"])
-        self._return = state["return"]
+        seconds = self._state.restore()
         if ranks.rank() == 0:
-            self.folder.restore_metrics(state["metrics"])
-            self.folder.checkpoints.clean(after=self.frames)
-            _say(f"resumed at frame {self.frames}")
-        return float(state["seconds"])
-
-    def _load(self) -> dict[str, Any] | None:
-        try:
-            # parts move what they load to their own devices
-            return self.folder.checkpoints.load()
-        except FileNotFoundError:
-            _say("nothing was saved yet, so the run starts again")
-            return None
-
-    def _check_processes(self, state: Mapping[str, Any]) -> None:
-        before = len(state.get("ranks", [{}]))
-        if before != ranks.num_ranks():
-            raise RuntimeError(
-                f"{self.folder.path} was trained by {before} processes, which cannot go on as "
-                f"{ranks.num_ranks()}; start as many, with torchrun --nproc_per_node={before}"
+            _say(
+                "nothing was saved yet, so the run starts again"
+                if seconds is None
+                else f"resumed at frame {self.frames}"
             )
+        return seconds or 0.0
 
     def __enter__(self) -> Self:
         self._signals.__enter__()
@@ -512,11 +457,6 @@ def _seed(seed: int) -> None:
     # environments of other packages may draw from these
     random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-def _is_shared(part: Stateful) -> bool:
-    """Whether something is the same on all processes."""
-    return isinstance(part, nn.Module | torch.optim.Optimizer | LRScheduler)
 
 
 def _say_first(text: str) -> None:
