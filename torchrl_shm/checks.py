@@ -7,6 +7,9 @@ from typing import Any, get_args
 
 import torch
 
+ACTION_MASK = "action_mask"
+"""Entry of an observation that says which choices are allowed: policies never make others."""
+
 WRITTEN_KEYS = (
     "embedding", "features", "critic_embedding", "critic_features", "loc", "scale", "logits",
     "action", "action_log_prob", "state_value",

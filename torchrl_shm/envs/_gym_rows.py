@@ -10,8 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-MASK = "action_mask"
-"""Entry of an observation or of `info` that says which choices are allowed."""
+from torchrl_shm.checks import ACTION_MASK
 
 
 class Row(NamedTuple):
@@ -96,7 +95,7 @@ class OneByOne:
                 raise _named(f"{self._of(row)}: {self._last[row]}", error) from error
             if not self._last[row].startswith("a reset"):
                 self._last[row] = f"a reset after {self._last[row]}"
-            yield Row(observation, info.get(MASK))
+            yield Row(observation, info.get(ACTION_MASK))
 
     def step(self, rows: Sequence[int], actions: np.ndarray) -> Iterable[Row]:
         """Step some rows; `RuntimeError` where one of them raises."""
@@ -108,7 +107,7 @@ class OneByOne:
                 observation, reward, terminated, truncated, info = self.envs[row].step(action)
             except Exception as error:
                 raise _named(f"{self._of(row)}: a step", error) from error
-            yield Row(observation, info.get(MASK), reward, terminated, truncated)
+            yield Row(observation, info.get(ACTION_MASK), reward, terminated, truncated)
 
     def render(self, row: int) -> Any:
         """Picture of a row, where the environments were made with `render_mode="rgb_array"`."""
@@ -243,5 +242,5 @@ def _part(space: Any, batch: Any, row: int) -> Any:
 
 def _mask(info: dict[str, Any], row: int) -> Any:
     # where some rows have none, gymnasium says which have one
-    given = MASK in info and info.get(f"_{MASK}", np.ones(row + 1, np.bool_))[row]
-    return copy.deepcopy(info[MASK][row]) if given else None
+    given = ACTION_MASK in info and info.get(f"_{ACTION_MASK}", np.ones(row + 1, np.bool_))[row]
+    return copy.deepcopy(info[ACTION_MASK][row]) if given else None

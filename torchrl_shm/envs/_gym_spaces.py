@@ -22,7 +22,7 @@ from torchrl.data import (
     Unbounded,
 )
 
-from torchrl_shm.envs._gym_rows import MASK
+from torchrl_shm.checks import ACTION_MASK
 
 # numbers of this size are how environments say that there is no bound
 _UNBOUNDED = 1e15
@@ -276,8 +276,8 @@ def mask_of(choices: Sequence[int]) -> Observation:
         flags = np.concatenate([np.ravel(part) for part in parts]).astype(bool)
         if flags.size != count:
             raise ValueError(
-                f"{MASK!r} has {flags.size} flags, and there are {count} choices; it needs one "
-                "per choice, of several indices one block after the other"
+                f"{ACTION_MASK!r} has {flags.size} flags, and there are {count} choices; it "
+                "needs one per choice, of several indices one block after the other"
             )
         return np.concatenate([x if x.any() else ~x for x in np.split(flags, starts)])
 

@@ -20,9 +20,9 @@ from torchrl.data import (
 )
 from torchrl.envs import EnvBase
 
-from torchrl_shm.checks import TAKEN_KEYS
+from torchrl_shm.checks import ACTION_MASK, TAKEN_KEYS
 from torchrl_shm.envs._checks import check_finite, describe_bad_start
-from torchrl_shm.envs._gym_rows import MASK, Row, Rows
+from torchrl_shm.envs._gym_rows import Row, Rows
 from torchrl_shm.envs._gym_spaces import action_of, is_mask, mask_of, observation_of, stack
 from torchrl_shm.torchrl_private import following_seed
 
@@ -239,7 +239,7 @@ def _entries_of(space: Any, choices: Sequence[int], name: str, mask_in_info: boo
     masked = bool(choices) and (mask_entry is not None or mask_in_info)
     mask, everything = mask_of(choices), np.ones(sum(choices), np.bool_)
     if masked:
-        specs[MASK] = mask.spec
+        specs[ACTION_MASK] = mask.spec
 
     def read(row: Row) -> dict[str, Any]:
         seen = observation.read(row.observation)
@@ -247,11 +247,11 @@ def _entries_of(space: Any, choices: Sequence[int], name: str, mask_in_info: boo
         if masked:
             given = row.mask if mask_entry is None else row.observation[mask_entry]
             # where none is given, everything is allowed
-            entries[MASK] = mask.read(everything if given is None else given)
+            entries[ACTION_MASK] = mask.read(everything if given is None else given)
         elif row.mask is not None and choices:
             raise ValueError(
-                f"{name} has info[{MASK!r}] after a step, and had none after its first reset; give "
-                "it in both"
+                f"{name} has info[{ACTION_MASK!r}] after a step, and had none after its first "
+                "reset; give it in both"
             )
         return entries
 
@@ -260,28 +260,28 @@ def _entries_of(space: Any, choices: Sequence[int], name: str, mask_in_info: boo
 
 def _find_mask(space: Any, choices: int, name: str) -> Any:
     """The entry that is an action mask; `None` where there is none."""
-    for key in (MASK, "mask"):
+    for key in (ACTION_MASK, "mask"):
         if choices and key in space.spaces and is_mask(space[key], choices):
             return key
-    if MASK in space.spaces and not choices:
+    if ACTION_MASK in space.spaces and not choices:
         raise ValueError(
-            f"observations of {name} have an entry {MASK!r}, and its actions are no indices, of "
-            "which some could be forbidden: rename it in a gymnasium.ObservationWrapper"
+            f"observations of {name} have an entry {ACTION_MASK!r}, and its actions are no "
+            "indices, of which some could be forbidden: rename it in a gymnasium.ObservationWrapper"
         )
-    if MASK in space.spaces:
+    if ACTION_MASK in space.spaces:
         raise ValueError(
-            f"observations of {name} have an entry {MASK!r}, {space[MASK]}, that is none: it "
-            f"needs a flag, 0 or 1, for each of the {choices} choices of the action"
+            f"observations of {name} have an entry {ACTION_MASK!r}, {space[ACTION_MASK]}, that is "
+            f"none: it needs a flag, 0 or 1, for each of the {choices} choices of the action"
         )
     return None
 
 
 def _refuse_nested_mask(space: Any, name: str) -> None:
     for part in _children(space):
-        if isinstance(part, spaces.Dict) and MASK in part.spaces:
+        if isinstance(part, spaces.Dict) and ACTION_MASK in part.spaces:
             raise ValueError(
-                f"observations of {name} have an entry {MASK!r} inside of another one, which is "
-                "not read; put it beside the others in a gymnasium.ObservationWrapper"
+                f"observations of {name} have an entry {ACTION_MASK!r} inside of another one, "
+                "which is not read; put it beside the others in a gymnasium.ObservationWrapper"
             )
         _refuse_nested_mask(part, name)
 

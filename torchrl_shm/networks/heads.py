@@ -34,8 +34,8 @@ from torchrl.modules import (
 )
 from torchrl.objectives import A2CLoss
 
+from torchrl_shm.checks import ACTION_MASK
 from torchrl_shm.networks.policy import Layer
-from torchrl_shm.networks.specs import ACTION_MASK
 from torchrl_shm.torchrl_private import find_caller
 
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]

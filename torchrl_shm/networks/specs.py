@@ -10,8 +10,7 @@ from tensordict import NestedKey
 from torchrl.data import Composite, TensorSpec
 from torchrl.envs import EnvBase
 
-ACTION_MASK = "action_mask"
-"""Entry of `policy_keys` that says which choices are allowed: networks never make others."""
+from torchrl_shm.checks import ACTION_MASK
 
 
 @dataclass(frozen=True)
