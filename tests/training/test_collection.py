@@ -199,6 +199,11 @@ def test_the_signals_of_this_process_stay() -> None:
 
 
 class TestWorkers:
+    @pytest.fixture(autouse=True)
+    def _threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As in a process that has loaded TorchRL before it set its number of threads."""
+        monkeypatch.setattr("torchrl._THREAD_POOL_INIT", 4)
+
     def test_life(self, capfd: pytest.CaptureFixture[str]) -> None:
         """Two workers, which start in seconds: batches, new parameters, failure, the end."""
         operator = make_operator()
@@ -231,6 +236,7 @@ class TestWorkers:
 
                 with pytest.raises(RuntimeError, match="process failed"):
                     next(batches)
+                assert torch.get_num_threads() == 1
             finally:
                 collector.close()
         assert multiprocessing.active_children() == []
@@ -278,6 +284,7 @@ class TestWorkers:
                 resumed.load_state_dict(state)
                 rest = list(resumed)
                 assert sum(batch.numel() for batch in rest) == 160
+                assert torch.get_num_threads() == 1
                 assert (rest[0]["loc"] == 3).all()
                 assert rest[0]["is_init"][:, 0].all()
 

@@ -180,6 +180,7 @@ class RolloutCollector:
     ) -> None:
         check_option("backend", backend, CollectorBackend)
         self._ahead = backend == "multi_async"
+        self._threads = torch.get_num_threads()
         # one of the workers that do not wait gives a batch, of its own environments
         self.frames_per_batch = num_envs * rollout_length // (num_workers if self._ahead else 1)
         # whole batches: TorchRL would warn about, and collect, a partial one
@@ -218,7 +219,7 @@ class RolloutCollector:
                 "cat_results": "stack",
                 "use_buffers": False,
                 # TorchRL would take one away for every worker
-                "num_threads": torch.get_num_threads(),
+                "num_threads": self._threads,
             }
             self._collector: Any = Collector(factory, policy, **options)
         else:
@@ -240,6 +241,12 @@ class RolloutCollector:
         self._collector.reset()
 
     def __iter__(self) -> Iterator[TensorDictBase]:
+        try:
+            yield from self._batches()
+        finally:
+            self._restore_threads()
+
+    def _batches(self) -> Iterator[TensorDictBase]:
         for batch in self._collector:
             self._frames += batch.numel()
             # workers come stacked in front of the environments
@@ -315,10 +322,12 @@ class RolloutCollector:
 
     def close(self) -> None:
         """End the workers, by force if they do not end within seconds."""
-        threads = torch.get_num_threads()
         self._collector.shutdown(timeout=5)
-        # TorchRL adds one for every worker
-        torch.set_num_threads(threads)
+        self._restore_threads()
+
+    def _restore_threads(self) -> None:
+        # TorchRL adds one for every worker when it ends them, as it does after the last batch
+        torch.set_num_threads(self._threads)
 
 
 def _workers(state: Mapping[str, Any]) -> list[Any]:
