@@ -16,6 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+# sums come out in the same order on every machine, and workers do not fight for cores; before
+# TorchRL is imported, which goes back to the number that it finds whenever it ends workers
+torch.set_num_threads(1)
+
 # before anything is patched: it registers itself for torch.empty_like as it finds it; tests of the
 # operators run without it, on a GPU machine that has no more than torch, triton and pytest
 with contextlib.suppress(ModuleNotFoundError):
@@ -23,9 +27,6 @@ with contextlib.suppress(ModuleNotFoundError):
 MEMBERS: dict[str, object] = {}
 with contextlib.suppress(ModuleNotFoundError):
     from torchrl_shm.configs.groups import MEMBERS
-
-# sums come out in the same order on every machine, and workers do not fight for cores
-torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
