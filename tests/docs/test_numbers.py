@@ -91,6 +91,7 @@ OTHERS = {
     "docs/results/tasks/scores.md",
     "docs/pictures/calibration.md",
     "docs/pictures/losses.md",
+    "docs/pictures/presets.md",
 }
 
 

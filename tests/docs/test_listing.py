@@ -1,0 +1,37 @@
+"""The listing of results by preset is that of the raw data."""
+
+from __future__ import annotations
+
+import json
+from runpy import run_path
+
+from tests.docs.test_code_blocks import ROOT
+from torchrl_shm.configs import ENVS
+
+SCRIPT = ROOT / "docs" / "pictures" / "presets.py"
+
+
+def test_listing_is_that_of_the_raw_data() -> None:
+    listing = run_path(str(SCRIPT))["make_listing"]()
+    command = f"run PYTHONPATH=. python {SCRIPT.relative_to(ROOT)}"
+    assert SCRIPT.with_suffix(".md").read_text() == listing, command
+
+
+def test_every_run_is_of_a_preset() -> None:
+    """A run under another name would be left out."""
+    assert {preset for preset, _ in run_path(str(SCRIPT))["count_seeds"]()} <= {*ENVS}
+
+
+def test_no_raw_data_of_runs_are_left_out() -> None:
+    results = ROOT / "docs" / "results"
+    runs = {
+        path for path in results.rglob("*.csv")
+        if "eval_return" in path.read_text().partition("\n")[0]
+    }  # fmt: skip
+    runs |= {
+        path.parents[1] for path in results.rglob("summary.json")
+        if "eval_return" in json.loads(path.read_text())
+    }  # fmt: skip
+    listed = {results / source for source in run_path(str(SCRIPT))["SOURCES"]}
+    # single runs of one seed with more frames, which the page of the memories shows
+    assert runs - listed == {results / "memories" / "wind_long"}
