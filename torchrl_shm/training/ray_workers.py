@@ -66,7 +66,11 @@ class RayWorkers(RayCollector):
             )
         # it would tell its makers of every start
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        start: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "error"}
+        start: dict[str, Any] = {
+            "address": address,
+            "log_to_driver": False,
+            "logging_level": "error",
+        }
         if address == "local":
             start |= {
                 "num_cpus": num_workers,
