@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,10 @@ class _Worker(SteppingCollector):
         torch.manual_seed(seed)
         np.random.seed(seed)
         return super().set_seed(seed, static_seed)
+
+    def __bool__(self) -> bool:
+        # Ray asks where the worker has raised an error, and a collector without an end has no length
+        return True
 
 
 class RayWorkers(RayCollector):
@@ -82,22 +87,30 @@ class RayWorkers(RayCollector):
                 },
             }
         gpus = 1 / num_workers if device is not None and torch.device(device).type == "cuda" else 0
-        super().__init__(
-            [factory] * num_workers,
-            policy,
-            sync=sync,
-            device=device,
-            collector_class=_Worker,
-            collector_kwargs={"auto_register_policy_transforms": True, "track_traj_ids": False},
-            remote_configs={"num_cpus": 1, "num_gpus": gpus},
-            ray_init_config=start,
-            update_after_each_batch=True,
-            **options,
-        )
+        try:
+            with _in_words():
+                super().__init__(
+                    [factory] * num_workers,
+                    policy,
+                    sync=sync,
+                    device=device,
+                    collector_class=_Worker,
+                    collector_kwargs={
+                        "auto_register_policy_transforms": True,
+                        "track_traj_ids": False,
+                    },
+                    remote_configs={"num_cpus": 1, "num_gpus": gpus},
+                    ray_init_config=start,
+                    update_after_each_batch=True,
+                    **options,
+                )
+        except ConnectionError as error:
+            said = str(error).splitlines()[0]
+            raise ConnectionError(f"collector.address={address}: {said}") from None
 
     def add_collectors(self, create_env_fn: list[Any], *args: Any, **kwargs: Any) -> None:
         """Start the workers, which Ray would let wait for free CPUs without a word and an end."""
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         limit = time.monotonic() + _SECONDS_TO_WAIT_FOR_CPUS
         while (free := ray.available_resources().get("CPU", 0)) < len(create_env_fn):
@@ -146,11 +159,13 @@ class RayWorkers(RayCollector):
 @contextmanager
 def _in_words() -> Iterator[None]:
     """What a worker raised, as this process would raise it, and its death in a line."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     try:
         yield
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"a worker of Ray is gone: {error}") from error
+        said = str(error).splitlines()
+        reason = shorten(f"{said[0]} {said[-1]}", 250, placeholder=" ...")
+        raise RuntimeError(f"a worker of Ray is gone: {reason}") from None
