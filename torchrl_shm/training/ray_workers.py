@@ -30,7 +30,7 @@ class _Worker(SteppingCollector):
         return super().set_seed(seed, static_seed)
 
     def __bool__(self) -> bool:
-        # Ray asks where the worker has raised an error, and a collector without an end has no length
+        # asked by Ray about an error; a collector without an end has no length to tell it
         return True
 
 
@@ -69,6 +69,7 @@ class RayWorkers(RayCollector):
             raise ModuleNotFoundError(
                 'collector=ray needs the package ray; install it with pip install -e ".[ray]"'
             )
+        self._own = device
         # it would tell its makers of every start
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         start: dict[str, Any] = {
@@ -139,7 +140,9 @@ class RayWorkers(RayCollector):
         with _in_words():
             # what they were made with may be old
             self.update_policy_weights_()
-            yield from super().iterator()
+            for batch in super().iterator():
+                # actors take the device off
+                yield batch if self._own is None else batch.to(self._own)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of workers and the number of frames, as of other workers."""
