@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from textwrap import shorten
@@ -44,7 +44,6 @@ class RayWorkers(RayCollector):
         policy: the policy.
         num_workers: actors, each of which takes a CPU.
         address: `"local"` starts Ray on this machine, anything else joins what runs there.
-        sync: whether a batch is of all workers, which wait while the policy learns.
         device: device of environments and policy.
         options: of `RayCollector`.
 
@@ -61,7 +60,6 @@ class RayWorkers(RayCollector):
         *,
         num_workers: int,
         address: str,
-        sync: bool,
         device: torch.device | str | None,
         **options: Any,
     ) -> None:
@@ -88,23 +86,20 @@ class RayWorkers(RayCollector):
                 },
             }
         gpus = 1 / num_workers if device is not None and torch.device(device).type == "cuda" else 0
+        options |= {
+            "device": device,
+            "collector_class": _Worker,
+            "collector_kwargs": {
+                "auto_register_policy_transforms": True,
+                "track_traj_ids": False,
+            },
+            "remote_configs": {"num_cpus": 1, "num_gpus": gpus},
+            "ray_init_config": start,
+            "update_after_each_batch": True,
+        }
         try:
             with _in_words():
-                super().__init__(
-                    [factory] * num_workers,
-                    policy,
-                    sync=sync,
-                    device=device,
-                    collector_class=_Worker,
-                    collector_kwargs={
-                        "auto_register_policy_transforms": True,
-                        "track_traj_ids": False,
-                    },
-                    remote_configs={"num_cpus": 1, "num_gpus": gpus},
-                    ray_init_config=start,
-                    update_after_each_batch=True,
-                    **options,
-                )
+                super().__init__([factory] * num_workers, policy, **options)
         except ConnectionError as error:
             said = str(error).splitlines()[0]
             raise ConnectionError(f"collector.address={address}: {said}") from None
@@ -126,9 +121,9 @@ class RayWorkers(RayCollector):
     def set_seed(self, seed: int, static_seed: bool = False) -> Any:
         """Seed every worker, and start new episodes, as other workers do."""
         with _in_words():
-            seed = super().set_seed(seed, static_seed)
+            last: Any = super().set_seed(seed, static_seed)
         self.reset()
-        return seed
+        return last
 
     def reset(self) -> None:
         """Start new episodes."""
@@ -139,8 +134,10 @@ class RayWorkers(RayCollector):
         """Collect batches."""
         with _in_words():
             # what they were made with may be old
-            self.update_policy_weights_()
-            for batch in super().iterator():
+            policy: Any = self.policy
+            self.update_policy_weights_(policy)
+            batches: Any = super().iterator()
+            for batch in batches:
                 # actors take the device off
                 yield batch if self._own is None else batch.to(self._own)
 
@@ -160,7 +157,7 @@ class RayWorkers(RayCollector):
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _in_words() -> Generator[None]:
     """What a worker raised, as this process would raise it, and its death in a line."""
     import ray  # pyright: ignore[reportMissingImports]
 
