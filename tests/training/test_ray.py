@@ -16,7 +16,7 @@ import torch
 from torchrl.modules import set_recurrent_mode
 
 from recipes import ppo_shm
-from tests._processes import wait_until
+from tests._processes import Child, wait_until
 from tests.recipes._helpers import read_metrics, saved_state, train, without_time
 from tests.training._helpers import make_operator, time_limit
 from tests.training.test_collection import Failing, check_same, collect, make_collector
@@ -172,22 +172,23 @@ def test_ends_with_what_it_needs(
         assert all(abs(float(row["max_ratio"]) - 1) <= 1e-4 for row in rows)
 
 
-def test_a_head_that_goes_away() -> None:
-    """Workers do without it for some seconds, so a run that ends soon ends well."""
+def lose_the_head() -> None:
     collector = make_collector(backend="ray", device="cpu", total_frames=10**8)
-    try:
-        batches = iter(collector)
-        next(batches)
-        os.kill(find("/gcs_server"), signal.SIGKILL)
-        with (
-            time_limit(60),
-            pytest.raises(RuntimeError, match="^a worker of Ray is gone: ") as caught,
-        ):
-            for _ in batches:
-                collector.update_policy()
-    finally:
-        collector.close()
-    assert len(str(caught.value).splitlines()) == 1
+    batches = iter(collector)
+    next(batches)
+    os.kill(find("/gcs_server"), signal.SIGKILL)
+    with time_limit(60), pytest.raises(RuntimeError, match=r"^a worker of Ray is gone: .*$"):
+        list(batches)
+    collector.close()
+
+
+def test_a_head_that_goes_away(tmp_path: Path) -> None:
+    """Workers do without it for some seconds, so a run that ends soon ends well.
+
+    Ray ends a process a minute after, so this is not that of the tests.
+    """
+    with Child(lose_the_head, tmp_path / "out") as child:
+        assert child.wait(200) == 0, child.text()
 
 
 def test_too_few_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
