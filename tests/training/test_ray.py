@@ -174,21 +174,16 @@ def test_ends_with_what_it_needs(
 
 def lose_the_head() -> None:
     collector = make_collector(backend="ray", device="cpu", total_frames=10**8)
-    batches = iter(collector)
-    next(batches)
-    os.kill(find("/gcs_server"), signal.SIGKILL)
-    with time_limit(60), pytest.raises(RuntimeError, match=r"^a worker of Ray is gone: .*$"):
-        list(batches)
-    collector.close()
+    for _ in collector:
+        if collector._frames == 40:
+            os.kill(find("/gcs_server"), signal.SIGKILL)
 
 
 def test_a_head_that_goes_away(tmp_path: Path) -> None:
-    """Workers do without it for some seconds, so a run that ends soon ends well.
-
-    Ray ends a process a minute after, so this is not that of the tests.
-    """
+    """Workers do without it for some seconds; then Ray ends the process with a line."""
     with Child(lose_the_head, tmp_path / "out") as child:
-        assert child.wait(200) == 0, child.text()
+        assert child.wait(120) == 1, child.text()
+        assert "Failed to connect to GCS within 30 seconds" in child.text()
 
 
 def test_too_few_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ class RayWorkers(RayCollector):
                 "_system_config": {
                     "enable_worker_prestart": False,
                     "prestart_worker_first_driver": False,
+                    # before Ray ends a run whose head is gone; by itself a minute
+                    "gcs_rpc_server_reconnect_timeout_s": 30,
                 },
             }
         gpus = 1 / num_workers if device is not None and torch.device(device).type == "cuda" else 0
