@@ -66,6 +66,23 @@ def _nothing_is_left() -> Iterator[None]:
         wait_until(lambda: not left(), seconds=30)
 
 
+def lose_the_head() -> None:
+    collector = make_collector(backend="ray", device="cpu", total_frames=10**8)
+    for _ in collector:
+        if collector._frames == 40:
+            os.kill(find("/gcs_server"), signal.SIGKILL)
+
+
+def test_a_head_that_goes_away(tmp_path: Path) -> None:
+    """Workers do without it for some seconds; then Ray ends the process with a line.
+
+    The first of the file, for Ray does not start in a fork of a process that has used it.
+    """
+    with Child(lose_the_head, tmp_path / "out") as child:
+        assert child.wait(120) == 1, child.text()
+        assert "Failed to connect to GCS within 30 seconds" in child.text()
+
+
 def test_equal_to_processes_and_goes_on() -> None:
     """The same seeds, the same data; new parameters, a saved state, and nothing printed."""
     options: dict[str, Any] = {"device": "cpu", "total_frames": 120}
@@ -170,20 +187,6 @@ def test_ends_with_what_it_needs(
         assert without_time(folder) == without_time(straight)
         rows = read_metrics(straight)
         assert all(abs(float(row["max_ratio"]) - 1) <= 1e-4 for row in rows)
-
-
-def lose_the_head() -> None:
-    collector = make_collector(backend="ray", device="cpu", total_frames=10**8)
-    for _ in collector:
-        if collector._frames == 40:
-            os.kill(find("/gcs_server"), signal.SIGKILL)
-
-
-def test_a_head_that_goes_away(tmp_path: Path) -> None:
-    """Workers do without it for some seconds; then Ray ends the process with a line."""
-    with Child(lose_the_head, tmp_path / "out") as child:
-        assert child.wait(120) == 1, child.text()
-        assert "Failed to connect to GCS within 30 seconds" in child.text()
 
 
 def test_too_few_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
