@@ -245,7 +245,7 @@ def test_values_of_a_task_come_with_it_and_the_command_line_has_the_last_word() 
          {"input_size": 5, "output_size": 3, "in_key": "x", "out_key": "y"}),
         ("memory/shm", "calibration", "random fixed neural none constant noise",
          {"input_size": 5, "output_size": 3, "in_key": "x", "out_key": "y"}),
-        ("collector/single", "backend", "single multi_sync multi_async",
+        ("collector/single", "backend", "single multi_sync multi_async ray ray_async",
          {"make_env": None, "policy": None, "num_envs": 1, "rollout_length": 1, "total_frames": 1}),
         ("logger/csv", "kind", "csv tensorboard wandb", {"run_dir": "run"}),
     ],

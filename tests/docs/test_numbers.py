@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import envs, gym, memories, ranks, scan
+from tests.benchmarks import envs, gym, memories, ranks, scan, workers
 from tests.docs.test_code_blocks import BLOCK, ROOT
 from torchrl_shm.figures import comparison_table, load_runs, load_suite, suite_table
 from torchrl_shm.tools import memories as sizes
@@ -78,6 +78,7 @@ MADE: dict[str, Callable[[], str]] = {
     "memories/sizes_state.md": lambda: sizes_table("state"),
     "paper_credit/table.md": lambda: suite_table(load_suite(RESULTS / "paper_credit")),
     "scaling/ranks.md": lambda: ranks.report(read_json("scaling/ranks.json")),
+    "scaling/workers.md": lambda: workers.report(read_json("scaling/workers.json")),
     "scan/cpu.md": scan_table,
     "tasks/gym_speed.md": lambda: gym.report(read_json("tasks/gym_speed.json")),
     "tasks/speed.md": lambda: envs.report(read_json("tasks/speed.json")),

@@ -95,7 +95,7 @@ VALUES = [
     ("env.max_steps=0", "max_steps must be at least 1"),
     ("env.num_train_tasks=0", "num_train_tasks must be"),
     ("network.policy_keys=[place]", "place"),
-    ("collector.backend=foo", "'single', 'multi_sync' or 'multi_async'"),
+    ("collector.backend=foo", "'single', 'multi_sync', 'multi_async', 'ray' or 'ray_async'"),
     ("collector=multi_sync collector.num_workers=3", "num_workers=3 must divide num_envs=2"),
     ("hydra.run.dir=/proc/nowhere", "/proc/nowhere: "),
 ]

@@ -185,7 +185,7 @@ def test_help_and_configuration() -> None:
         "memory: dnc, elman, fast_weights,",
         "    shm_{constant,fixed,neural,",
         "size: own, params, state",
-        "collector: multi_sync, single",
+        "collector: multi_sync, ray, single",
         "logger: csv, tensorboard, wandb",
         "experiment.num_envs: environments that step together",
         "  memory_size: 24",

@@ -19,7 +19,7 @@ from torchrl.modules import set_recurrent_mode
 from tests._processes import Child
 from tests.training._helpers import MEMORIES, make_operator, time_limit
 from torchrl_shm import SHMModule, WindEnv
-from torchrl_shm.training import RolloutCollector
+from torchrl_shm.training import RolloutCollector, ray_workers
 
 
 class Failing(WindEnv):
@@ -151,7 +151,7 @@ def test_the_environment_gets_the_device() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "foo"}, "backend='foo'.*'single', 'multi_sync', 'multi_async'"),
+        ({"backend": "foo"}, "backend='foo'.*'single', 'multi_sync', 'multi_async', 'ray'"),
         ({"backend": "multi_sync", "num_workers": 0}, "num_workers=0 must divide num_envs=4"),
         ({"backend": "multi_sync", "num_workers": 3}, "num_workers=3 must divide num_envs=4"),
     ],
@@ -160,6 +160,13 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_collector(**options)
     assert multiprocessing.active_children() == []
+
+
+def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_workers, "find_spec", lambda _: None)
+    for backend in ("ray", "ray_async"):
+        with pytest.raises(ModuleNotFoundError, match=r"^collector=ray needs .* -e \"\.\[ray\]\"$"):
+            make_collector(backend=backend)
 
 
 def test_errors_of_this_process_are_shown_as_they_are() -> None:

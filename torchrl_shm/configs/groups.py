@@ -135,12 +135,14 @@ _RUNTIME = (
     "make_env", "policy", "num_envs", "rollout_length", "total_frames", "seed", "device",
     "group_size", "reset_each_batch",
 )  # fmt: skip
-MEMBERS["collector/single"] = Member(
-    partial(factory_config, RolloutCollector, zen_exclude=(*_RUNTIME, "num_workers"))
-)
-for _backend in ("multi_sync", "multi_async"):
+_COLLECTORS = {
+    "single": (*_RUNTIME, "num_workers", "address"),
+    **dict.fromkeys(("multi_sync", "multi_async"), (*_RUNTIME, "address")),
+    **dict.fromkeys(("ray", "ray_async"), _RUNTIME),
+}
+for _backend, _left_out in _COLLECTORS.items():
     MEMBERS[f"collector/{_backend}"] = Member(
-        partial(factory_config, RolloutCollector, zen_exclude=_RUNTIME, backend=_backend)
+        partial(factory_config, RolloutCollector, zen_exclude=_left_out, backend=_backend)
     )
 
 for _kind in ("csv", "tensorboard", "wandb"):
@@ -161,7 +163,8 @@ def leave_out_other_recipes(algo: str, network: str) -> None:
             MEMBERS.pop(f"{group}/{name}", None)
     # learns from old data
     if algo in {*_ALGOS} - {"sac"}:
-        MEMBERS.pop("collector/multi_async", None)
+        for name in ("multi_async", "ray_async"):
+            MEMBERS.pop(f"collector/{name}", None)
     if network != "soft_actor_critic":
         for path in [path for path in MEMBERS if path.startswith("network/actor_memory/")]:
             del MEMBERS[path]

@@ -22,13 +22,14 @@ from torchrl_shm.training.finite import FiniteSteps
 from torchrl_shm.training.ranks import everyone
 from torchrl_shm.training.stepping import FiniteRewardSum, SteppingCollector
 
-CollectorBackend = Literal["single", "multi_sync", "multi_async"]
+CollectorBackend = Literal["single", "multi_sync", "multi_async", "ray", "ray_async"]
 """Where a batch comes from.
 
 `"single"`: this process. `"multi_sync"`: worker processes, each with a batched environment; all
 have the policy of the last update, and wait while it learns. `"multi_async"`: workers that do not
 wait. A batch comes from one of them, and was collected by a policy that is some updates old: for
-algorithms that learn from old data.
+algorithms that learn from old data. `"ray"` and `"ray_async"`: the same in actors of Ray, which
+may be on other machines.
 """
 
 
@@ -140,7 +141,9 @@ class RolloutCollector:
         total_frames: frames after which iteration ends, rounded up to whole batches.
         seed: seed of the environments, and of torch's generator in worker processes.
         backend: see `CollectorBackend`.
-        num_workers: worker processes of `"multi_sync"` and `"multi_async"`; must divide `num_envs`.
+        num_workers: workers of all backends but `"single"`; must divide `num_envs`.
+        address: Ray's; `"local"` starts one on this machine that ends with the collector, `"auto"`
+            joins the cluster of this machine, `"host:port"` that of another.
         group_size: environments that play the same layout, see `BatchedEnv.group_size`.
         reset_each_batch: start new episodes with every batch, instead of going on with those of the
             last one.
@@ -174,12 +177,14 @@ class RolloutCollector:
         seed: int = 0,
         backend: CollectorBackend = "single",
         num_workers: int = 2,
+        address: str = "local",
         group_size: int = 1,
         reset_each_batch: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         check_option("backend", backend, CollectorBackend)
-        self._ahead = backend == "multi_async"
+        self._ahead = backend in ("multi_async", "ray_async")
+        self._ray = backend in ("ray", "ray_async")
         self._threads = torch.get_num_threads()
         # one of the workers that do not wait gives a batch, of its own environments
         self.frames_per_batch = num_envs * rollout_length // (num_workers if self._ahead else 1)
@@ -189,7 +194,6 @@ class RolloutCollector:
             "frames_per_batch": self.frames_per_batch,
             "total_frames": self.num_batches * self.frames_per_batch,
             "device": device,
-            "auto_register_policy_transforms": True,
             "reset_at_each_iter": reset_each_batch,
         }
         env_options: dict[str, Any] = {} if device is None else {"device": device}
@@ -211,23 +215,39 @@ class RolloutCollector:
             factory: Any = _EnvFactory(
                 make_env, worker=True, group_size=group_size, num_envs=num_envs, **env_options
             )
-            options |= {
-                "backend": "process",
-                "num_collectors": num_workers,
-                "collector_class": SteppingCollector,
-                "sync": not self._ahead,
-                "cat_results": "stack",
-                "use_buffers": False,
-                # TorchRL would take one away for every worker
-                "num_threads": self._threads,
-            }
-            self._collector: Any = Collector(factory, policy, **options)
+            options |= {"sync": not self._ahead}
+            if self._ray:
+                from torchrl_shm.training.ray_workers import RayWorkers
+
+                self._collector: Any = RayWorkers(
+                    factory, policy, num_workers=num_workers, address=address, **options
+                )
+            else:
+                self._collector = Collector(
+                    factory,
+                    policy,
+                    backend="process",
+                    num_collectors=num_workers,
+                    collector_class=SteppingCollector,
+                    cat_results="stack",
+                    use_buffers=False,
+                    # TorchRL would take one away for every worker
+                    num_threads=self._threads,
+                    auto_register_policy_transforms=True,
+                    **options,
+                )
         else:
             factory = _EnvFactory(
                 make_env, worker=False, group_size=group_size, num_envs=num_envs, **env_options
             )
-            # sequences are whole, so no sampler has to know of which episode a step is
-            self._collector = SteppingCollector(factory(), policy, track_traj_ids=False, **options)
+            self._collector = SteppingCollector(
+                factory(),
+                policy,
+                # sequences are whole, so no sampler has to know of which episode a step is
+                track_traj_ids=False,
+                auto_register_policy_transforms=True,
+                **options,
+            )
         self._policy = policy
         # what the last batch adds to the statistics of a policy that normalizes observations
         self._seen: list[Any] = []
@@ -269,7 +289,7 @@ class RolloutCollector:
         Raises:
             RuntimeError: a worker has died.
         """
-        # TorchRL would wait for its answer without end
+        # TorchRL would wait for its answer without end; those of Ray get parameters with their work
         for worker in getattr(self._collector, "procs", ()):
             if not worker.is_alive():
                 raise RuntimeError(f"worker {worker.name} has died, exit code {worker.exitcode}")
@@ -277,7 +297,8 @@ class RolloutCollector:
             for moments in everyone(own):
                 part.update(moments)
         self._seen = []
-        self._collector.update_policy_weights_()
+        if not self._ray:
+            self._collector.update_policy_weights_()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is carried from one batch to the next; to be called between two batches.
