@@ -19,6 +19,7 @@ from torchrl_shm.networks import (
     Convolution,
     Encoder,
     EnvSpecs,
+    FourierEncoder,
     ImageEncoder,
     Layer,
     get_behavior,
@@ -135,7 +136,7 @@ def test_what_is_large_and_flattened_is_said() -> None:
     make_encoder("auto", shape, [torch.uint8], 8, None)
 
 
-@pytest.mark.parametrize("name", ["auto", "flat", "image"])
+@pytest.mark.parametrize("name", ["auto", "flat", "fourier", "image"])
 def test_bytes_are_scaled_wherever_they_stand(name: Any) -> None:
     specs = make_specs(
         eye=Bounded(0, 255, shape=(84, 84, 3), dtype=torch.uint8),
@@ -216,7 +217,7 @@ class Picture(nn.Module):
         return self.net(x / 255)
 
 
-@pytest.mark.parametrize("encoder", ["auto", "image", "flat", partial(Picture, width=3)])
+@pytest.mark.parametrize("encoder", ["auto", "image", "flat", "fourier", partial(Picture, width=3)])
 @pytest.mark.parametrize("memory", ["shm", "gru"])
 @pytest.mark.parametrize("shared_memory", [True, False])
 def test_gates_are_exact(encoder: Any, memory: str, shared_memory: bool) -> None:
@@ -252,6 +253,22 @@ def test_gates_are_exact(encoder: Any, memory: str, shared_memory: bool) -> None
     )
 
 
+def test_waves_of_every_number() -> None:
+    encoder = FourierEncoder([torch.Size((2,)), torch.Size(())], 5, num_octaves=3)
+    xy, z = torch.randn(4, 2), torch.randn(4)
+    waves = [
+        wave(number * 2**octave)
+        for number in (*xy.unbind(-1), z)
+        for wave in (torch.sin, torch.cos)
+        for octave in range(3)
+    ]
+    linear = encoder.encoder.linear
+    expected = linear(torch.stack([*xy.unbind(-1), z, *waves], -1)).tanh()
+    assert_close(encoder(xy, z), expected)
+    with pytest.raises(ValueError, match="num_octaves must be at least 1, got 0"):
+        FourierEncoder([torch.Size((2,))], 5, num_octaves=0)
+
+
 def test_soft_actor_critic_has_one_each() -> None:
     operator = make_soft_actor_critic(SMALL(2), MEMORIES["shm"], policy_keys=["observation"])
     kinds = [type(part[0].module.encoder) for part in (operator.actor, operator.critic)]
@@ -264,7 +281,11 @@ def test_soft_actor_critic_has_one_each() -> None:
 @pytest.mark.parametrize(
     ("encoder", "error", "message"),
     [
-        ("picture", ValueError, "network.encoder='picture' is unknown; choose auto, flat or image"),
+        (
+            "picture",
+            ValueError,
+            "network.encoder='picture' is unknown; choose auto, flat, fourier or image",
+        ),
         ("image", ValueError, r"needs an image.*entries are \[\[2\], \[2\]\]: use auto or flat"),
         (nn.Linear(4, 8), TypeError, "network.encoder is a Linear; pass what makes it"),
         (3, TypeError, "network.encoder is a int"),

@@ -97,7 +97,10 @@ def test_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("network.encoder=picture", "network.encoder='picture' is unknown; choose auto, flat or"),
+        (
+            "network.encoder=picture",
+            "network.encoder='picture' is unknown; choose auto, flat, fourier or",
+        ),
         ("network.encoder=3", "encoder"),
         ("network.encoder=image", "network.encoder=image needs an image"),
         ("network.normalise=true", "did you mean network.normalize?"),

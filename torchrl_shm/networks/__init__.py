@@ -3,7 +3,12 @@
 from torchrl_shm.networks.actor_critic import get_behavior, make_actor_critic
 from torchrl_shm.networks.backbone import MemoryFactory
 from torchrl_shm.networks.clock import Clock
-from torchrl_shm.networks.encoder import Encoder, EncoderFactory, ImageEncoder
+from torchrl_shm.networks.encoder import (
+    Encoder,
+    EncoderFactory,
+    FourierEncoder,
+    ImageEncoder,
+)
 from torchrl_shm.networks.heads import Head, make_actor
 from torchrl_shm.networks.image import Convolution, is_image
 from torchrl_shm.networks.normalization import Moments, Normalized, find_normalized
@@ -18,6 +23,7 @@ __all__ = [
     "Encoder",
     "EncoderFactory",
     "EnvSpecs",
+    "FourierEncoder",
     "Head",
     "ImageEncoder",
     "Layer",

@@ -52,7 +52,8 @@ def make_actor_critic(
             reads as well, see `Clock`; 0 for none.
         encoder: what makes the embedding. `"auto"` sends images, `[H, W, C]` or `[C, H, W]`,
             through a small convolution, and flattens and concatenates the others; `"flat"` flattens
-            images, too; `"image"` wants one. Or what makes an `nn.Module` of your own, see
+            images, too; `"fourier"` flattens and adds waves, see `FourierEncoder`; `"image"` wants
+            an image. Or what makes an `nn.Module` of your own, see
             `EncoderFactory`. Bytes become [0, 1] in all but the last.
         normalize: whether entries of floats but images are standardized by what the collector has
             seen, see `Normalized`.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrl_shm.checks import check_count
 from torchrl_shm.networks.image import Convolution, is_image, picture_shape
 
 EncoderFactory = Callable[..., nn.Module]
@@ -46,18 +47,67 @@ class Encoder(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Encode entries `[..., *shape]`; features `[..., output_size]` in [-1, 1]."""
         flat = [
-            self._flatten(x, dims) if dims != 1 else self._number(x)
+            self._flatten(x, dims) if dims != 1 else self.number(x)
             for x, dims in zip(inputs, self.dims, strict=True)
         ]
         return torch.tanh(self.linear(torch.cat(flat, -1)))
 
     def _flatten(self, x: Tensor, dims: int) -> Tensor:
-        x = self._number(x)
+        x = self.number(x)
         return x.flatten(x.ndim - dims) if dims else x.unsqueeze(-1)
 
-    def _number(self, x: Tensor) -> Tensor:
+    def number(self, x: Tensor) -> Tensor:
+        """Turn an entry `[...]` of any dtype into floats of the same shape; bytes into [0, 1]."""
         dtype = self.linear.weight.dtype
         return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
+
+
+class FourierEncoder(nn.Module):
+    """Gives an `Encoder` sines and cosines of every number beside the numbers themselves.
+
+    What a network of smooth functions makes of positions changes too slowly for goals that are
+    small beside the distances, as the values of actions near them do
+    ([Tancik et al., 2020](https://arxiv.org/abs/2006.10739), for reinforcement learning
+    [Yang et al., 2022](https://arxiv.org/abs/2206.04672)). Numbers should be of the order of 1.
+
+    Args:
+        shapes: shape of each entry of one step.
+        output_size: number of features.
+        device: device of the parameters.
+        num_octaves: number of frequencies: 1, 2, 4, ... radians per unit.
+
+    Raises:
+        ValueError: `num_octaves` is no positive whole number.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm.networks import FourierEncoder
+        >>> encoder = FourierEncoder([torch.Size((2,))], 64)
+        >>> encoder(torch.zeros(10, 5, 2)).shape
+        torch.Size([10, 5, 64])
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        shapes: Sequence[torch.Size],
+        output_size: int,
+        device: torch.device | str | None = None,
+        num_octaves: int = 6,
+    ) -> None:
+        super().__init__()
+        check_count("num_octaves", num_octaves)
+        self.register_buffer(
+            "frequencies", 2.0 ** torch.arange(num_octaves, device=device), persistent=False
+        )
+        waves = [torch.Size((*shape, 2 * num_octaves)) for shape in shapes]
+        self.encoder = Encoder([*shapes, *waves], output_size, device)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Encode entries `[..., *shape]`; features `[..., output_size]` in [-1, 1]."""
+        angles = [self.encoder.number(x).unsqueeze(-1) * self.frequencies for x in inputs]
+        return self.encoder(*inputs, *(torch.cat([x.sin(), x.cos()], -1) for x in angles))
 
 
 class ImageEncoder(nn.Module):
@@ -148,7 +198,7 @@ def make_encoder(
     """Make an encoder by its name or its factory.
 
     Args:
-        encoder: `auto`, `flat` or `image`, or a factory.
+        encoder: `auto`, `flat`, `fourier` or `image`, or a factory.
         shapes: shape of each entry of one step.
         dtypes: dtype of each entry.
         output_size: number of features.
@@ -170,12 +220,14 @@ def make_encoder(
         _warn_of_large(seen)
     if encoder == "flat" or (encoder == "auto" and not any(map(is_image, seen))):
         return Encoder(**options)
+    if encoder == "fourier":
+        return FourierEncoder(**options)
     if encoder in ("auto", "image"):
         return Rows(ImageEncoder(seen, output_size, device), shapes, seen)
     if isinstance(encoder, str):
         raise ValueError(
-            f"network.encoder={encoder!r} is unknown; choose auto, flat or image, or name your own "
-            "by network.encoder='{_target_: package.Name, _partial_: true}'"
+            f"network.encoder={encoder!r} is unknown; choose auto, flat, fourier or image, or name "
+            "your own by network.encoder='{_target_: package.Name, _partial_: true}'"
         )
     if isinstance(encoder, nn.Module) or not callable(encoder):
         raise TypeError(
