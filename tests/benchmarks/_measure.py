@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -108,3 +110,12 @@ def write_rows(path: Path | None, rows: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_numbers(path: Path | None, numbers: Any, text: str) -> None:
+    """Write numbers as JSON, and the table of them beside it; nothing where there is no path."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
+    path.with_suffix(".md").write_text(text + "\n")

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks._measure import table, wait_until_idle
+from tests.benchmarks._measure import table, wait_until_idle, write_numbers
 from torchrl_shm import envs
 from torchrl_shm.envs import popgym
 
@@ -160,9 +160,7 @@ def main() -> None:
         print(row, flush=True)
     text = report(rows)
     print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-        arguments.json.with_suffix(".md").write_text(text + "\n")
+    write_numbers(arguments.json, rows, text)
 
 
 def report(rows: list[dict[str, Any]]) -> str:

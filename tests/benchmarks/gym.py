@@ -11,7 +11,6 @@ equal seeds and actions. Times are of the CPU, taken in turns, and medians.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torchrl.envs import GymEnv, SerialEnv
 
-from tests.benchmarks._measure import table
+from tests.benchmarks._measure import table, write_numbers
 from tests.benchmarks.envs import stepper
 from torchrl_shm.envs import make_gym_env
 from torchrl_shm.torchrl_private import following_seed
@@ -124,9 +123,7 @@ def main() -> None:
     rows = [measure(name, batch, arguments.seconds) for name in names for batch in BATCHES]
     text = report(rows)
     print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-        arguments.json.with_suffix(".md").write_text(text + "\n")
+    write_numbers(arguments.json, rows, text)
 
 
 if __name__ == "__main__":

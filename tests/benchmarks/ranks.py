@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from tests.benchmarks._measure import table, wait_until_idle
+from tests.benchmarks._measure import table, wait_until_idle, write_numbers
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import LeanClipPPOLoss
@@ -207,10 +207,7 @@ def main() -> None:
         path, numbers = arguments.json, measure(arguments.updates)
     text = report(numbers)
     print(text)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(numbers, indent=1) + "\n")
-        path.with_suffix(".md").write_text(text + "\n")
+    write_numbers(path, numbers, text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ makes the backward pass quadratic in T).
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from tests.benchmarks._measure import (
     peak_megabytes,
     table,
     wait_until_idle,
+    write_numbers,
 )
 from torchrl_shm.ops import shm_scan, shm_step
 
@@ -272,9 +272,7 @@ def main() -> None:
     result = {"device": name, "threads": arguments.threads, "others": used, "rows": rows}
     text = report({**result, "step": step}, keys)
     print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**result, "step": step}, indent=1) + "\n")
-        arguments.json.with_suffix(".md").write_text(text + "\n")
+    write_numbers(arguments.json, {**result, "step": step}, text)
 
 
 def report(result: dict[str, Any], keys: list[str]) -> str:

@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from tensordict import TensorDictBase
 
-from tests.benchmarks._measure import number, table, wait_until_idle
+from tests.benchmarks._measure import number, table, wait_until_idle, write_numbers
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.training import CollectorBackend, RolloutCollector
@@ -99,10 +99,7 @@ def main() -> None:
         found = {str(envs): measure(envs, arguments.rounds) for envs in arguments.num_envs}
     text = report(found)
     print(text)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".md").write_text(text + "\n")
+    write_numbers(path, found, text)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ class Signals:
                 if (number := getattr(signal, name, None)) is None:
                     continue
                 before = signal.getsignal(number)
-                own = before is signal.default_int_handler or (
+                usual = before is signal.default_int_handler or (
                     getattr(before, "__module__", "").startswith("torchrl.data.")
                 )
-                if callable(before) and not own:
+                if callable(before) and not usual:
                     self._owners[number] = before
                 elif name == "SIGUSR2":
                     # asks nothing of a run itself
