@@ -19,6 +19,7 @@ from torchrl_shm.training.finite import FiniteSteps
 # where a module keeps the memory at the start of a sequence
 START = "memory_lean"
 ADVICE = r"It did not reach the parameters; lower algo\.learning_rate, bound .* memory\.clamp=100"
+ADVICE_ON_REWARDS = "It did not reach the parameters; fix the environment, or leave such data out"
 
 
 @pytest.fixture
@@ -60,8 +61,9 @@ class TestRollouts:
         batch["observation"][0, 3] = torch.nan
         batch["next", "reward"][0, 3] = torch.nan
         name = key if isinstance(key, str) else key[-1]
+        advice = ADVICE if isinstance(key, str) else ADVICE_ON_REWARDS
         match = (
-            rf"update 7: non-finite data: .*'{name}'.* is {value} in sequence 1, step 2\. {ADVICE}"
+            rf"update 7: non-finite data: .*'{name}'.* is {value} in sequence 1, step 2\. {advice}"
         )
         with pytest.raises(FloatingPointError, match=match):
             make_check().rollouts(batch)

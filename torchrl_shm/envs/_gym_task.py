@@ -293,7 +293,8 @@ def _children(space: Any) -> list[Any]:
 
 
 def _number(reward: Any, name: str) -> float:
-    numbers = np.asarray(reward, np.float64)
+    # numpy reads None as nan
+    numbers = np.asarray([] if reward is None else reward, np.float64)
     if numbers.size != 1:
         raise ValueError(f"a reward of {name} is {reward}; it must be one number")
     number = float(numbers.item())

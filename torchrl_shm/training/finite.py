@@ -24,6 +24,7 @@ _LARGE = 1e6
 _OVERFLOWING = 1e30
 # the squares of what is read of a memory, which are summed to normalize it
 _OVERFLOWING_MEMORY = 1e18
+_ADVICE = "lower algo.learning_rate, bound the memory with memory.clamp=100"
 
 
 class FiniteCheck:
@@ -80,7 +81,11 @@ class FiniteCheck:
         # if all is finite, this waits for the device only once
         if bool(torch.stack([value.isfinite().all() for _, value in entries]).all()):
             return batch
-        self._stop_or_say(f"non-finite data: {_describe_first(entries)}")
+        key, where = _describe_first(entries)
+        self._stop_or_say(
+            f"non-finite data: {where}",
+            "fix the environment" if key == ("next", "reward") else _ADVICE,
+        )
         good = torch.stack([value.isfinite().flatten(1).all(1) for _, value in entries]).all(0)
         if not bool(good.any()):
             raise FloatingPointError(f"no sequence of update {self.update} is finite")
@@ -112,18 +117,18 @@ class FiniteCheck:
             ),
             "its norm",
         )
-        self._stop_or_say(f"non-finite gradient: {bad}")
+        self._stop_or_say(f"non-finite gradient: {bad}", _ADVICE)
         self.skipped += 1
         return False
 
-    def _stop_or_say(self, what: str) -> None:
+    def _stop_or_say(self, what: str, advice: str) -> None:
         message = f"update {self.update}: {what}"
         if self.on_nonfinite == "skip":
             print(f"{message}; skipped", file=sys.stderr, flush=True)
             return
         raise FloatingPointError(
-            f"{message}. It did not reach the parameters; lower algo.learning_rate, bound the "
-            "memory with memory.clamp=100, or leave such data out with experiment.on_nonfinite=skip"
+            f"{message}. It did not reach the parameters; {advice}, or leave such data out with "
+            "experiment.on_nonfinite=skip"
         )
 
     def _warn_of_large_memories(self, batch: TensorDictBase) -> None:
@@ -249,12 +254,12 @@ def _first_bad(value: Tensor) -> tuple[int, int]:
     return step, int(bad[:, step].nonzero()[0, 0])
 
 
-def _describe_first(entries: Iterable[tuple[NestedKey, Tensor]]) -> str:
-    """Describe the entry that is the earliest to be not finite."""
+def _describe_first(entries: Iterable[tuple[NestedKey, Tensor]]) -> tuple[NestedKey, str]:
+    """Find the entry that is the earliest to be not finite, and describe it."""
     bad = [(key, value) for key, value in entries if not bool(value.isfinite().all())]
     key, value = min(bad, key=lambda entry: _first_bad(entry[1])[0])
     if isinstance(key, str) and key.endswith(LEAN):
         # a sequence carries the memory at its start in shares, one per step
         name, row = key.removesuffix(LEAN), _first_bad(value)[1]
-        return f"{name!r} is not finite at the start of sequence {row}"
-    return _describe(key, value)
+        return key, f"{name!r} is not finite at the start of sequence {row}"
+    return key, _describe(key, value)
