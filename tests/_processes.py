@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context, set_start_method
@@ -80,6 +81,18 @@ class Child:
 
     def text(self) -> str:
         return self.output.read_text()
+
+
+def python(folder: Path, *arguments: str, paths: Iterable[Path] = ()) -> None:
+    """What `python` does in a folder with a script or `-m module`; for a fork, which it changes."""
+    os.chdir(folder)
+    sys.path[:0] = [str(folder), *map(str, paths)]
+    sys.argv = [*arguments]
+    if arguments[0] == "-m":
+        sys.argv = [*arguments[1:]]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(folder / arguments[0]), run_name="__main__")
 
 
 @contextmanager

@@ -4,7 +4,9 @@ import contextlib
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing import get_start_method, set_start_method
 from unittest.mock import patch
 
 # without a GPU triton's kernels run in its interpreter; it decides when it is imported, which torch
@@ -48,6 +50,18 @@ def _names() -> Iterator[None]:
     """Forget the names for the command line that a test adds, or a page or docstring that runs."""
     with patch.dict(MEMBERS):
         yield
+
+
+@pytest.fixture
+def forked_workers() -> Iterator[None]:
+    """Workers of collectors are copies of this process; others cost seconds of imports."""
+    before = get_start_method(allow_none=True)
+    set_start_method("fork", force=True)
+    with warnings.catch_warnings():
+        # not safe where there are threads; torch and numba are told to start none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+    set_start_method(before, force=True)
 
 
 @pytest.fixture(autouse=True)

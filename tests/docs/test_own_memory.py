@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests._processes import Child, python
 from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
 
 
@@ -47,9 +46,6 @@ def test_it_trains_and_is_evaluated(
 
 
 def run(folder: Path, arguments: list[str]) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "recipes"), str(ROOT)])}
-    result = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    paths = (ROOT / "recipes", ROOT)
+    with Child(partial(python, folder, *arguments, paths=paths), folder / "out") as child:
+        assert child.wait(300) == 0, child.text()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests._processes import Child, python
 from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
 
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -39,12 +38,10 @@ def test_the_recipe_is_quoted_as_it_is() -> None:
 
 def test_the_recipe_runs_from_python(tmp_path: Path) -> None:
     (code,) = skipped("configs.md", "test_tutorials.py")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "recipes")}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    (tmp_path / "train.py").write_text(code)
+    train = partial(python, tmp_path, "train.py", paths=[ROOT / "recipes"])
+    with Child(train, tmp_path / "out") as child:
+        assert child.wait(300) == 0, child.text()
     (summary,) = tmp_path.glob("outputs/ppo_shm/*/*_shm_seed0/summary.json")
     assert json.loads(summary.read_text())["env"] == "memory_length"
 

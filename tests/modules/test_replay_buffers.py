@@ -91,6 +91,7 @@ def test_a_buffer_that_the_collector_fills() -> None:
     assert_close(log_prob(policy, sample), sample["action_log_prob"], **EXACT)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("backend", ["single", "multi_sync"])
 def test_from_collector_to_loss(backend: str) -> None:
     operator = make_shared()

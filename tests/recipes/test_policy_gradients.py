@@ -82,6 +82,7 @@ class TestRun:
         result = run(recipe, tmp_path / "run", *options)
         assert (result.code, result.stderr) == (0, "")
 
+    @pytest.mark.usefixtures("forked_workers")
     def test_collecting_in_a_worker(self, recipe: str, tmp_path: Path) -> None:
         workers = ("collector=multi_sync", "collector.num_workers=1")
         result = run(recipe, tmp_path / "run", *workers)

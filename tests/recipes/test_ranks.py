@@ -224,6 +224,7 @@ class TestMistakes:
             assert "a sweep (-m) cannot be started by torchrun" in children[0].text()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     """One more word, and no folder but that of the run."""
     options = ("env=wind", *TINY, "experiment.num_test_episodes=4")

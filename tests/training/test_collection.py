@@ -250,6 +250,7 @@ class TestWorkers:
         assert torch.get_num_threads() == 1
         assert "ZeroDivisionError: the wind has stopped" in capfd.readouterr().err
 
+    @pytest.mark.usefixtures("forked_workers")
     def test_those_that_do_not_wait(self, capfd: pytest.CaptureFixture[str]) -> None:
         """Batches of one worker each, with the gates of then; new parameters come to all."""
         operator = make_operator()
