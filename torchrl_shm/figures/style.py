@@ -139,6 +139,8 @@ def save(figure: Any, path: str | Path) -> None:
     from matplotlib.text import Text
 
     figure.draw_without_rendering()
+    # everything is in its place now, and is not moved once more
+    figure.set_layout_engine("none")
     texts = figure.findobj(lambda x: isinstance(x, Text) and x.get_visible() and x.get_text())
     sizes = [text.get_fontsize() * DPI / 72 for text in texts]
     png = str(path).endswith(".png")
