@@ -43,6 +43,8 @@ UNKNOWN = [
     ("env.foo=1", "env has goal_radius, max_steps,"),
     ("env.max_step=1", "did you mean env.max_steps"),
     ("memory.memory_size=3 memory=gru", "memory has hidden_size, num_layers, state"),
+    ("memory.memory_size=3 memory=gru", "memory=fast_weights and memory="),
+    ("collector.address=auto", "collector has backend\ncollector=ray has it"),
     ("memory.calibratoin=none", "did you mean memory.calibration?"),
     ("network.embeding_size=3", "did you mean network.embedding_size?"),
     ("+algo.foo=1", "algo.foo=1: Unexpected keyword"),

@@ -198,7 +198,17 @@ def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
             found = sorted(full for full, option in everywhere.items() if option == near[0])
             return f"{unknown[1]} is unknown; did you mean {' or '.join(found)}?"
     given = f"{place}.{name}" if place else name
-    return f"{given} is unknown; {_instead(name, options, place)}"
+    return f"{given} is unknown; {_instead(name, options, place)}{_who_has(place, name)}"
+
+
+def _who_has(group: str, option: str) -> str:
+    """The first members of a group that have an option which the chosen one lacks."""
+    members = [member for member in sorted(MEMBERS) if member.rpartition("/")[0] == group]
+    having = [x for x in members if option in _options(OmegaConf.structured(MEMBERS[x].make()))]
+    if not having:
+        return ""
+    names = " and ".join(member.replace("/", "=") for member in having[:2])
+    return f"\n{names} {'has' if len(having) == 1 else 'have'} it"
 
 
 def _common() -> dict[str, Any]:
