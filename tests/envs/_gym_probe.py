@@ -21,12 +21,13 @@ class Probe(gymnasium.Env[Any, Any]):
         mask: Any = None,
         fail_at: int | None = None,
         break_at: int | None = None,
+        reward: Any = None,
     ) -> None:
         self.action_space = action
         default = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = default if observation is None else observation
         self.length, self.first, self.mask, self.fail_at = length, first, mask, fail_at
-        self.break_at = break_at
+        self.break_at, self.reward = break_at, reward
         self.received: list[Any] = []
         self.resets = 0
 
@@ -48,7 +49,8 @@ class Probe(gymnasium.Env[Any, Any]):
         self.received.append(action)
         self.t += 1
         shown = self.observation_space.sample()
-        return shown, float(self.t), self.t >= self.length, False, self._info()
+        reward = float(self.t) if self.reward is None else self.reward
+        return shown, reward, self.t >= self.length, False, self._info()
 
     def _info(self) -> dict[str, Any]:
         return {} if self.mask is None else {"action_mask": self.mask}

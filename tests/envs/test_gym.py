@@ -245,6 +245,14 @@ class TestMistakes:
             ValueError, match=r"'no_such_module:A-v0' cannot be imported: No module named 'no_such"
         ):
             make_gym_env("no_such_module:A-v0")
+        for id, advice in (
+            ("no_such_module:A-v0", r"For a file of this folder set PYTHONPATH=\.$"),
+            ("robots.py:A-v0", "a module has no ending, write robots:A-v0$"),
+            ("json:A-v0", "json was imported and registers none of this name$"),
+            ("Nothing-v0", "One of your own is module:Nothing-v0$"),
+        ):
+            with pytest.raises(ValueError, match=advice):
+                make_gym_env(id)
         with pytest.raises(ValueError, match=r"'FrozenLake-v1', slip=1\) raised TypeError: .*slip"):
             make_gym_env("FrozenLake-v1", kwargs={"slip": 1})
         with pytest.raises(ValueError, match="max_episode_steps must be at least 1, got 0"):

@@ -137,6 +137,20 @@ def test_a_task_that_breaks_in_training(tmp_path: Path, monkeypatch: pytest.Monk
     assert "\nOSError: the robot\nis off\n" in result.stderr
 
 
+def test_a_reward_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command("ppo_shm.py", *SMALL, *PPO, "env.id=tests.envs._gym_mistakes:NaNReward-v0")
+    assert result.code == 1
+    assert result.stderr.splitlines() == [
+        "update 0: non-finite data: ('next', 'reward') is nan in sequence 0, step 0. It did not "
+        "reach the parameters; fix the environment, or leave such data out with "
+        "experiment.on_nonfinite=skip",
+        "The error is of the training, update 0; nothing was saved.",
+        "(HYDRA_FULL_ERROR=1 shows where)",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
 class TestEndless:
     def test_the_bound_is_said_and_kept(self, capsys: pytest.CaptureFixture[str]) -> None:
         make = partial(make_gym_env, "CliffWalking-v1")
@@ -146,9 +160,9 @@ class TestEndless:
         result: Any = evaluate(policy, env, keep_rollout=True)
         assert result.rollout.shape == (2, 5)
         make_test_env(make, num_episodes=2)
-        assert "no time limit: episodes of the evaluation are cut after 1,000 steps" in (
-            capsys.readouterr().err
-        )
+        said = capsys.readouterr().err
+        assert "no time limit: episodes of the evaluation are cut after 1,000 steps" in said
+        assert "memory.clamp=100" in said
 
     def test_tasks_that_end_are_not_cut(self, capsys: pytest.CaptureFixture[str]) -> None:
         env = make_test_env(partial(make_gym_env, "CartPole-v1"), num_episodes=2)

@@ -18,7 +18,8 @@ UNKNOWN = [
     # the nearest names, or all of them
     ("env=wnd", "did you mean wind?"),
     ("env=popgym_autoencode", "did you mean popgym_autoencode_"),
-    ("env=xyz", "env=xyz is unknown; --help lists"),
+    ("env=xyz", "env=xyz is unknown; --help lists what there is\na task of gymnasium is env=gym"),
+    ("env=gym env.kwargs.wind=1", 'all of them are one value: "env.kwargs={wind: ...}"'),
     ("memory=ggru", "did you mean gru?"),
     ("memory=transformer", "choose one of dnc, elman,"),
     ("size=big", "choose one of own, params, state"),
@@ -191,16 +192,19 @@ def test_what_nobody_has_foreseen_keeps_its_traceback(
     assert not list(tmp_path.iterdir())
 
 
-def test_errors_of_the_training_keep_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Although they come from this package, as the words for a wrong value do."""
+def test_numbers_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first update, of which nothing is left."""
     monkeypatch.chdir(tmp_path)
     result = command("ppo_shm.py", *SMALL, "algo.learning_rate=1e30")
     assert result.code == 1
-    assert "FloatingPointError: " in result.stderr
-    assert "\nThe error is of the training, update " in result.stderr
-    assert list(tmp_path.glob("outputs/*/*/*/config.yaml"))
+    what, where, how = result.stderr.splitlines()
+    assert what.startswith("update 0: non-finite gradient: ")
+    assert "lower algo.learning_rate" in what
+    assert (where, how) == (
+        "The error is of the training, update 0; nothing was saved.",
+        "(HYDRA_FULL_ERROR=1 shows where)",
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -203,3 +203,18 @@ def test_nested_entries() -> None:
     found = PolicyFile.model_construct(observations=again, action=action_entry(Categorical(4)))
     assert list(found.specs().policy_keys) == list(specs.policy_keys)
     assert found.specs().observation_spec_unbatched["arm", "eye"].shape == (3, 8, 8)
+
+
+def test_a_memory_that_overflows_is_an_error() -> None:
+    env = WindEnv(2)
+    policy = make(env)
+    memory = {key: torch.full_like(x, 3e38) for key, x in policy.initial_memory(2).items()}
+    observation = {"observation": torch.ones(2, 2), "previous_action": torch.ones(2, 2)}
+
+    def play() -> None:
+        carried = memory
+        for _ in range(20):
+            _, carried = policy(observation, carried)
+
+    with pytest.raises(FloatingPointError, match=r"'memory'\] is not finite .*memory\.clamp=100"):
+        play()

@@ -137,7 +137,8 @@ def explain(error: Exception) -> str | None:
             return f"{group}={name} needs {package}: pip install 'torchrl_shm[{extra}]'"
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
             group, _, name = path.rpartition("/")
-            return f"{group}={name} is unknown; {_instead(name, options)}"
+            own = "\na task of gymnasium is env=gym env.id=Name-v0" if group == "env" else ""
+            return f"{group}={name} is unknown; {_instead(name, options)}{own}"
         case OverrideParseException(override=str(text)):
             said = str(error).splitlines()
             # a first line that repeats what was given
@@ -168,8 +169,9 @@ def explain(error: Exception) -> str | None:
 
 
 def _explain_task(error: Exception) -> str | None:
-    """What an environment has done in training, and in which run."""
-    if not isinstance(error, _EXPECTED) or not _raised_in(error).startswith("torchrl_shm.envs."):
+    """What an environment has done, or which number was not finite, and in which run."""
+    told = ("torchrl_shm.envs.", "torchrl_shm.training.finite")
+    if not isinstance(error, _EXPECTED) or not _raised_in(error).startswith(told):
         return None
     return "\n".join([_short(str(error), 1), *error.__notes__, _WHERE])
 
@@ -243,6 +245,8 @@ def _instead(name: str, options: Iterable[str], place: str = "") -> str:
     if near:
         names = [f"{place}.{option}" if place else option for option in near]
         return f"did you mean {' or '.join(names)}?"
+    if place.endswith("kwargs"):
+        return f'all of them are one value: "{place}={{{name}: ...}}"'
     names = ", ".join(options)
     if len(names) > 400:
         return "--help lists what there is"

@@ -217,12 +217,22 @@ def _numbers(space: Any, dtype: Any, name: str) -> Observation:
 def _convert(x: Any, dtype: Any, name: str) -> np.ndarray:
     try:
         with np.errstate(over="raise"):
-            return np.array(x, dtype)
+            numbers = np.array(x, dtype)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} emits {_short(repr(x))}, which is no {np.dtype(dtype)}; fix the environment"
+        ) from error
     except FloatingPointError as error:
         raise FloatingPointError(
             f"{name} emits a number beyond float32, {np.abs(x).max():g}; scale it in a "
             "gymnasium.ObservationWrapper"
         ) from error
+    if dtype == np.uint8 and (numbers != np.asarray(x)).any():
+        raise ValueError(
+            f"{name} emits {np.asarray(x).dtype}, which are no bytes as its space says; fix the "
+            "environment: numbers from 0 to 1 need a Box of float32"
+        )
+    return numbers
 
 
 def _one_hot(sizes: Any, starts: Any, name: str) -> Observation:
@@ -299,6 +309,6 @@ def _are_flags(space: Any) -> bool:
     )
 
 
-def _short(space: Any) -> str:
-    text = " ".join(str(space).split())
+def _short(what: Any) -> str:
+    text = " ".join(str(what).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

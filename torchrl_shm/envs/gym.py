@@ -182,11 +182,22 @@ def _make(id: str, maker: str, options: dict[str, Any], **given: Any) -> Any:
         return getattr(gymnasium, maker)(id, **options, **given)
     except ModuleNotFoundError as error:
         missing = _line(error).partition(". Environment registration")[0]
-        raise ValueError(f"{id!r} cannot be imported: {missing}; is it installed?") from error
+        advice = "is it installed? For a file of this folder set PYTHONPATH=."
+        module, colon, name = id.partition(":")
+        if colon and module.endswith(".py"):
+            advice = f"a module has no ending, write {module.removesuffix('.py')}:{name}"
+        raise ValueError(f"{id!r} cannot be imported: {missing}; {advice}") from error
     except gymnasium.error.UnregisteredEnv as error:
         # of `module:Id` only what stands behind the colon is a name
-        near = get_close_matches(id.rpartition(":")[2], gymnasium.registry, 3)
-        advice = f"did you mean {' or '.join(near)}?" if near else _line(error)
+        module, _, name = id.rpartition(":")
+        near = get_close_matches(name, gymnasium.registry, 3)
+        if near:
+            advice = f"did you mean {' or '.join(near)}?"
+            advice += f" {module} was imported and registers none of this name" if module else ""
+        elif module:
+            advice = f"{module} was imported and registers none of this name"
+        else:
+            advice = f"{_line(error)} One of your own is module:{name}"
         raise ValueError(f"gymnasium has no environment {id!r}: {advice}") from error
     except Exception as error:
         words = ", ".join([repr(id), *(f"{name}={value!r}" for name, value in options.items())])

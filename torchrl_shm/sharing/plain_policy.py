@@ -103,6 +103,7 @@ class PlainPolicy(nn.Module):
             KeyError: an entry of the observation or of the memory is missing.
             TypeError: the policy reads several entries, or a dtype differs.
             ValueError: a shape or a device differs.
+            FloatingPointError: the next memory is not finite.
         """
         inputs = self._read(observation)
         batch_size = len(inputs[self.specs.policy_keys[0]])
@@ -124,7 +125,14 @@ class PlainPolicy(nn.Module):
         # this is a single step, whatever mode the caller has set
         with set_exploration_type(mode), set_recurrent_mode(False):
             data = self.module(data)
-        return data["action"], {key: data["next", key] for key in self._memory_specs}
+        carried = {key: data["next", key] for key in self._memory_specs}
+        for key, x in carried.items():
+            if not bool(x.isfinite().all()):
+                raise FloatingPointError(
+                    f"memory[{key!r}] is not finite after this step, and would stay so; start a "
+                    "new episode, or train with memory.clamp=100"
+                )
+        return data["action"], carried
 
     def _read(self, observation: Tensor | Mapping[Any, Any]) -> dict[Any, Tensor]:
         """The entries of the specs, checked."""

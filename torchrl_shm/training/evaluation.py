@@ -97,7 +97,9 @@ def make_test_env(
         max_steps = _ENDLESS_STEPS
         print(
             f"this task has no time limit: episodes of the evaluation are cut after {max_steps:,} "
-            "steps; experiment.max_test_steps changes that",
+            "steps (experiment.max_test_steps), those of training never\n"
+            "env.max_episode_steps=1000 ends both; without, return is nan until one ends by "
+            "itself, and the memory of shm needs a bound, memory.clamp=100",
             file=sys.stderr,
             flush=True,
         )

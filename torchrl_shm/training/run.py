@@ -69,8 +69,8 @@ class TrainingRun:
     | SIGUSR1 | saves after the update that is going on, and goes on |
     | one for which the process has a handler, as with submitit | saves after the update that is going on, and calls that handler |
 
-    An error ends the run where it is; the newest checkpoint stays. Where nothing was trained yet,
-    its configuration goes as well.
+    An error ends the run where it is; the newest checkpoint stays. Where nothing was written yet
+    but its configuration, that goes as well.
 
     Where `torchrun` has started several processes, each takes the part of the run that `share_out`
     gives it. Process 0 writes the folder; a checkpoint has the state of all.
@@ -211,6 +211,12 @@ class TrainingRun:
         if self._wrote_config:
             (self.folder.path / "config.yaml").unlink(missing_ok=True)
         self.folder.close()
+
+    def _is_unused(self) -> bool:
+        """Whether nothing of use would stay behind."""
+        if self._bar is None:
+            return True
+        return ranks.rank() == 0 and {x.name for x in self.folder.path.iterdir()} == {"config.yaml"}
 
     def share_out(self, algo: Algo) -> tuple[Experiment, Algo]:
         """Give this process its part of the run, whose values are those of all together.
@@ -425,13 +431,16 @@ class TrainingRun:
         if self._collector is not None:
             self._collector.close()
         self._signals.__exit__(kind, error, trace)
-        # both are set where training begins
-        if isinstance(error, Exception) and self._bar is None and self.summary is None:
+        if isinstance(error, Exception) and self.summary is None and self._is_unused():
             self._discard()
-            return
+            # set where training begins
+            if self._bar is None:
+                return
+            error.add_note(f"{_TRAINING}, update 0; nothing was saved.")
+        elif error is not None:
+            error.add_note(f"{_TRAINING}, update {self.updates} of {self.folder.path}.")
         self.folder.close()
         if error is not None:
-            error.add_note(f"{_TRAINING}, update {self.updates} of {self.folder.path}.")
             saved = self.folder.checkpoints.steps() if ranks.rank() == 0 else []
             if saved:
                 _say(
