@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import envs, gym, memories, ranks, scan, workers
+from tests.benchmarks import envs, gym, latency, memories, ranks, scan, workers
 from tests.docs.test_code_blocks import BLOCK, ROOT
 from torchrl_shm.figures import comparison_table, load_runs, load_suite, suite_table
 from torchrl_shm.tools import memories as sizes
@@ -76,6 +76,7 @@ MADE: dict[str, Callable[[], str]] = {
     "memories/sizes_own.md": lambda: sizes_table("own"),
     "memories/sizes_params.md": lambda: sizes_table("params"),
     "memories/sizes_state.md": lambda: sizes_table("state"),
+    "memories/latency.md": lambda: latency.report(read_json("memories/latency.json")),
     "paper_credit/table.md": lambda: suite_table(load_suite(RESULTS / "paper_credit")),
     "scaling/ranks.md": lambda: ranks.report(read_json("scaling/ranks.json")),
     "scaling/workers.md": lambda: workers.report(read_json("scaling/workers.json")),
