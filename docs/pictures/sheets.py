@@ -78,22 +78,19 @@ def list_scores(runs: list[Run]) -> list[str]:
     """Mean and final score of each seed."""
     groups = group_by_memory(runs)
     several = max(map(len, groups.values())) > 1
-    columns = {"eval_return": "return"}
-    if scores(runs, "eval_success"):
-        columns["eval_success"] = "success"
     head = ["memory", "seeds" if several else "seed"]
-    rows = [
-        [f"`{name}`", show_seeds([run["seed"] for run in group])] for name, group in groups.items()
-    ]
-    for column, title in columns.items():
-        head += [f"{title}, mean", "of each seed"] if several else [title]
+    rows = [[f"`{name}`", show_seeds([run["seed"] for run in x])] for name, x in groups.items()]
+    for column, title in (("eval_return", "return"), ("eval_success", "success")):
+        if not (every := scores(runs, column)):
+            continue
+        # shares have three digits, and returns as many where they are small
+        digits = 1 if max(map(abs, every)) >= 10 else 3
+        head.append(f"{title}: mean (each seed)" if several else title)
         for row, group in zip(rows, groups.values(), strict=True):
             values = scores(group, column)
-            # shares have three digits, and returns as many where they are small
-            digits = 1 if max(map(abs, scores(runs, column))) >= 10 else 3
-            row.append(f"{mean(values):,.{digits}f}")
-            if several:
-                row.append(", ".join(f"{x:,.{digits}f}" for x in values))
+            shown = [f"{x:,.{digits}f}" for x in values]
+            each = "all" if len({*shown}) == 1 else ", ".join(shown)
+            row.append(f"{mean(values):,.{digits}f}" + f" ({each})" * (len(values) > 1))
     lines = [f"| {' | '.join(line)} |" for line in (head, *rows)]
     return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
@@ -115,7 +112,7 @@ def list_commands(runs: list[Run]) -> list[str]:
                 command += f" experiment.seed={','.join(map(str, same))}"
             if len(names) * len(same) > 1:
                 command = command.replace(".py ", ".py -m ", 1)
-            parts = textwrap.wrap(command, 96, break_long_words=False, break_on_hyphens=False)
+            parts = textwrap.wrap(command, 78, break_long_words=False, break_on_hyphens=False)
             lines.append(" \\\n    ".join(parts))
     return ["```bash", *lines, "```"]
 
