@@ -16,7 +16,7 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 # what stands above indented text: a tab, or a box that may be closed
-HEAD = re.compile(r'(?:===\+?|!!!|\?\?\?\+?) *(?P<kind>[\w ]*?) *(?:"(?P<title>.*)")?')
+HEAD = re.compile(r'(?:===\+?|!!!|\?\?\?\+?) +(?=\S)(?P<kind>[\w ]*?) *(?:"(?P<title>.*)")?')
 COMMENT = re.compile(r"<!--.*?-->\n*", re.S)
 # code is skipped; a picture or a link, to a page or into the reference, with its attributes
 LINK = re.compile(
