@@ -21,7 +21,7 @@ SOURCES = {
     "wind/summary.csv": "[Wind](wind.md)",
     "memories/wind": "[All memories on Wind](memories.md), a quarter of the frames",
     "gym/pendulum.csv": "[Pendulum without its velocity](gym.md)",
-    "tasks/first_runs.csv": "[All tasks](../tasks/index.md#what-a-memory-gains), first runs",
+    "tasks/first_runs.csv": "[First runs](first_runs.md)",
 }
 
 
@@ -58,13 +58,17 @@ def describe(seeds: Counter[str]) -> str:
 def make_listing() -> str:
     """A row for each preset and source, and the presets without any."""
     found = count_seeds()
+    presets = Counter(source for _, source in found)
     lines = ["| preset | memories: seeds | page | raw data |", "|---|---|---|---|"]
     for preset in ENVS:
         for (name, source), seeds in found.items():
             if name == preset:
                 # a site has files to offer, and no folders
                 raw = f"[`{source}`]({source})" if source.endswith(".csv") else f"`{source}/`"
-                lines.append(f"| `{preset}` | {describe(seeds)} | {SOURCES[source]} | {raw} |")
+                # pages about several presets have a section of each
+                anchor = f".md#{preset})" if presets[source] > 1 else ".md)"
+                page = SOURCES[source].replace(".md)", anchor)
+                lines.append(f"| `{preset}` | {describe(seeds)} | {page} | {raw} |")
     known = {name for name, _ in found}
     tuned = {name for values in TUNED.values() for name in values}
     missing = merge_levels([name for name in ENVS if name in tuned - known])

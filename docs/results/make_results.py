@@ -1,9 +1,9 @@
-"""Gather finished runs as raw data, and draw the curves and the table from the raw data alone.
+"""Gather finished runs as raw data, and draw the curves from the raw data alone.
 
 python docs/results/make_results.py docs/results/wind multirun/ppo_shm/<date>/<time>/* ...
 
 Each run folder given is copied to `<memory>_seed<seed>.csv` (its `metrics.csv`) and to a line of
-`summary.csv`. Without run folders, only the picture and the table are made anew.
+`summary.csv`. Without run folders, only the picture is made anew.
 """
 
 from __future__ import annotations
@@ -92,30 +92,8 @@ def draw(results: Path) -> None:
     save(figure, results / "learning_curves.png")
 
 
-def make_table(results: Path) -> str:
-    """The final scores as a table of the documentation."""
-    summary = read(results / "summary.csv")
-    lines = [
-        "| memory | seeds | return on the test tasks | success | steps | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    for memory in sorted({row["memory"] for row in summary}, key=order):
-        runs = [row for row in summary if row["memory"] == memory]
-        returns = np.array([float(row["eval_return"]) for row in runs])
-        success = np.array([float(row["eval_success"]) for row in runs])
-        seconds = np.array([float(row["seconds"]) for row in runs])
-        lines.append(
-            f"| `{memory}` | {len(runs)} | {returns.mean():.1f} "
-            f"({returns.min():.1f} to {returns.max():.1f}) | {100 * success.mean():.1f} % "
-            f"({100 * success.min():.1f} to {100 * success.max():.1f}) | {runs[0]['frames']} | "
-            f"{seconds.min():.0f} to {seconds.max():.0f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     if sys.argv[2:]:
         gather(folder, [Path(run) for run in sys.argv[2:]])
     draw(folder)
-    (folder / "table.md").write_text(make_table(folder))

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 
 import pytest
@@ -50,11 +49,6 @@ def sizes_table(size: str) -> str:
     return text.getvalue()
 
 
-def wind_table() -> str:
-    script = run_path(str(RESULTS / "make_results.py"))
-    return script["make_table"](RESULTS / "wind")
-
-
 def read_json(name: str) -> Any:
     return json.loads((RESULTS / name).read_text())
 
@@ -83,7 +77,6 @@ MADE: dict[str, Callable[[], str]] = {
     "scan/cpu.md": scan_table,
     "tasks/gym_speed.md": lambda: gym.report(read_json("tasks/gym_speed.json")),
     "tasks/speed.md": lambda: envs.report(read_json("tasks/speed.json")),
-    "wind/table.md": wind_table,
 }
 # what a measurement writes itself, or what another test makes again
 OTHERS = {
