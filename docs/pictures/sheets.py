@@ -21,8 +21,10 @@ Run = dict[str, Any]
 # of runs whose raw data have no command
 COMMANDS = {
     "wind/summary.csv": "python recipes/ppo_shm.py env=wind memory={memory} experiment.seed={seed}",
-    "memories/wind": "python recipes/ppo_shm.py env=wind experiment.total_frames=800000 "
-    "memory={memory} experiment.seed={seed}",
+    # as the preset was then
+    "memories/wind": "python recipes/ppo_shm.py env=wind network.encoder=auto "
+    "experiment.num_envs=256 experiment.total_frames=800000 memory={memory} "
+    "experiment.seed={seed}",
 }
 DEFAULTS = {
     name: value
@@ -133,7 +135,7 @@ def get_values(preset: str, runs: list[Run]) -> dict[str, Any]:
     for word in (word for run in runs for word in run["command"].split()):
         name, _, text = word.partition("=")
         if name in DEFAULTS and name != "experiment.seed":
-            values[name] = ast.literal_eval(text)
+            values[name] = text if isinstance(DEFAULTS[name], str) else ast.literal_eval(text)
     return {name: x for name, x in values.items() if x != DEFAULTS[name]}
 
 
