@@ -41,8 +41,8 @@ def _ppo(env: str) -> Values | None:
     experiment: dict[str, Any] = {"total_frames": 2_000_000}
     network: dict[str, Any] = {}
     if env in _WIND:
-        # the goal is a hundredth of the plane, which sines and cosines tell apart; many small
-        # batches come as far as half as many large ones
+        # the radius of the goal is a hundredth of the way to it, which sines and cosines tell apart;
+        # smaller batches, and with them more updates, come as far in fewer frames
         algo, network = {}, _FINE
         experiment = {"num_envs": 128, "total_frames": 1_280_000}
     elif env.startswith("t_maze"):
