@@ -41,7 +41,7 @@ def _ppo(env: str) -> Values | None:
     experiment: dict[str, Any] = {"total_frames": 2_000_000}
     network: dict[str, Any] = {}
     if env in _WIND:
-        # the radius of the goal is a hundredth of the way to it, which sines and cosines tell apart;
+        # the goal is as wide as a hundredth of the way, which sines and cosines tell apart;
         # smaller batches, and with them more updates, come as far in fewer frames
         algo, network = {}, _FINE
         experiment = {"num_envs": 128, "total_frames": 1_280_000}
