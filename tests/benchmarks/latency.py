@@ -34,8 +34,8 @@ COLUMNS = ("python", "onnx")
 def make_policy(memory: str) -> PlainPolicy:
     """A policy with the sizes of the recipes."""
     torch.manual_seed(0)
-    specs = EnvSpecs.of(WindEnv(1), ["observation"])
-    operator = make_actor_critic(specs, instantiate(MEMORIES[memory]))
+    specs = EnvSpecs.of(WindEnv(1))
+    operator = make_actor_critic(specs, instantiate(MEMORIES[memory]), encoder="fourier")
     return PlainPolicy(operator.get_policy_operator(), specs)
 
 
@@ -51,10 +51,16 @@ def times(act: Callable[[], object]) -> dict[str, float]:
     return {"median": statistics.median(spent), "p99": statistics.quantiles(spent, n=100)[-1]}
 
 
+def zeros(policy: PlainPolicy) -> dict[Any, Tensor]:
+    """What one agent sees."""
+    entries = policy.specs.observation_spec_unbatched.zero()
+    return {key: entries[key].unsqueeze(0) for key in policy.specs.policy_keys}
+
+
 def in_python(policy: PlainPolicy) -> dict[str, float]:
     """Steps of `PlainPolicy`, each with the memory of the one before."""
     carried = [policy.initial_memory(1)]
-    observation = torch.zeros(1, 2)
+    observation = zeros(policy)
 
     def act() -> None:
         _, carried[0] = policy(observation, carried[0])
@@ -77,13 +83,14 @@ def in_onnxruntime(policy: PlainPolicy) -> dict[str, float] | None:
         options.intra_op_num_threads = 1
         session: Any = onnxruntime.InferenceSession(path, options)
     state, choices = step.initial_state(1), [torch.zeros(1, dtype=torch.int64)] * len(step.choices)
-    inputs: list[Tensor] = [torch.zeros(1, 2), *state, *choices]
+    seen = list(zeros(policy).values())
+    inputs: list[Tensor] = [*seen, *state, *choices]
     feed = {name: x.numpy() for name, x in zip(step.input_names, inputs, strict=True)}
     found = session.run(None, feed)
     for one, other in zip(found, step(*inputs), strict=True):
         assert_close(torch.from_numpy(one), other.detach(), atol=1e-5, rtol=1e-5)
     first = len(found) - len(state)
-    names = step.input_names[1 : 1 + len(state)]
+    names = step.input_names[len(seen) : len(seen) + len(state)]
 
     def act() -> None:
         feed.update(zip(names, session.run(None, feed)[first:], strict=True))

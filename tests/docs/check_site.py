@@ -240,8 +240,8 @@ def check(
             cells = []
             turn = SCHEMES[number % len(SCHEMES)]
             for (scheme, width), page in views.items():
-                # colors and names are the same at both widths
-                read = width == "desk" and (scheme == turn or not quick)
+                # colors and names are the same at both widths; the first page is read as a whole
+                read = width == "desk" and (scheme == turn or not quick or not address)
                 found = look(page, url, address, axe if read else None)
                 if width == "phone":
                     found += look_at_figures(page, url, site)

@@ -247,8 +247,9 @@ class TestMistakes:
             make_gym_env("no_such_module:A-v0")
         for id, advice in (
             ("no_such_module:A-v0", r"For a file of this folder set PYTHONPATH=\.$"),
-            ("robots.py:A-v0", "a module has no ending, write robots:A-v0$"),
-            ("json:A-v0", "json was imported and registers none of this name$"),
+            ("sub/robots.py:A-v0", "write robots:A-v0, with PYTHONPATH=sub$"),
+            ("json:CartPol-v1", "did you mean json:CartPole-v"),
+            ("json:Lights-v0", "json was imported and registers none of this name$"),
             ("Nothing-v0", "One of your own is module:Nothing-v0$"),
         ):
             with pytest.raises(ValueError, match=advice):

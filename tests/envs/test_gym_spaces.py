@@ -483,7 +483,9 @@ class TestRefusals:
         ("space", "first", "message"),
         [
             (Box(-1, 1, (2,)), np.zeros(3), r"shape \(3,\), and its space says \(2,\)"),
-            (Box(0, 255, (2,), np.uint8), np.array([0.2, 1]), "emits float64, which are no bytes"),
+            (Box(0, 255, (2,), np.uint8), np.array([0.2, 1]), "0.2, .*no bytes as its space"),
+            (Box(0, 1, (2,), np.uint8), np.array([0.2, 1]), "0.2, .*no bytes as its space"),
+            (Box(0, 255, (2,), np.uint8), [300, 1], r"emits \[300, 1\], which is no uint8"),
             (Box(-1, 1, (2,)), "warm", "emits 'warm', which is no float32; fix the environment"),
             (Discrete(3), 3, "emits 3, which is not in its space"),
             (Discrete(3), -1, "emits -1, which is not in its space"),

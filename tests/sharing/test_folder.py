@@ -242,6 +242,11 @@ class TestCard:
         taken = eval(formula, {"action": action, "low": low, "high": high})
         assert taken.tolist() == action_of(space, "x").to_env(action.numpy()).tolist()
 
+    @pytest.mark.parametrize("clamp", ["null", "100"])
+    def test_a_memory_without_a_bound(self, clamp: str, tmp_path: Path) -> None:
+        folder = export_policy(make_run(tmp_path / "run", f"memory.clamp={clamp}", memory="shm"))
+        assert ("has no bound" in (folder / "README.md").read_text()) == (clamp == "null")
+
     @pytest.mark.parametrize(
         ("values", "line"),
         [

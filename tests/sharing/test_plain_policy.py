@@ -216,5 +216,9 @@ def test_a_memory_that_overflows_is_an_error() -> None:
         for _ in range(20):
             _, carried = policy(observation, carried)
 
-    with pytest.raises(FloatingPointError, match=r"'memory'\] is not finite .*memory\.clamp=100"):
+    with pytest.raises(FloatingPointError, match=r"'memory'\] is not finite in rows .*clamp=100"):
+        play()
+    observation["observation"][1, 0] = torch.nan
+    match = r"^observation 'observation' is not finite in rows \[1\]: the policy cannot act on it$"
+    with pytest.raises(FloatingPointError, match=match):
         play()

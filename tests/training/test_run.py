@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import threading
 import time
@@ -133,6 +134,24 @@ class TestSaving:
         assert capsys.readouterr().err == (
             f"stopped; all up to frame 20 is saved, go on with experiment.resume={tmp_path}\n"
         )
+
+    @pytest.mark.parametrize(
+        ("moment", "note"),
+        [("update 0", "update 0 of "), ("update 2", "update 2 of ")],
+    )
+    def test_an_error_where_the_folder_is_gone(
+        self, tmp_path: Path, moment: str, note: str
+    ) -> None:
+        """It is that of the training, and not that of the folder."""
+        folder = tmp_path / "run"
+
+        def remove_and_fail() -> None:
+            shutil.rmtree(folder)
+            fail()
+
+        with pytest.raises(ZeroDivisionError, match="on purpose") as caught:
+            train(folder, {moment: remove_and_fail})
+        assert note in caught.value.__notes__[0]
 
     def test_an_error_before_the_first_checkpoint(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

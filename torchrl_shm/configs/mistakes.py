@@ -170,8 +170,10 @@ def explain(error: Exception) -> str | None:
 
 def _explain_task(error: Exception) -> str | None:
     """What an environment has done, or which number was not finite, and in which run."""
-    told = ("torchrl_shm.envs.", "torchrl_shm.training.finite")
-    if not isinstance(error, _EXPECTED) or not _raised_in(error).startswith(told):
+    place = _raised_in(error)
+    is_task = isinstance(error, _EXPECTED) and place.startswith("torchrl_shm.envs.")
+    is_number = isinstance(error, FloatingPointError) and place == "torchrl_shm.training.finite"
+    if not is_task and not is_number:
         return None
     return "\n".join([_short(str(error), 1), *error.__notes__, _WHERE])
 
@@ -187,6 +189,8 @@ def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
     # where the group is unknown, the key is that of the group
     place, _, name = (cause.full_key or unknown[1]).rpartition(".")
     options = _options(cause.parent_node)
+    if place.endswith("kwargs"):
+        return f'{place}.{name} is unknown; all of them are one value: "{place}={{{name}: ...}}"'
     if not get_close_matches(name, options, 1):
         # it may be that of another group, or have none
         groups = {group: cause.parent_node[group] for group in options} if not place else _common()
@@ -205,11 +209,12 @@ def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
 
 def _who_has(group: str, option: str) -> str:
     """The first members of a group that have an option which the chosen one lacks."""
-    members = [member for member in sorted(MEMBERS) if member.rpartition("/")[0] == group]
+    path = group.replace(".", "/") + "/"
+    members = [member for member in sorted(MEMBERS) if member.startswith(path)]
     having = [x for x in members if option in _options(OmegaConf.structured(MEMBERS[x].make()))]
     if not having:
         return ""
-    names = " and ".join(member.replace("/", "=") for member in having[:2])
+    names = " and ".join(f"{path[:-1]}={x.removeprefix(path)}" for x in having[:2])
     return f"\n{names} {'has' if len(having) == 1 else 'have'} it"
 
 
@@ -245,8 +250,6 @@ def _instead(name: str, options: Iterable[str], place: str = "") -> str:
     if near:
         names = [f"{place}.{option}" if place else option for option in near]
         return f"did you mean {' or '.join(names)}?"
-    if place.endswith("kwargs"):
-        return f'all of them are one value: "{place}={{{name}: ...}}"'
     names = ", ".join(options)
     if len(names) > 400:
         return "--help lists what there is"

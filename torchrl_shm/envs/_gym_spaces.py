@@ -192,7 +192,8 @@ def _bytes(space: Any, name: str) -> Observation:
     if highest == 255:
         return _numbers(space, np.uint8, name)
     # networks take bytes for parts of 255
-    spec, read = _numbers(space, np.float32, name)
+    spec, read = _numbers(space, np.uint8, name)
+    spec = Unbounded(spec.shape, dtype=torch.float32)
     return Observation(spec, lambda x: read(x) / np.float32(max(highest, 1)))
 
 
@@ -218,7 +219,7 @@ def _convert(x: Any, dtype: Any, name: str) -> np.ndarray:
     try:
         with np.errstate(over="raise"):
             numbers = np.array(x, dtype)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{name} emits {_short(repr(x))}, which is no {np.dtype(dtype)}; fix the environment"
         ) from error
@@ -229,8 +230,8 @@ def _convert(x: Any, dtype: Any, name: str) -> np.ndarray:
         ) from error
     if dtype == np.uint8 and (numbers != np.asarray(x)).any():
         raise ValueError(
-            f"{name} emits {np.asarray(x).dtype}, which are no bytes as its space says; fix the "
-            "environment: numbers from 0 to 1 need a Box of float32"
+            f"{name} emits {_short(repr(np.asarray(x)))}, which are no bytes as its space says; "
+            "fix the environment: numbers from 0 to 1 need a Box of float32"
         )
     return numbers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -185,15 +186,17 @@ def _make(id: str, maker: str, options: dict[str, Any], **given: Any) -> Any:
         advice = "is it installed? For a file of this folder set PYTHONPATH=."
         module, colon, name = id.partition(":")
         if colon and module.endswith(".py"):
-            advice = f"a module has no ending, write {module.removesuffix('.py')}:{name}"
+            file = PurePath(module)
+            advice = f"write {file.stem}:{name}, with PYTHONPATH={file.parent}"
         raise ValueError(f"{id!r} cannot be imported: {missing}; {advice}") from error
     except gymnasium.error.UnregisteredEnv as error:
         # of `module:Id` only what stands behind the colon is a name
         module, _, name = id.rpartition(":")
         near = get_close_matches(name, gymnasium.registry, 3)
         if near:
+            # what the module has registered needs it in another process, too
+            near = [f"{module}:{x}" for x in near] if module else near
             advice = f"did you mean {' or '.join(near)}?"
-            advice += f" {module} was imported and registers none of this name" if module else ""
         elif module:
             advice = f"{module} was imported and registers none of this name"
         else:

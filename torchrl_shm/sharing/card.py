@@ -178,8 +178,7 @@ def _limits(config: PolicyFile) -> str:
             "Its actions are not clipped; `policy.specs.action_spec_unbatched` has the bounds of "
             "the task."
         )
-    memory = config.training.get("memory")
-    if isinstance(memory, dict) and memory.get("clamp", 0) is None:
+    if config.memory.get("clamp", 0) is None:
         limits.append(
             "Its memory has no bound (`clamp` is null): in episodes that are far longer than those "
             "of the training it can overflow. A loop in Python raises then, an ONNX file does not."

@@ -103,7 +103,7 @@ class PlainPolicy(nn.Module):
             KeyError: an entry of the observation or of the memory is missing.
             TypeError: the policy reads several entries, or a dtype differs.
             ValueError: a shape or a device differs.
-            FloatingPointError: the next memory is not finite.
+            FloatingPointError: an observation or the next memory is not finite.
         """
         inputs = self._read(observation)
         batch_size = len(inputs[self.specs.policy_keys[0]])
@@ -126,12 +126,9 @@ class PlainPolicy(nn.Module):
         with set_exploration_type(mode), set_recurrent_mode(False):
             data = self.module(data)
         carried = {key: data["next", key] for key in self._memory_specs}
-        for key, x in carried.items():
-            if not bool(x.isfinite().all()):
-                raise FloatingPointError(
-                    f"memory[{key!r}] is not finite after this step, and would stay so; start a "
-                    "new episode, or train with memory.clamp=100"
-                )
+        # whose values are not known while the code is traced
+        if not torch.compiler.is_compiling():
+            _refuse_overflow(inputs, carried)
         return data["action"], carried
 
     def _read(self, observation: Tensor | Mapping[Any, Any]) -> dict[Any, Tensor]:
@@ -182,6 +179,26 @@ class PlainPolicy(nn.Module):
                 f"{name} is on {x.device} but the policy on {self.device}: move it with "
                 f".to({str(self.device)!r})"
             )
+
+
+def _refuse_overflow(inputs: Mapping[Any, Tensor], carried: Mapping[str, Tensor]) -> None:
+    """Raise where a memory will stay without meaning, or an observation has none."""
+    found = {f"memory[{key!r}]": x for key, x in carried.items()}
+    found |= {f"observation {key!r}": x for key, x in inputs.items()}
+    rows = {name: x.isfinite().reshape(len(x), -1).all(1) for name, x in found.items()}
+    # this waits for the device once
+    if bool(torch.stack([*rows.values()]).all()):
+        return
+    # what a policy reads decides what it remembers
+    name, good = next((name, x) for name, x in reversed(rows.items()) if not bool(x.all()))
+    advice = (
+        "start new episodes there, with is_init and the memory of the step before; where the "
+        "memory overflows in long episodes, train with memory.clamp=100"
+        if name.startswith("memory")
+        else "the policy cannot act on it"
+    )
+    bad = (~good).nonzero()[:, 0].tolist()
+    raise FloatingPointError(f"{name} is not finite in rows {bad}: {advice}")
 
 
 def _look_up(entries: Mapping[Any, Any], key: NestedKey) -> Any:

@@ -213,10 +213,16 @@ class TrainingRun:
         self.folder.close()
 
     def _is_unused(self) -> bool:
-        """Whether nothing of use would stay behind."""
-        if self._bar is None:
-            return True
-        return ranks.rank() == 0 and {x.name for x in self.folder.path.iterdir()} == {"config.yaml"}
+        """Whether nothing of use would stay behind of a run that has not come far."""
+        # set where training begins
+        if self._bar is None or self.updates or self.experiment.resume is not None:
+            return self._bar is None
+        try:
+            names = {path.name for path in self.folder.path.iterdir()}
+        except OSError:
+            return False
+        # another process may have been first to take the configuration back
+        return names <= {"config.yaml"}
 
     def share_out(self, algo: Algo) -> tuple[Experiment, Algo]:
         """Give this process its part of the run, whose values are those of all together.
@@ -433,7 +439,6 @@ class TrainingRun:
         self._signals.__exit__(kind, error, trace)
         if isinstance(error, Exception) and self.summary is None and self._is_unused():
             self._discard()
-            # set where training begins
             if self._bar is None:
                 return
             error.add_note(f"{_TRAINING}, update 0; nothing was saved.")
