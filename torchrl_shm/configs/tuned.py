@@ -81,6 +81,7 @@ def _ppo(env: str) -> Values | None:
 
 def _whole_episodes(env: str) -> Values:
     """What suits a task under algorithms that want whole episodes, beginning with their length."""
+    # those of Wind were tried with PPO alone
     nothing: Values = {"experiment": {}, "algo": {}, "network": {}}
     values = nothing if env in _WIND else _ppo(env) or nothing
     kept = {"rollout_length": values["algo"].get("rollout_length", 100)}

@@ -183,14 +183,14 @@ class PlainPolicy(nn.Module):
 
 def _refuse_overflow(inputs: Mapping[Any, Tensor], carried: Mapping[str, Tensor]) -> None:
     """Raise where a memory will stay without meaning, or an observation has none."""
-    found = {f"memory[{key!r}]": x for key, x in carried.items()}
-    found |= {f"observation {key!r}": x for key, x in inputs.items()}
+    # in this order, for what a policy reads decides what it remembers
+    found = {f"observation {key!r}": x for key, x in inputs.items()}
+    found |= {f"memory[{key!r}]": x for key, x in carried.items()}
     rows = {name: x.isfinite().reshape(len(x), -1).all(1) for name, x in found.items()}
     # this waits for the device once
     if bool(torch.stack([*rows.values()]).all()):
         return
-    # what a policy reads decides what it remembers
-    name, good = next((name, x) for name, x in reversed(rows.items()) if not bool(x.all()))
+    name, good = next((name, x) for name, x in rows.items() if not bool(x.all()))
     advice = (
         "start new episodes there, with is_init and the memory of the step before; where the "
         "memory overflows in long episodes, train with memory.clamp=100"

@@ -212,11 +212,10 @@ class TrainingRun:
             (self.folder.path / "config.yaml").unlink(missing_ok=True)
         self.folder.close()
 
-    def _is_unused(self) -> bool:
-        """Whether nothing of use would stay behind of a run that has not come far."""
-        # set where training begins
-        if self._bar is None or self.updates or self.experiment.resume is not None:
-            return self._bar is None
+    def _left_nothing(self) -> bool:
+        """Whether a new run has written no more than its configuration."""
+        if self.updates or self.experiment.resume is not None:
+            return False
         try:
             names = {path.name for path in self.folder.path.iterdir()}
         except OSError:
@@ -437,15 +436,19 @@ class TrainingRun:
         if self._collector is not None:
             self._collector.close()
         self._signals.__exit__(kind, error, trace)
-        if isinstance(error, Exception) and self.summary is None and self._is_unused():
+        can_discard = isinstance(error, Exception) and self.summary is None
+        # the bar is made where training begins
+        if can_discard and self._bar is None:
             self._discard()
-            if self._bar is None:
-                return
-            error.add_note(f"{_TRAINING}, update 0; nothing was saved.")
-        elif error is not None:
-            error.add_note(f"{_TRAINING}, update {self.updates} of {self.folder.path}.")
-        self.folder.close()
+            return
+        if can_discard and self._left_nothing():
+            self._discard()
+            where = "; nothing was saved."
+        else:
+            self.folder.close()
+            where = f" of {self.folder.path}."
         if error is not None:
+            error.add_note(f"{_TRAINING}, update {self.updates}{where}")
             saved = self.folder.checkpoints.steps() if ranks.rank() == 0 else []
             if saved:
                 _say(
