@@ -106,7 +106,7 @@ def test_without_the_package(launcher: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delitem(known, f"{launcher}.yaml", raising=False)
     result = command("ppo_shm.py", "-m", *TINY, f"hydra/launcher={launcher}")
     package = LAUNCHERS[launcher].partition(".")[2].replace("_", "-")
-    extra = "ray" if launcher == "ray" else "cluster"
+    extra = "ray-launcher" if launcher == "ray" else "cluster"
     said = f"hydra/launcher={launcher} needs {package}: pip install 'torchrl_shm[{extra}]'\n"
     assert (result.code, result.stdout, result.stderr) == (2, "", said)
     assert not list(Path.cwd().iterdir())

@@ -88,6 +88,32 @@ def check_same(batches: list[TensorDictBase], others: list[TensorDictBase]) -> N
             assert torch.equal(one[key], other[key]), key
 
 
+def returns(make_env: Any, **options: Any) -> torch.Tensor:
+    """Of whole episodes, from five seeds; every batch replays its log-probabilities."""
+    found: list[torch.Tensor] = []
+    for seed in range(5):
+        policy = make_operator().get_policy_operator()
+        sizes = {"num_envs": 32, "rollout_length": 15, "total_frames": 1440}
+        collector = RolloutCollector(make_env, policy, seed=seed, **sizes, **options)
+        try:
+            for batch in collector:
+                found.append(batch["next", "episode_reward"][batch["next", "done"]])
+                acted = batch["action_log_prob"].clone()
+                with torch.no_grad(), set_recurrent_mode(True):
+                    again = policy.get_dist(batch).log_prob(batch["action"])
+                assert_close(acted, again, rtol=2e-5, atol=2e-5)
+        finally:
+            collector.close()
+    return torch.cat(found)
+
+
+def rank_test(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Mann and Whitney's U in standard deviations: positive where the first is larger."""
+    larger = (one[:, None] > other).double() + 0.5 * (one[:, None] == other).double()
+    size, rows = larger.numel(), len(one) + len(other)
+    return float((larger.sum() - size / 2) / (size * (rows + 1) / 12) ** 0.5)
+
+
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_batches(memory: str) -> None:
     batches = collect(memory=MEMORIES[memory])
@@ -309,6 +335,17 @@ class TestWorkers:
         assert multiprocessing.active_children() == []
         assert torch.get_num_threads() == 1
         assert "transform container" not in capfd.readouterr().err
+
+    @pytest.mark.usefixtures("forked_workers")
+    def test_returns_are_of_one_distribution(self) -> None:
+        """What two workers earn is what one process earns, which environments of others are not."""
+        make = partial(WindEnv, max_steps=15, goal_radius=0.9)
+        one, two = returns(make), returns(make, backend="multi_sync", device="cpu")
+        assert one.std() > 0
+        assert len(one.unique()) > 8
+        # one pair of samples in 100 differs as much by chance
+        assert abs(rank_test(one, two)) < 2.6
+        assert rank_test(one, returns(partial(make, goal_radius=0.7))) > 2.6
 
     @pytest.mark.slow
     def test_repeat(self) -> None:

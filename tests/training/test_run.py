@@ -333,8 +333,10 @@ class TestSignals:
 
         with Child(lambda: train(tmp_path, {"update 2": wait})) as child:
             wait_until((tmp_path / "ready").exists, child)
-            child.signal(number)
-            time.sleep(0.5)
+            # as Slurm and torchrun do, which both tell a process
+            for stop in STOPS:
+                child.signal(stop)
+            time.sleep(1.1)
             assert child.is_running()
             child.signal(number)
             # by the signal itself

@@ -33,7 +33,7 @@ _LAUNCHERS = {
     "hydra/launcher/joblib": ("hydra-joblib-launcher", "cluster"),
     "hydra/launcher/submitit_local": ("hydra-submitit-launcher", "cluster"),
     "hydra/launcher/submitit_slurm": ("hydra-submitit-launcher", "cluster"),
-    "hydra/launcher/ray": ("hydra-ray-launcher", "ray"),
+    "hydra/launcher/ray": ("hydra-ray-launcher", "ray-launcher"),
 }
 _EXPECTED = (
     ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError,

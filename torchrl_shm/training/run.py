@@ -65,7 +65,7 @@ class TrainingRun:
     | signal | what happens |
     |---|---|
     | SIGINT (Ctrl-C), SIGTERM | ends the process with code 0, while training after the update that is going on, which is saved |
-    | one of them again | ends the process at once |
+    | one of them again, a second later or more | ends the process at once |
     | SIGUSR1 | saves after the update that is going on, and goes on |
     | one for which the process has a handler, as with submitit | saves after the update that is going on, and calls that handler |
 

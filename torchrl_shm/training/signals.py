@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+_SECONDS_OF_ONE_REQUEST = 1.0
 
 
 class Signals:
     """Turns signals into flags that a run looks at between updates.
 
-    SIGINT and SIGTERM set `stop`, SIGUSR1 sets `save`. A second SIGINT or SIGTERM ends the process
-    at once.
+    SIGINT and SIGTERM set `stop`, SIGUSR1 sets `save`. Another SIGINT or SIGTERM ends the process
+    at once, unless it comes within a second: Slurm and `torchrun`, or a terminal and `torchrun`,
+    both tell every process.
 
     A signal for which the process has a handler of its own sets `save`, and that handler gets it
     when all is saved. So submitit, which handles SIGTERM and SIGUSR2, requeues the newest state.
@@ -37,6 +41,7 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._owners: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._due: list[int] = []
+        self._stopped_at: float | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -90,11 +95,11 @@ class Signals:
                 self.save = True
         elif number == getattr(signal, "SIGUSR1", None):
             self.save = True
-        else:
-            for again in (
-                self._before.keys() & {signal.SIGINT, signal.SIGTERM} - self._owners.keys()
-            ):
-                signal.signal(again, signal.SIG_DFL)
+        elif self._stopped_at is None:
+            self._stopped_at = time.monotonic()
             self.stop = True
             if not self.wait:
                 raise SystemExit(0)
+        elif time.monotonic() - self._stopped_at >= _SECONDS_OF_ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -1,0 +1,95 @@
+"""A Slurm of its own on this machine: its controller and one node, for as long as it is needed."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests._processes import wait_until
+
+_DAEMONS = ("slurmctld", "slurmd")
+# a job of the partition `urgent` puts those of `cpu` back into the queue
+_CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=20
+MpiDefault=none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=2000
+PartitionName=cpu Nodes={host} Default=YES PriorityTier=1
+PartitionName=urgent Nodes={host} PriorityTier=2 PreemptMode=OFF
+"""
+
+
+def find_slurm() -> bool:
+    """Whether this machine has what `apt install slurm-wlm` brings."""
+    return all(map(find_daemon, _DAEMONS))
+
+
+def find_daemon(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+@contextmanager
+def start_slurm(folder: Path) -> Iterator[None]:
+    """Have `sbatch` and the others reach a new Slurm, which ends with all of its jobs."""
+    for part in ("state", "spool"):
+        (folder / part).mkdir(parents=True)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in _DAEMONS]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in sockets]
+    file = folder / "slurm.conf"
+    host = socket.gethostname().partition(".")[0]
+    values = {"folder": folder, "ports": ports, "user": getpass.getuser(), "host": host}
+    file.write_text(_CONFIGURATION.format(**values, cpus=os.cpu_count()))
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(file)
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for name in _DAEMONS:
+            with (folder / f"{name}.log").open("wb") as log:
+                command = [str(find_daemon(name)), "-D", "-f", str(file)]
+                running.append(subprocess.Popen(command, stdout=log, stderr=log))
+        wait_until(lambda: slurm("sinfo", "-h", "-o", "%t", "-p", "cpu") == "idle")
+        yield
+    finally:
+        # both end what they began
+        slurm("scancel", "--full", "-u", values["user"])
+        if running:
+            wait_until(lambda: not slurm("squeue", "-h", "-t", "running,completing"))
+        for process in reversed(running):
+            process.terminate()
+            process.wait(30)
+        if before is None:
+            del os.environ["SLURM_CONF"]
+        else:
+            os.environ["SLURM_CONF"] = before
+
+
+def slurm(*command: str) -> str:
+    """What a command of Slurm prints; nothing if it fails."""
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
