@@ -9,7 +9,7 @@ from tests.docs.test_code_blocks import ROOT
 
 PAGE = (ROOT / "docs" / "install.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ROW = re.compile(r"^\| `(\w+)` \| (`.*?`) \|", re.M)
+ROW = re.compile(r"^\| `([\w-]+)` \| (`.*?`) \|", re.M)
 # a requirement without its version and its marker
 NAME = re.compile(r"[\w-]+(?:\[[\w,]+\])?")
 
