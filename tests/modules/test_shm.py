@@ -324,6 +324,53 @@ def test_the_span_of_other_calibrations() -> None:
         assert short.theta.abs().max() <= (6 / sum(short.theta.shape)) ** 0.5
 
 
+@pytest.mark.parametrize("calibration", ["random", "fixed"])
+def test_rows_that_forget(calibration: Calibration) -> None:
+    """Row by row, one thing fades to 1/e within its own number of steps, from 1 to ten spans."""
+    span, size = 100, 24
+    cell: Any = SHM(64, 64, memory_size=size, span=span, forget=True, calibration=calibration)
+    x = torch.randn(64, span, 64)
+    _, (theta, vc, *_) = cell._project(x, cell._draw(x, None))
+    log_c = torch.log1p(torch.tanh(theta.unsqueeze(-1) * vc.unsqueeze(-2)))
+    log_c = log_c.detach()
+    tau = (10 * span) ** torch.linspace(0, 1, size)
+    assert_close(-1 / log_c.mean((0, 1, 3)), tau, rtol=0.4, atol=0.0)
+    # where rows are drawn, products over tau steps differ, and hardly where not
+    spread = log_c.std((0, 1, 3)) * tau.sqrt()
+    assert ((spread > 0.25) & (spread < 0.6)).all() or calibration == "fixed"
+    # the memory stays small, however long the episode
+    memory = torch.zeros(64, size, size)
+    with torch.no_grad():
+        for _ in range(10):
+            _, memory, _ = cell(torch.randn(64, span, 64), memory)
+    assert memory.abs().max() < 100
+    # a step is a step of a sequence
+    y, last, theta_index = cell(x[:, :5])
+    memory = None
+    for t in range(5):
+        index = None if theta_index is None else theta_index[:, t]
+        out, memory, _ = cell.step(x[:, t], memory, index)
+        assert_close(out, y[:, t])
+    assert_close(memory, last)
+    y.sum().backward()
+    assert (cell.vc.bias.grad != 0).all()
+    assert "span=100, forget=True, clamp=None" in repr(cell)
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({}, "span=None and calibration='random'"),
+        ({"span": 9, "calibration": "none"}, "span=9 and calibration='none'"),
+        ({"span": 9, "calibration": "neural"}, "span=9 and calibration='neural'"),
+    ],
+)
+def test_what_cannot_forget(options: dict[str, Any], given: str) -> None:
+    message = f"forget=True with {given}: it needs a span, of steps, and the calibration 'random'"
+    with pytest.raises(ValueError, match=message):
+        SHM(5, 3, forget=True, **options)
+
+
 @every_calibration
 def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
     torch.manual_seed(1)
@@ -335,7 +382,9 @@ def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
 
 
 def test_sizes_are_shown() -> None:
-    assert "memory_size=6, num_theta=7, calibration='random', span=None, clamp=None" in repr(make())
+    assert "memory_size=6, num_theta=7, calibration='random', span=None, forget=False" in repr(
+        make()
+    )
 
 
 # precision

@@ -18,6 +18,11 @@ Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
 
 # standard deviation of the logarithm of the product of C over `span` steps, as theta starts
 _LOG_SPREAD = 0.3
+# how wide v_c starts around its bias where rows forget, as a part of the released start: C stays
+# below 1, and the memory bounded
+_NARROW = 0.3
+# the row that fades last does so within this many spans
+_SLOWEST = 10.0
 
 # parameter names of the authors' three released copies -> ours
 _REFERENCE_NAMES = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
@@ -58,6 +63,11 @@ class SHM(nn.Module):
             is 0.66 after 100 steps and 1.5 after 500; no start is wider than that. For "random",
             "fixed" and "noise"; "constant", whose C is the same at every step, starts as narrow
             over all steps together. "neural" and "none" have no table.
+        forget: start with rows that fade, rather than all that keep: what is written into row `i`
+            is down to 1/e after `tau_i` steps, from 1 in the first row to ten times
+            `span` in the last, in equal ratios, give or take 30 %. `v_c` has a bias for that, which the released code has not. Additive
+            memories are slow to learn what the last few steps tell, such as a velocity, since all
+            that came before is read with it. With "random" and "fixed", and a `span`.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -65,8 +75,8 @@ class SHM(nn.Module):
         dtype: dtype of the parameters. The memory is float64 for float64, else float32.
 
     Raises:
-        ValueError: a size is not positive, an option is unknown, or `input_size` is below 3 with
-            `norm`.
+        ValueError: a size is not positive, an option is unknown, `input_size` is below 3 with
+            `norm`, or `forget` comes without a `span` or with another calibration.
 
     Examples:
         >>> import torch
@@ -90,6 +100,7 @@ class SHM(nn.Module):
         shortcut: bool = True,
         norm: bool = True,
         span: int | None = None,
+        forget: bool = False,
         clamp: float | None = None,
         backend: Backend = "auto",
         fast_gate: bool = False,
@@ -108,6 +119,11 @@ class SHM(nn.Module):
         if span is not None:
             check_count("span", span)
         check_option("calibration", calibration, Calibration)
+        if forget and (span is None or calibration not in ("random", "fixed")):
+            raise ValueError(
+                f"forget=True with span={span} and calibration={calibration!r}: it needs a span, of "
+                f"steps, and the calibration 'random' or 'fixed'"
+            )
         check_option("backend", backend, Backend)
         if clamp is not None and not clamp > 0:
             raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
@@ -115,6 +131,7 @@ class SHM(nn.Module):
         self.output_size = output_size
         self.memory_size = memory_size
         self.span = span
+        self.forget = forget
         self.calibration: Calibration = calibration
         self.clamp = clamp
         self.backend: Backend = backend
@@ -143,7 +160,7 @@ class SHM(nn.Module):
             self.register_buffer("theta", torch.empty(table, **factory))
             self.register_buffer("vc", torch.empty(table, **factory))
         if calibration in ("random", "fixed", "neural"):
-            self.vc = nn.Linear(input_size, width, bias=False, **factory)
+            self.vc = nn.Linear(input_size, width, bias=forget, **factory)
         elif calibration == "constant":
             self.vc = nn.Parameter(torch.empty(1, width, **factory))
         self.reset_parameters()
@@ -162,7 +179,7 @@ class SHM(nn.Module):
         return self.theta.shape[0]
 
     def reset_parameters(self) -> None:
-        """Initialize as the released code does, and theta as `span` asks for.
+        """Initialize as the released code does, theta as `span` and `forget` ask for.
 
         The released code has torch's defaults, and theta is Xavier-uniform.
         """
@@ -179,9 +196,26 @@ class SHM(nn.Module):
                 released = (2 / sum(self.theta.shape)) ** 0.5
                 bound = 3**0.5 * min(spread, released)
                 nn.init.uniform_(self.theta, -bound, bound)
+        if self.forget:
+            self._start_to_forget()
         if isinstance(self.vc, Tensor):
             # spread like the vc_t of a normalized input at initialization
             nn.init.uniform_(self.vc, -1.0, 1.0)
+
+    @torch.no_grad()
+    def _start_to_forget(self) -> None:
+        """Move theta and v_c to where C is about exp(-1 / tau), one tau per row."""
+        assert isinstance(self.theta, Tensor)
+        assert isinstance(self.vc, nn.Linear)
+        assert self.span is not None
+        tau = (_SLOWEST * self.span) ** torch.linspace(0, 1, self.memory_size).to(self.theta)
+        # of the logarithm of the product of C over tau steps, in draws that differ
+        spread = _LOG_SPREAD * (3 / tau) ** 0.5
+        drawn = spread * nn.init.uniform_(self.theta, -1.0, 1.0)
+        # C = 1 + tanh(theta * vc) at vc = -1
+        self.theta.copy_(torch.atanh(1 - torch.exp(-1 / tau)) + drawn - drawn.mean(0))
+        self.vc.weight *= _NARROW
+        self.vc.bias.fill_(-1.0)
 
     def forward(
         self,
@@ -318,7 +352,8 @@ class SHM(nn.Module):
         """Options that no submodule shows."""
         return (
             f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
-            f"calibration={self.calibration!r}, span={self.span}, clamp={self.clamp}, "
+            f"calibration={self.calibration!r}, span={self.span}, forget={self.forget}, "
+            f"clamp={self.clamp}, "
             f"backend={self.backend!r}"
         )
 
@@ -358,6 +393,9 @@ class SHM(nn.Module):
             rest.pop(0) if isinstance(source, nn.Linear) else _factor(source, v, theta_index)
             for source in (self.theta, self.vc)
         )
+        if self.forget:
+            assert isinstance(self.vc, nn.Linear)
+            vc = vc + self.vc.bias
         shortcut = None if self.shortcut is None else rest.pop() + self.shortcut.bias
         return shortcut, (theta, vc, v, k, q)
 

@@ -33,6 +33,7 @@ class SHMModule(MemoryModule):
         shortcut: see `SHM`.
         norm: see `SHM`; `False` for one or two raw features.
         span: see `SHM`.
+        forget: see `SHM`.
         clamp: see `SHM`.
         backend: see `torchrl_shm.ops.shm_scan`.
         fast_gate: see `SHM`.
@@ -83,6 +84,7 @@ class SHMModule(MemoryModule):
         shortcut: bool = True,
         norm: bool = True,
         span: int | None = None,
+        forget: bool = False,
         clamp: float | None = None,
         backend: Backend = "auto",
         fast_gate: bool = False,
@@ -107,6 +109,7 @@ class SHMModule(MemoryModule):
             "shortcut": shortcut,
             "norm": norm,
             "span": span,
+            "forget": forget,
             "clamp": clamp,
             "backend": backend,
             "fast_gate": fast_gate,
