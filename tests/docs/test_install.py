@@ -30,5 +30,6 @@ def test_python_version() -> None:
 
 def test_versions_of_torch() -> None:
     torch, torchrl, *_ = PROJECT["dependencies"]
-    assert torch.startswith("torch>") and torchrl.startswith("torchrl>")
+    assert torch.startswith("torch>")
+    assert torchrl.startswith("torchrl>")
     assert f"`{torchrl}`, for `{torch}`" in PAGE

@@ -128,8 +128,8 @@ def label_curves(
     beside = "axes fraction" if at is None else "data"
     for (_, name), place in zip(shown, places, strict=True):
         axes.annotate(
-            name, (1.02 if at is None else at, place), xycoords=(beside, "axes fraction"), va="center", fontsize=SMALL,
-            color=lines[name].color, annotation_clip=False,
+            name, (1.02 if at is None else at, place), xycoords=(beside, "axes fraction"),
+            va="center", fontsize=SMALL, color=lines[name].color, annotation_clip=False,
         )  # fmt: skip
 
 
