@@ -86,6 +86,7 @@ def make_gym_env(
         ImportError: gymnasium is not installed.
         ValueError: gymnasium does not know `id`, or cannot import or make it, a space cannot be
             played, an observation has a name that is taken, an action mask cannot be read,
+            a reset or a step does not return what gymnasium asks for,
             `num_envs` or `max_episode_steps` is not a whole number, or not positive, or
             `vectorized` and the task has no vector environment that can be played.
         RuntimeError: an environment cannot be reset. Later resets and steps that raise do so, too,
@@ -165,8 +166,9 @@ def _import(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
+        package = "gymnasium" if module == "gymnasium" else "'torchrl_shm[popgym]'"
         raise ImportError(
-            f"cannot import {module} ({error}); install it with `pip install 'torchrl_shm[popgym]'`"
+            f"cannot import {module} ({error}); install it with `pip install {package}`"
         ) from error
 
 
