@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from torchrl_shm.checks import ACTION_MASK
 
-
 # what environments of gymnasium return
 _STARTS = ("observation", "info")
 _STEPS = ("observation", "reward", "terminated", "truncated", "info")

@@ -166,9 +166,8 @@ def _import(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        package = "gymnasium" if module == "gymnasium" else "'torchrl_shm[popgym]'"
         raise ImportError(
-            f"cannot import {module} ({error}); install it with `pip install {package}`"
+            f"cannot import {module} ({error}); install it with `pip install 'torchrl_shm[popgym]'`"
         ) from error
 
 
