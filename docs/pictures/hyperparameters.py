@@ -35,7 +35,9 @@ def explain(function: Callable[..., Any]) -> dict[str, str]:
     text = inspect.getdoc(function) or ""
     section = re.search(r"^(?:Args|Attributes):\n((?: .*\n|\n)+)", text, re.M)
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.M)
-    return {name: re.split(r"[.;:](?:\s|$)", " ".join(x.split()))[0] for name, x in entries}
+    # the command line says null
+    clauses = {name: re.split(r"[.;:](?:\s|$)", " ".join(x.split()))[0] for name, x in entries}
+    return {name: clause.replace("`None`", "`null`") for name, clause in clauses.items()}
 
 
 def show(value: object) -> str:

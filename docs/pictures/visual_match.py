@@ -84,6 +84,9 @@ def main(policy_folder: str) -> None:
     axes.fill_between(steps, low, high, color=STRONG, alpha=0.2, label="10 % to 90 %")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(yscale="log", xlabel="step", ylabel="product of C\nsince the color")
+    # a few plain numbers, and none between them
+    axes.set_yticks([0.3, 0.5, 1, 2], ["0.3", "0.5", "1", "2"])
+    axes.set_yticks([], minor=True)
     axes.legend(fontsize=SMALL)
     dress(axes)
     save(figure, HERE / "visual_match.png")

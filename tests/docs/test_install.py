@@ -26,3 +26,10 @@ def test_table_of_extras() -> None:
 def test_python_version() -> None:
     version = PROJECT["requires-python"].removeprefix(">=")
     assert f"Python {version} or later" in PAGE
+
+
+def test_versions_of_torch() -> None:
+    torch, torchrl, *_ = PROJECT["dependencies"]
+    assert torch.startswith("torch>")
+    assert torchrl.startswith("torchrl>")
+    assert f"`{torchrl}`, for `{torch}`" in PAGE

@@ -182,6 +182,32 @@ class TestResets:
         assert str(error.value).endswith("a step raised OSError: the robot is off")
         assert isinstance(error.value.__cause__, OSError)
 
+    @pytest.mark.parametrize(
+        ("method", "returned", "words"),
+        [
+            ("reset", {"eye": 1, "pressed": 2}, "the first reset, .* returned dict, and not .obs"),
+            ("reset", np.zeros(2), r"returned ndarray, and not \(observation, info\), info a dict"),
+            ("reset", (np.zeros(2), 1.0), r"returned \(ndarray, float\), and not"),
+            (
+                "step",
+                (np.zeros(2), 0.0, False, {}),
+                r"a step returned \(ndarray, float, bool, dict\)",
+            ),
+            (
+                "step",
+                (np.zeros(2), 0.0, False, False, None),
+                r"a step returned .*NoneType\), and not",
+            ),
+        ],
+    )
+    def test_what_is_no_answer_of_gymnasium(
+        self, probe: Any, monkeypatch: pytest.MonkeyPatch, method: str, returned: Any, words: str
+    ) -> None:
+        monkeypatch.setattr(Probe, method, lambda *_, **__: returned)
+        with pytest.raises(ValueError, match=f"^environment 0 of Probe-v0: .*{words}") as error:
+            make_gym_env(probe()).rollout(3)
+        assert "\n" not in str(error.value)
+
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_an_episode_that_starts_with_no_number(self, probe: Any, value: float) -> None:
         first = np.array([0, value], np.float32)

@@ -161,7 +161,8 @@ class TestEndless:
         assert result.rollout.shape == (2, 5)
         make_test_env(make, num_episodes=2)
         said = capsys.readouterr().err
-        assert "no time limit: episodes of the evaluation are cut after 1,000 steps" in said
+        assert said.startswith("gymnasium knows of no time limit for this task: episodes of the ")
+        assert "are cut after 1,000 steps (experiment.max_test_steps), those of training" in said
         assert "memory.clamp=100" in said
 
     def test_tasks_that_end_are_not_cut(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,12 @@ class TestRefusals:
         with pytest.raises(RuntimeError, match=message.format("reset")):
             env.reset()
 
+    def test_what_is_no_answer_of_gymnasium(self, register: Any) -> None:
+        env: Any = make_gym_env(register(many), 2, vectorized=True)
+        env._rows._env.reset = lambda **_: {"eye": 1, "ear": 2}
+        with pytest.raises(ValueError, match=r"Many-v0: a reset returned dict, and not \(obs"):
+            env.reset()
+
     def test_a_row_in_the_middle_of_an_episode(self, register: Any) -> None:
         env = make_gym_env(register(many), 2, vectorized=True)
         data = env.step(env.rand_action(env.reset()))["next"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.tools._helpers import tool
-from torchrl_shm.figures import load_suite, suite_table
+from torchrl_shm.figures import load_suite, plot_gaps, suite_table
 
 # final success of each run
 SCORES = {
@@ -79,6 +80,19 @@ def test_the_tool_writes_all(tmp_path: Path) -> None:
     assert result.stdout.strip() == (folder / "table.md").read_text().strip()
     for name in ("curves.png", "gaps.png"):
         assert (folder / name).stat().st_size > 10_000
+
+
+def test_no_run_hides_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr("torchrl_shm.figures.suite.save", lambda figure, _: figures.append(figure))
+    folder = write(tmp_path / "results")
+    assert plot_gaps(load_suite(folder), tmp_path / "gaps.png")
+    (axes,) = figures[0].axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    places = sorted(np.concatenate([line.get_xdata() for line in dots]))
+    assert len(places) == len({*places}) == 10
+    # at the first length or at the second
+    assert np.abs(np.array(places) - np.repeat([50, 100], 5)).max() < 5
 
 
 def test_nothing_was_collected(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ UNKNOWN = [
     ("env=popgym_autoencode", "did you mean popgym_autoencode_"),
     ("env=xyz", "env=xyz is unknown; --help lists what there is\na task of gymnasium is env=gym"),
     ("env=gym env.kwargs.wind=1", 'all of them are one value: "env.kwargs={wind: ...}"'),
+    ("env=gym env.length=5", 'for an argument of the environment write "env.kwargs={length: ...}"'),
+    ("env=gym env.max_episode_step=5", "did you mean env.max_episode_steps?"),
     ("memory=ggru", "did you mean gru?"),
     ("memory=transformer", "choose one of dnc, elman,"),
     ("size=big", "choose one of own, params, state"),

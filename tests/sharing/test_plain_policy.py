@@ -126,6 +126,21 @@ def test_one_entry_needs_no_dictionary_and_modes_of_the_caller_do_not_matter() -
     assert not found.requires_grad
 
 
+def test_an_index_is_to_be_one_hot() -> None:
+    policy = make(MemoryLengthEnv(2), MEMORIES["gru"], ["observation"])
+    memory = policy.initial_memory(1)
+    for index in (torch.tensor(2), torch.tensor([2]), torch.tensor([[2]])):
+        with pytest.raises(TypeError, match=r"Discrete\(3\), is one-hot here: .*one_hot\(x, 3\)"):
+            policy(index, memory)
+    # what the advice for dtypes and batches would lead to
+    with pytest.raises(ValueError, match=r"is one-hot here"):
+        policy(torch.tensor([2.0]), memory)
+    row = torch.nn.functional.one_hot(torch.tensor([2]), 3)
+    policy(row.float(), memory)
+    with pytest.raises(TypeError, match=r"convert it with \.to"):
+        policy(row, memory)
+
+
 X = torch.zeros(4, 2)
 LOOK = {"observation": X, "previous_action": X}
 SHM = torch.zeros(4, 24, 24)

@@ -76,10 +76,21 @@ def test_page_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert tool(*share.split()[1:]).code == 0
     names: dict[str, Any] = {}
     blocks = [match["code"] for match in BLOCK.finditer(page) if match["language"] == "python"]
-    assert len(blocks) == 2
-    for code in blocks:
-        exec(code, names)
+    assert len(blocks) == 3
+    first, index, last = blocks
+    exec(first, names)
+    exec(last, names)
     assert names["score"] > 0
+    # the robot of another page
+    own = (ROOT / "docs" / "tutorials" / "own_environment.md").read_text()
+    robot = next(match["code"] for match in BLOCK.finditer(own) if "class Robot" in match["code"])
+    Path("robot.py").write_text(robot.partition("env = ")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    run = ("env=gym", "env.id=robot:Robot-v0", *tiny, "hydra.run.dir=robot_run")
+    assert command("ppo_shm.py", *run).code == 0
+    assert tool("export", "robot_run", "--to", "robot").code == 0
+    exec(index, names)
+    assert names["done"]
 
 
 def test_page_on_production(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

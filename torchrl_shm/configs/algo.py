@@ -99,11 +99,11 @@ class SAC:
         tau: part of the way to the critic that the target networks go at each gradient step.
         reward_scale: by which the training reward is multiplied. Differences between actions that
             are small beside 1 are lost in the noise of the updates.
-        temperature: weight of the entropy, in units of that reward; `None` learns it.
+        temperature: weight of the entropy, in units of that reward, where `None` learns it.
         initial_temperature: where a learned one starts.
         temperature_learning_rate: that of a learned one.
-        target_entropy: entropy at which a learned temperature aims, in nats; see
-            `torchrl_shm.training.make_sac_loss`.
+        target_entropy: entropy at which a learned temperature aims, in nats, where `None` is minus
+            the number of parts of a continuous action, and 0.3 of the largest one of an index.
         max_grad_norm: bound on the norm of the gradient, of the actor and of the critic each.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
@@ -243,8 +243,8 @@ class GRPO:
         learning_rate: of Adam at the start.
         anneal_lr: let the learning rate fall linearly to zero over the run.
         gamma: discount factor.
-        credit: what a step is worth: the return of the whole `"episode"`, or that of what follows
-            the `"step"`, compared with what follows the same step elsewhere in the group.
+        credit: what a step is worth, the return of the whole `"episode"` or of what follows the
+            `"step"`; the latter is compared with what follows the same step elsewhere in the group.
         spread_eps: what is added to the spread of a group before its advantages are divided by it,
             in units of the return: the larger, the less is learned from groups that hardly differ.
         clip_epsilon: clipping range of the probability ratio.

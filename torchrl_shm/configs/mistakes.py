@@ -204,7 +204,10 @@ def _explain_override(message: str, cause: OmegaConfBaseException) -> str:
             found = sorted(full for full, option in everywhere.items() if option == near[0])
             return f"{unknown[1]} is unknown; did you mean {' or '.join(found)}?"
     given = f"{place}.{name}" if place else name
-    return f"{given} is unknown; {_instead(name, options, place)}{_who_has(place, name)}"
+    advice = _who_has(place, name)
+    if "kwargs" in options and not get_close_matches(name, options, 1):
+        advice = f'\nfor an argument of the environment write "{place}.kwargs={{{name}: ...}}"'
+    return f"{given} is unknown; {_instead(name, options, place)}{advice}"
 
 
 def _who_has(group: str, option: str) -> str:

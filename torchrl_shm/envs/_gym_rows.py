@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from torchrl_shm.checks import ACTION_MASK
+
+# what environments of gymnasium return
+_STARTS = ("observation", "info")
+_STEPS = ("observation", "reward", "terminated", "truncated", "info")
 
 
 class Row(NamedTuple):
@@ -75,6 +79,7 @@ class OneByOne:
 
     Raises:
         RuntimeError: one of them cannot be reset.
+        ValueError: one of them does not return what gymnasium asks for.
     """
 
     def __init__(self, envs: Sequence[Any], name: str) -> None:
@@ -90,9 +95,10 @@ class OneByOne:
             if seed is not None:
                 self._last[row] = f"reset(seed={seed})"
             try:
-                observation, info = self.envs[row].reset(seed=seed)
+                given = self.envs[row].reset(seed=seed)
             except Exception as error:
                 raise _named(f"{self._of(row)}: {self._last[row]}", error) from error
+            observation, info = _parts(given, _STARTS, f"{self._of(row)}: {self._last[row]}")
             if not self._last[row].startswith("a reset"):
                 self._last[row] = f"a reset after {self._last[row]}"
             yield Row(observation, info.get(ACTION_MASK))
@@ -104,9 +110,11 @@ class OneByOne:
             # as its own samples are
             action = self.action_space.dtype.type(actions[row]) if index else actions[row, ...]
             try:
-                observation, reward, terminated, truncated, info = self.envs[row].step(action)
+                given = self.envs[row].step(action)
             except Exception as error:
                 raise _named(f"{self._of(row)}: a step", error) from error
+            parts = _parts(given, _STEPS, f"{self._of(row)}: a step")
+            observation, reward, terminated, truncated, info = parts
             yield Row(observation, info.get(ACTION_MASK), reward, terminated, truncated)
 
     def render(self, row: int) -> Any:
@@ -135,7 +143,8 @@ class Together:
         name: its name, for errors.
 
     Raises:
-        ValueError: the environment starts new episodes in the next step.
+        ValueError: the environment starts new episodes in the next step, or does not return what
+            gymnasium asks for.
         RuntimeError: it raises, or a row is reset in the middle of an episode, and it cannot do
             that.
     """
@@ -208,10 +217,12 @@ class Together:
         self._keep(rows, *self._call("reset", options={"reset_mask": mask}))
 
     def _call(self, method: str, *given: Any, **options: Any) -> Any:
+        what = f"the vector environment of {self._name}: a {method}"
         try:
-            return getattr(self._env, method)(*given, **options)
+            returned = getattr(self._env, method)(*given, **options)
         except Exception as error:
-            raise _named(f"the vector environment of {self._name}: a {method}", error) from error
+            raise _named(what, error) from error
+        return _parts(returned, _STEPS if method == "step" else _STARTS, what)
 
     def _keep(self, rows: Iterable[int], observations: Any, info: dict[str, Any]) -> None:
         """Keep the starts of new episodes."""
@@ -223,6 +234,16 @@ class Together:
 def _named(what: str, error: Exception) -> RuntimeError:
     said = " ".join(str(error).split())
     return RuntimeError(f"{what} raised {type(error).__name__}: {said}")
+
+
+def _parts(given: Any, names: tuple[str, ...], what: str) -> Any:
+    """What a reset or a step has returned, if these are as many values, and `info` a dictionary."""
+    found = type(given).__name__
+    if isinstance(given, tuple | list):
+        if len(given) == len(names) and isinstance(given[-1], Mapping):
+            return given
+        found = f"({', '.join(type(value).__name__ for value in given)})"
+    raise ValueError(f"{what} returned {found}, and not ({', '.join(names)}), info a dict")
 
 
 def _is_endless(env: Any) -> bool:

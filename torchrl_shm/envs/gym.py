@@ -86,6 +86,7 @@ def make_gym_env(
         ImportError: gymnasium is not installed.
         ValueError: gymnasium does not know `id`, or cannot import or make it, a space cannot be
             played, an observation has a name that is taken, an action mask cannot be read,
+            a reset or a step does not return what gymnasium asks for,
             `num_envs` or `max_episode_steps` is not a whole number, or not positive, or
             `vectorized` and the task has no vector environment that can be played.
         RuntimeError: an environment cannot be reset. Later resets and steps that raise do so, too,

@@ -100,13 +100,16 @@ def choose_lines(names: Sequence[str]) -> dict[str, Line]:
     return lines
 
 
-def label_curves(axes: Any, ends: Mapping[str, float], lines: Mapping[str, Line]) -> None:
+def label_curves(
+    axes: Any, ends: Mapping[str, float], lines: Mapping[str, Line], at: float | None = None
+) -> None:
     """Write names at the right ends of curves, moved apart where they would overlap.
 
     Args:
         axes: with all curves drawn and their limits set.
         ends: height of the end of each curve, in units of the data.
         lines: how each is drawn; those without a label are left out.
+        at: where the names begin, in units of the data; without, right of the axes.
     """
     shown = sorted((y, name) for name, y in ends.items() if lines[name].label and y == y)
     if not shown:
@@ -122,10 +125,11 @@ def label_curves(axes: Any, ends: Mapping[str, float], lines: Mapping[str, Line]
     places[-1] = min(places[-1], max(1.0, gap * (len(places) - 1)))
     for i in reversed(range(len(places) - 1)):
         places[i] = min(places[i], places[i + 1] - gap)
+    beside = "axes fraction" if at is None else "data"
     for (_, name), place in zip(shown, places, strict=True):
         axes.annotate(
-            name, (1.02, place), xycoords="axes fraction", va="center", fontsize=SMALL,
-            color=lines[name].color, annotation_clip=False,
+            name, (1.02 if at is None else at, place), xycoords=(beside, "axes fraction"),
+            va="center", fontsize=SMALL, color=lines[name].color, annotation_clip=False,
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -177,6 +178,9 @@ def plot_suite(suite: SuiteScores, path: str | Path) -> None:
 def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     """Draw the final scores over the number of steps that have to be bridged.
 
+    Lines are means; each dot is a run. At every length memories, and the runs of one, stand side by
+    side, so that none hides another.
+
     Args:
         suite: the results; tasks that end in a number, such as `visual_match_250`.
         path: file to write; its ending chooses the format.
@@ -196,28 +200,54 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     figure = new_figure(2.7 * len(kinds) + 0.2)
     grid = figure.subplots(len(kinds), 1, squeeze=False).ravel()
     for axes, (kind, lengths) in zip(grid, kinds.items(), strict=True):
-        ends: dict[str, float] = {}
-        for memory, line in lines.items():
-            found = [(n, suite.scores(f"{kind}_{n}", memory)) for n in lengths]
-            found = [(n, scores) for n, scores in found if len(scores)]
-            if not found:
-                continue
-            means = [float(scores.mean()) for _, scores in found]
+        found = {name: _scores_by_length(suite, kind, lengths, name) for name in lines}
+        found = {name: scores for name, scores in found.items() if scores}
+        # a column for each memory, narrower where lengths are close or memories many
+        close = min(np.diff(lengths)) / (1.5 * len(found))
+        column = float(min(0.04 * (lengths[-1] - lengths[0]), close))
+        beside = {n: [name for name in found if n in found[name]] for n in lengths}
+        ends: dict[int, dict[str, float]] = {}
+        for memory, by_length in found.items():
+            line = lines[memory]
+            means = [float(scores.mean()) for scores in by_length.values()]
+            places = [
+                n + column * _side(beside[n].index(memory), len(beside[n])) for n in by_length
+            ]
             axes.plot(
-                [n for n, _ in found], means, "-", color=line.color, linewidth=line.width,
-                zorder=line.zorder,
+                places, means, "_-", color=line.color, linewidth=line.width, alpha=0.7,
+                markersize=14, markeredgewidth=line.width, zorder=line.zorder,
             )  # fmt: skip
-            for n, scores in found:
-                axes.plot(np.full(len(scores), n), scores, ".", color=line.color, alpha=0.6)
-            ends[memory] = means[-1]
-        axes.set(title=kind, ylabel="success", ylim=(-0.02, 1.02))
+            for place, scores in zip(places, by_length.values(), strict=True):
+                count = len(scores)
+                runs = place + 0.8 * column * _side(np.arange(count), count) / count
+                axes.plot(
+                    runs, scores, "o", color=line.color, markersize=4.5, markeredgecolor="white",
+                    markeredgewidth=0.5, zorder=5, clip_on=False,
+                )  # fmt: skip
+            ends.setdefault(list(by_length)[-1], {})[memory] = means[-1]
+        axes.set(title=kind, ylabel="success", ylim=(-0.03, 1.05))
         axes.set_xticks(lengths)
         dress(axes)
-        label_curves(axes, ends, lines)
+        for n, names in ends.items():
+            # beside the last column
+            edge = None if n == lengths[-1] else n + column * (len(beside[n]) / 2 + 0.3)
+            label_curves(axes, names, lines, edge)
     grid[-1].set(xlabel="steps to bridge")
     dress(grid[-1])
     save(figure, path)
     return True
+
+
+def _scores_by_length(
+    suite: SuiteScores, kind: str, lengths: Sequence[int], memory: str
+) -> dict[int, np.ndarray]:
+    scores = {n: suite.scores(f"{kind}_{n}", memory) for n in lengths}
+    return {n: found for n, found in scores.items() if len(found)}
+
+
+def _side(index: Any, count: int) -> Any:
+    """Place of one of several side by side, zero in the middle."""
+    return index - (count - 1) / 2
 
 
 def _task(row: dict[str, str]) -> str:

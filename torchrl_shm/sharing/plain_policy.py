@@ -151,6 +151,7 @@ class PlainPolicy(nn.Module):
         batch_size: int | None = None
         for key in keys:
             spec = self.specs.observation_spec_unbatched[key]
+            _refuse_index(key, found[key], spec)
             self._check(f"observation {key!r}", found[key], spec.shape, spec.dtype, batch_size)
             # all entries have the batch size of the first
             batch_size = len(found[key])
@@ -179,6 +180,22 @@ class PlainPolicy(nn.Module):
                 f"{name} is on {x.device} but the policy on {self.device}: move it with "
                 f".to({str(self.device)!r})"
             )
+
+
+def _refuse_index(key: NestedKey, x: Any, spec: TensorSpec) -> None:
+    """Raise where an index was given, as of a `Discrete` space, and a row of numbers is read."""
+    if not isinstance(x, Tensor) or len(spec.shape) != 1 or not spec.dtype.is_floating_point:
+        return
+    count = spec.shape[0]
+    is_index = x.numel() == 1 or not x.dtype.is_floating_point
+    is_short = x.ndim == 0 or x.shape[1:] in ((), (1,))
+    if count > 1 and is_index and is_short and x.shape != spec.shape:
+        error = ValueError if x.dtype.is_floating_point else TypeError
+        raise error(
+            f"observation {key!r} is {x.dtype} of shape {list(x.shape)}, expected {spec.dtype} of "
+            f"shape [B, {count}]; an index, as of Discrete({count}), is one-hot here: "
+            f"torch.nn.functional.one_hot(x, {count}).float(), where x is int64 of shape [B]"
+        )
 
 
 def _refuse_overflow(inputs: Mapping[Any, Tensor], carried: Mapping[str, Tensor]) -> None:

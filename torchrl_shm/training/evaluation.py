@@ -96,8 +96,9 @@ def make_test_env(
     if max_steps is None and ask_env(env, "endless", default=False):
         max_steps = _ENDLESS_STEPS
         print(
-            f"this task has no time limit: episodes of the evaluation are cut after {max_steps:,} "
-            "steps (experiment.max_test_steps), those of training never\n"
+            "gymnasium knows of no time limit for this task: episodes of the evaluation that do "
+            f"not end by themselves are cut after {max_steps:,} steps (experiment.max_test_steps), "
+            "those of training never\n"
             "env.max_episode_steps=1000 ends both; without, return is nan until one ends by "
             "itself, and the memory of shm needs a bound, memory.clamp=100",
             file=sys.stderr,
