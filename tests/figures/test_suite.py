@@ -95,6 +95,22 @@ def test_no_run_hides_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert np.abs(np.array(places) - np.repeat([50, 100], 5)).max() < 5
 
 
+def test_what_compares_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr("torchrl_shm.figures.suite.save", lambda figure, _: figures.append(figure))
+    folder = write(tmp_path / "results")
+    summary = folder / "summary.csv"
+    header, *rows = summary.read_text().splitlines()
+    alone = [
+        row.replace("visual_match_", "key_to_door_") for row in rows if ",visual_match_" in row
+    ]
+    alone = [row for row in alone if ",shm," in row and "active" not in row]
+    for these, titles in ((rows + alone, ["visual_match"]), (alone, ["key_to_door"])):
+        summary.write_text("\n".join([header, *these]))
+        assert plot_gaps(load_suite(folder), tmp_path / "gaps.png")
+        assert [axes.get_title() for axes in figures.pop().axes] == titles
+
+
 def test_nothing_was_collected(tmp_path: Path) -> None:
     result = tool("results", tmp_path)
     assert result.code == 2

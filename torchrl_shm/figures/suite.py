@@ -186,7 +186,8 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
         path: file to write; its ending chooses the format.
 
     Returns:
-        Whether there was something to draw: a kind of task with several lengths.
+        Whether there was something to draw: a kind of task with several lengths. Where one is of
+        several memories, those of a single one are left out.
     """
     kinds: dict[str, list[int]] = {}
     for task in suite.tasks:
@@ -196,6 +197,15 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     kinds = {kind: sorted(lengths) for kind, lengths in kinds.items() if len(lengths) > 1}
     if not kinds:
         return False
+    compared = {
+        kind: sum(
+            bool(_scores_by_length(suite, kind, kinds[kind], name)) for name in suite.memories
+        )
+        for kind in kinds
+    }
+    if max(compared.values()) > 1:
+        # a kind of which one memory was run so far compares nothing
+        kinds = {kind: lengths for kind, lengths in kinds.items() if compared[kind] > 1}
     lines = choose_lines(suite.memories)
     figure = new_figure(2.7 * len(kinds) + 0.2)
     grid = figure.subplots(len(kinds), 1, squeeze=False).ravel()

@@ -64,10 +64,11 @@ class SHM(nn.Module):
             "fixed" and "noise"; "constant", whose C is the same at every step, starts as narrow
             over all steps together. "neural" and "none" have no table.
         forget: start with rows that fade, rather than all that keep: what is written into row `i`
-            is down to 1/e after `tau_i` steps, from 1 in the first row to ten times
-            `span` in the last, in equal ratios, give or take 30 %. `v_c` has a bias for that, which the released code has not. Additive
-            memories are slow to learn what the last few steps tell, such as a velocity, since all
-            that came before is read with it. With "random" and "fixed", and a `span`.
+            is down to 1/e after `tau_i` steps, from 1 in the first row to ten times `span` in the
+            last, in equal ratios, give or take 30 %. `v_c` has a bias for that, which the released
+            code has not. A memory that only adds is slow to learn what the last few steps tell,
+            such as a velocity, since all that came before is read with it. With "random" and
+            "fixed", and a `span`.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -121,8 +122,8 @@ class SHM(nn.Module):
         check_option("calibration", calibration, Calibration)
         if forget and (span is None or calibration not in ("random", "fixed")):
             raise ValueError(
-                f"forget=True with span={span} and calibration={calibration!r}: it needs a span, of "
-                f"steps, and the calibration 'random' or 'fixed'"
+                f"forget=True with span={span} and calibration={calibration!r}: it needs a span, "
+                f"of steps, and the calibration 'random' or 'fixed'"
             )
         check_option("backend", backend, Backend)
         if clamp is not None and not clamp > 0:
