@@ -161,13 +161,16 @@ class RayWorkers(RayCollector):
 @contextmanager
 def _in_words() -> Generator[None]:
     """What a worker raised, as this process would raise it, and its death in a line."""
-    import ray  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+        RayError,
+        RayTaskError,
+    )
 
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise error.cause from error
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         said = str(error).splitlines()
         reason = shorten(f"{said[0]} {said[-1]}", 250, placeholder=" ...")
         raise RuntimeError(f"a worker of Ray is gone: {reason}") from None
