@@ -20,7 +20,7 @@ SOURCES = {
     "paper_credit/summary.csv": "[Visual Match and Key-to-Door](credit.md)",
     "wind/summary.csv": "[Wind](wind.md)",
     "memories/wind": "[All memories on Wind](memories.md), a quarter of the frames",
-    "gym/pendulum.csv": "[Pendulum without its velocity](gym.md)",
+    "gym/pendulum.csv": "[Hidden velocities](gym.md)",
     "tasks/first_runs.csv": "[First runs](first_runs.md)",
 }
 

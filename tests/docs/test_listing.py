@@ -37,4 +37,5 @@ def test_no_raw_data_of_runs_are_left_out() -> None:
     assert runs - listed == {
         results / "memories" / "wind_long", results / "sac" / "wind.csv",
         results / "tasks" / "wind_encoder.csv",
+        results / "tasks" / "forget.csv",
     }  # fmt: skip
