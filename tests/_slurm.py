@@ -36,7 +36,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=20
 MpiDefault=none
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=2000
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000
 PartitionName=cpu Nodes={host} Default=YES PriorityTier=1
 PartitionName=urgent Nodes={host} PriorityTier=2 PreemptMode=OFF
 """
@@ -64,7 +64,7 @@ def start_slurm(folder: Path) -> Iterator[None]:
     file = folder / "slurm.conf"
     host = socket.gethostname().partition(".")[0]
     values = {"folder": folder, "ports": ports, "user": getpass.getuser(), "host": host}
-    file.write_text(_CONFIGURATION.format(**values, cpus=os.cpu_count()))
+    file.write_text(_CONFIGURATION.format(**values))
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(file)
     running: list[subprocess.Popen[bytes]] = []
@@ -78,15 +78,16 @@ def start_slurm(folder: Path) -> Iterator[None]:
     finally:
         # both end what they began
         slurm("scancel", "--full", "-u", values["user"])
-        if running:
+        try:
             wait_until(lambda: not slurm("squeue", "-h", "-t", "running,completing"))
-        for process in reversed(running):
-            process.terminate()
-            process.wait(30)
-        if before is None:
-            del os.environ["SLURM_CONF"]
-        else:
-            os.environ["SLURM_CONF"] = before
+        finally:
+            for process in reversed(running):
+                process.terminate()
+                process.wait(30)
+            if before is None:
+                del os.environ["SLURM_CONF"]
+            else:
+                os.environ["SLURM_CONF"] = before
 
 
 def slurm(*command: str) -> str:

@@ -338,12 +338,15 @@ def test_rows_that_forget(calibration: Calibration) -> None:
     # where rows are drawn, products over tau steps differ, and hardly where not
     spread = log_c.std((0, 1, 3)) * tau.sqrt()
     assert ((spread > 0.25) & (spread < 0.6)).all() or calibration == "fixed"
-    # the memory stays small, however long the episode
-    memory = torch.zeros(64, size, size)
-    with torch.no_grad():
-        for _ in range(10):
-            _, memory, _ = cell(torch.randn(64, span, 64), memory)
-    assert memory.abs().max() < 100
+    # the memory grows no more, where one that keeps all does
+    sizes: list[float] = []
+    for module in (cell, SHM(64, 64, memory_size=size, span=span, calibration=calibration)):
+        memory: Any = torch.zeros(64, size, size)
+        with torch.no_grad():
+            for _ in range(30):
+                _, memory, _ = module(torch.randn(64, span, 64), memory)
+        sizes.append(float(memory.abs().max()))
+    assert sizes[0] < 10 < sizes[1]
     # a step is a step of a sequence
     y, last, theta_index = cell(x[:, :5])
     memory = None
@@ -355,6 +358,14 @@ def test_rows_that_forget(calibration: Calibration) -> None:
     y.sum().backward()
     assert (cell.vc.bias.grad != 0).all()
     assert "span=100, forget=True, clamp=None" in repr(cell)
+
+
+def test_rows_that_forget_in_a_low_precision() -> None:
+    cell: Any = SHM(64, 64, memory_size=24, num_theta=4096, span=100, forget=True)
+    low: Any = SHM(
+        64, 64, memory_size=24, num_theta=4096, span=100, forget=True, dtype=torch.bfloat16
+    )
+    assert_close(low.theta.double().mean(0), cell.theta.double().mean(0), rtol=0.1, atol=0.0)
 
 
 @pytest.mark.parametrize(

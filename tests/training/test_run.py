@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import signal
@@ -342,6 +343,25 @@ class TestSignals:
             # by the signal itself
             assert child.wait(5) == -number
         assert saved_state(tmp_path)["updates"] == 2
+
+    def test_two_within_a_second_are_one_request(self, tmp_path: Path) -> None:
+        """Also where the second waits for a call that does not come back to Python for long."""
+
+        def wait() -> None:
+            (tmp_path / "ready").touch()
+            time.sleep(0.5)
+            begin = time.monotonic()
+            while time.monotonic() - begin < 1.5:
+                # of which one call takes seconds
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 4_000_000)
+
+        with Child(lambda: train(tmp_path, {"update 2": wait})) as child:
+            wait_until((tmp_path / "ready").exists, child)
+            child.signal(signal.SIGTERM)
+            time.sleep(0.8)
+            child.signal(signal.SIGINT)
+            assert child.wait(30) == 0
+        assert saved_state(tmp_path)["updates"] == 3
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
     def test_a_handler_of_the_process_gets_its_signal(self, tmp_path: Path, number: int) -> None:

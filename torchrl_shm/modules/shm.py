@@ -18,8 +18,8 @@ Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
 
 # standard deviation of the logarithm of the product of C over `span` steps, as theta starts
 _LOG_SPREAD = 0.3
-# how wide v_c starts around its bias where rows forget, as a part of the released start: C stays
-# below 1, and the memory bounded
+# how wide v_c starts around its bias where rows forget, as a part of the released start: it keeps
+# its sign, so the logarithm of C has a mean below 0 in every row
 _NARROW = 0.3
 # the row that fades last does so within this many spans
 _SLOWEST = 10.0
@@ -65,10 +65,10 @@ class SHM(nn.Module):
             over all steps together. "neural" and "none" have no table.
         forget: start with rows that fade, rather than all that keep: what is written into row `i`
             is down to 1/e after `tau_i` steps, from 1 in the first row to ten times `span` in the
-            last, in equal ratios, give or take 30 %. `v_c` has a bias for that, which the released
-            code has not. A memory that only adds is slow to learn what the last few steps tell,
-            such as a velocity, since all that came before is read with it. With "random" and
-            "fixed", and a `span`.
+            last, in equal ratios. `v_c` has a bias for that, which the released code has not. What
+            the last few steps tell, such as a velocity, is hard to read from a memory that only
+            adds, since all that came before is read with it. With "random" and "fixed", and a
+            `span`; not inside an ensemble that draws its parameters anew, which mixes the rows.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -209,13 +209,15 @@ class SHM(nn.Module):
         assert isinstance(self.theta, Tensor)
         assert isinstance(self.vc, nn.Linear)
         assert self.span is not None
-        tau = (_SLOWEST * self.span) ** torch.linspace(0, 1, self.memory_size).to(self.theta)
+        # in a low precision the slowest rows would not fade at all
+        exact: dict[str, Any] = {"dtype": torch.float64, "device": self.theta.device}
+        tau = (_SLOWEST * self.span) ** torch.linspace(0, 1, self.memory_size, **exact)
         # of the logarithm of the product of C over tau steps, in draws that differ
         spread = _LOG_SPREAD * (3 / tau) ** 0.5
-        drawn = spread * nn.init.uniform_(self.theta, -1.0, 1.0)
+        drawn = spread * nn.init.uniform_(self.theta, -1.0, 1.0).double()
         # C = 1 + tanh(theta * vc) at vc = -1
-        self.theta.copy_(torch.atanh(1 - torch.exp(-1 / tau)) + drawn - drawn.mean(0))
-        self.vc.weight *= _NARROW
+        self.theta.copy_(torch.atanh(-torch.expm1(-1 / tau)) + drawn - drawn.mean(0))
+        self.vc.weight.mul_(_NARROW)
         self.vc.bias.fill_(-1.0)
 
     def forward(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -16,8 +15,8 @@ class Signals:
     """Turns signals into flags that a run looks at between updates.
 
     SIGINT and SIGTERM set `stop`, SIGUSR1 sets `save`. Another SIGINT or SIGTERM ends the process
-    at once, unless it comes within a second: Slurm and `torchrun`, or a terminal and `torchrun`,
-    both tell every process.
+    at once, unless it comes within a second, where it is ignored: Slurm and `torchrun`, or a
+    terminal and `torchrun`, both tell every process.
 
     A signal for which the process has a handler of its own sets `save`, and that handler gets it
     when all is saved. So submitit, which handles SIGTERM and SIGUSR2, requeues the newest state.
@@ -41,7 +40,8 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._owners: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._due: list[int] = []
-        self._stopped_at: float | None = None
+        self._closed = False
+        self._closing = threading.Lock()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -67,6 +67,8 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        with self._closing:
+            self._closed = True
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -94,12 +96,36 @@ class Signals:
                 self._due.append(number)
                 self.save = True
         elif number == getattr(signal, "SIGUSR1", None):
+            if self.stop:
+                # by the system, so that even a call that never comes back to Python ends
+                self._set_stops(signal.SIG_DFL)
             self.save = True
-        elif self._stopped_at is None:
-            self._stopped_at = time.monotonic()
+        else:
             self.stop = True
+            wake = getattr(signal, "SIGUSR1", None)
+            if wake in self._before.keys() - self._owners.keys():
+                self._set_stops(_ignore)
+                # only the main thread may set handlers; a signal of ours makes it do so
+                timer = threading.Timer(
+                    _SECONDS_OF_ONE_REQUEST, self._wake, (threading.get_ident(), wake)
+                )
+                timer.daemon = True
+                timer.start()
+            else:
+                self._set_stops(signal.SIG_DFL)
             if not self.wait:
                 raise SystemExit(0)
-        elif time.monotonic() - self._stopped_at >= _SECONDS_OF_ONE_REQUEST:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+
+    def _wake(self, thread: int, number: signal.Signals) -> None:
+        # while there is a handler for it: the usual one ends the process
+        with self._closing:
+            if not self._closed:
+                signal.pthread_kill(thread, number)
+
+    def _set_stops(self, handler: Any) -> None:
+        for number in self._before.keys() & {signal.SIGINT, signal.SIGTERM} - self._owners.keys():
+            signal.signal(number, handler)
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing; unlike `signal.SIG_IGN`, not even for a signal that is already on its way."""
