@@ -90,6 +90,8 @@ def python(folder: Path, *arguments: str, paths: Iterable[Path] = ()) -> None:
     sys.argv = [*arguments]
     if arguments[0] == "-m":
         sys.argv = [*arguments[1:]]
+        # another test may have imported it
+        sys.modules.pop(f"{arguments[1]}.__main__", None)
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(str(folder / arguments[0]), run_name="__main__")
