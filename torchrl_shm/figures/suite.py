@@ -197,21 +197,18 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     kinds = {kind: sorted(lengths) for kind, lengths in kinds.items() if len(lengths) > 1}
     if not kinds:
         return False
-    compared = {
-        kind: sum(
-            bool(_scores_by_length(suite, kind, kinds[kind], name)) for name in suite.memories
-        )
-        for kind in kinds
-    }
-    if max(compared.values()) > 1:
-        # a kind of which one memory was run so far compares nothing
-        kinds = {kind: lengths for kind, lengths in kinds.items() if compared[kind] > 1}
     lines = choose_lines(suite.memories)
+    compared: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+    for kind, lengths in kinds.items():
+        found = {name: _scores_by_length(suite, kind, lengths, name) for name in lines}
+        compared[kind] = {name: scores for name, scores in found.items() if scores}
+    if max(map(len, compared.values())) > 1:
+        # a kind of which one memory was run so far compares nothing
+        kinds = {kind: lengths for kind, lengths in kinds.items() if len(compared[kind]) > 1}
     figure = new_figure(2.7 * len(kinds) + 0.2)
     grid = figure.subplots(len(kinds), 1, squeeze=False).ravel()
     for axes, (kind, lengths) in zip(grid, kinds.items(), strict=True):
-        found = {name: _scores_by_length(suite, kind, lengths, name) for name in lines}
-        found = {name: scores for name, scores in found.items() if scores}
+        found = compared[kind]
         # a column for each memory, narrower where lengths are close or memories many
         close = min(np.diff(lengths)) / (1.5 * len(found))
         column = float(min(0.04 * (lengths[-1] - lengths[0]), close))

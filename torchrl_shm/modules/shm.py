@@ -356,8 +356,7 @@ class SHM(nn.Module):
         return (
             f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
             f"calibration={self.calibration!r}, span={self.span}, forget={self.forget}, "
-            f"clamp={self.clamp}, "
-            f"backend={self.backend!r}"
+            f"clamp={self.clamp}, backend={self.backend!r}"
         )
 
     def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:
