@@ -5,8 +5,9 @@ python -m tests.benchmarks.ranks --from docs/results/scaling/ranks.json  # the t
 
 A process is started as `torchrun` would, and runs `recipes/ppo_shm.py env=wind`; frames per second
 are those of its `metrics.csv`, the median over updates behind the first two. With one process and
-with two, in turns: as many environments on every process (weak), as many altogether (strong), and
-two runs that know nothing of each other (apart), which is what the machine gives at best.
+with two, in turns: as many environments and as large a part of a minibatch on every process (weak),
+as many altogether (strong), and two runs that know nothing of each other (apart), which is what the
+machine gives at best.
 First, the first update of two processes has to have a probability ratio of 1. Then two processes
 average as many gradients as the recipe has, which gives the time of a message.
 """
@@ -37,10 +38,12 @@ from torchrl_shm.training.ranks import average_gradients, join, leave, rank
 
 ROOT = Path(__file__).parents[2]
 ENVS = 128
+# of a minibatch, as in the preset of Wind
+SEQUENCES = 32
 RANKS = [1, 2, 8, 64, 1024]
 # of a network between machines, for the model: seconds of a message, bytes per second
 LATENCY, BANDWIDTH = 50e-6, 10e9 / 8
-ROUNDS = 3
+ROUNDS = 5
 
 
 def torchrun(processes: int, *command: str) -> str:
@@ -59,13 +62,14 @@ def torchrun(processes: int, *command: str) -> str:
     return found.stdout
 
 
-def run(processes: int, envs: int, updates: int) -> dict[str, Any]:
+def run(processes: int, envs: int, sequences: int, updates: int) -> dict[str, Any]:
     """Train; returns frames per second, and seconds of every update but the first two."""
     frames = envs * WindEnv(1).max_steps
     with TemporaryDirectory() as folder:
         torchrun(
             processes, "recipes/ppo_shm.py", "env=wind", f"experiment.num_envs={envs}",
             f"experiment.total_frames={updates * frames}", "experiment.checkpoint_interval=1000",
+            f"algo.sequences_per_minibatch={sequences}",
             "experiment.num_test_episodes=2", f"hydra.run.dir={folder}/run",
         )  # fmt: skip
         config = OmegaConf.load(f"{folder}/run/config.yaml").algo
@@ -77,7 +81,7 @@ def run(processes: int, envs: int, updates: int) -> dict[str, Any]:
     return {
         "speed": median(speeds),
         "seconds": [frames / speed for speed in speeds],
-        "steps": config.epochs * math.ceil(envs / config.sequences_per_minibatch),
+        "steps": config.epochs * math.ceil(envs / sequences),
     }
 
 
@@ -98,14 +102,18 @@ def message(count: int) -> None:
 
 def measure(updates: int) -> dict[str, Any]:
     """All numbers, sides in turns."""
-    sides = {"one": (1, ENVS), "weak": (2, 2 * ENVS), "strong": (2, ENVS)}
+    sides = {
+        "one": (1, ENVS, SEQUENCES),
+        "weak": (2, 2 * ENVS, 2 * SEQUENCES),
+        "strong": (2, ENVS, SEQUENCES),
+    }
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (*sides, "apart")}
     for _ in range(ROUNDS):
-        for name, (processes, envs) in sides.items():
-            runs[name].append(run(processes, envs, updates))
+        for name, side in sides.items():
+            runs[name].append(run(*side, updates))
             print(name, round(runs[name][-1]["speed"]), flush=True)
         with ThreadPoolExecutor(2) as pool:
-            both = list(pool.map(lambda _: run(1, ENVS, updates)["speed"], range(2)))
+            both = list(pool.map(lambda _: run(*sides["one"], updates)["speed"], range(2)))
         runs["apart"].append({"speed": sum(both)})
         print("apart", round(sum(both)), flush=True)
     speeds = {name: median(x["speed"] for x in found) for name, found in runs.items()}
@@ -116,6 +124,7 @@ def measure(updates: int) -> dict[str, Any]:
     script = ("tests/benchmarks/ranks.py", "--message")
     return {
         "speeds": speeds,
+        "rounds": {name: [x["speed"] for x in found] for name, found in runs.items()},
         "seconds": mean(seconds),
         "spread": stdev(seconds),
         "gradients": count,
@@ -153,20 +162,19 @@ def model(numbers: dict[str, Any], ranks: int) -> dict[str, float]:
 def report(numbers: dict[str, Any]) -> str:
     """Make both tables."""
     speeds = numbers["speeds"]
-    measured = table(
-        ["processes", "environments", "frames per second", "times one process"],
-        [
-            ["1", str(ENVS), f"{speeds['one']:,.0f}", "1"],
-            ["2", str(2 * ENVS), f"{speeds['weak']:,.0f}", f"{speeds['weak'] / speeds['one']:.2f}"],
-            ["2", str(ENVS), f"{speeds['strong']:,.0f}", f"{speeds['strong'] / speeds['one']:.2f}"],
-            [
-                "2, apart",
-                str(2 * ENVS),
-                f"{speeds['apart']:,.0f}",
-                f"{speeds['apart'] / speeds['one']:.2f}",
-            ],
-        ],
-    )
+    rows = [["1", str(ENVS), f"{speeds['one']:,.0f}", "1", ""]]
+    for name, processes, envs in (
+        ("weak", "2", 2 * ENVS), ("strong", "2", ENVS), ("apart", "2, apart", 2 * ENVS)
+    ):  # fmt: skip
+        rounds = numbers["rounds"]
+        ratios = [x / one for x, one in zip(rounds[name], rounds["one"], strict=True)]
+        times = f"{speeds[name] / speeds['one']:.2f}"
+        rows.append(
+            [processes, str(envs), f"{speeds[name]:,.0f}", times,
+             f"{min(ratios):.2f} to {max(ratios):.2f}"]
+        )  # fmt: skip
+    header = ["processes", "environments", "frames per second", "times one process", "over rounds"]
+    measured = table(header, rows)
     rows = []
     for ranks in RANKS:
         found = model(numbers, ranks)

@@ -4,63 +4,57 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.docs.test_code_blocks import BLOCK, PAGES, ROOT
+from tests.docs._commands import all_commands
 from tests.recipes._helpers import command
 
-START = re.compile(
-    r"(?:^|&& )(?:\w+=\S+ )*(?:python|torchrun(?: --\S+)*) recipes/(\w+\.py)(.*)", re.M
-)
+START = re.compile(r"(?:\w+=\S+ )*(?:\S+ )*?recipes/(\w+\.py)(.*)")
 # what stands for something of the reader's, or is to be made first
-OPEN = re.compile(r"\.\.\.|<\w|\$\w|my_|Strict-v0|hydra/launcher=ray|resume=(?!auto)")
+OPEN = re.compile(r"\.\.\.|<\w|\$\w|my_|a2c|path/to|Strict-v0|hydra/launcher=ray|resume=(?!auto)")
 # names that a file of another page adds
 ADDED = ("positions:", "cards:", "robot:")
 
 
-def commands() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Page, recipe and options of every command, each once."""
-    seen: set[tuple[str, ...]] = set()
-    for page in PAGES:
-        for block in BLOCK.finditer(page.read_text()):
-            if block["language"] != "bash":
-                continue
-            text = block["code"].replace("\\\n", " ")
-            for script, rest in START.findall(text):
-                given = tuple(shlex.split(rest.partition(" &")[0], comments=True))
-                if (script, *given) not in seen and not OPEN.search(" ".join(given)):
-                    seen.add((script, *given))
-                    yield str(page.relative_to(ROOT)), script, given
+def recipes() -> dict[str, list[tuple[str, list[str]]]]:
+    """Recipe and options of every such command, by page."""
+    return {
+        page: [
+            (started[1], shlex.split(started[2]))
+            for line in lines
+            if not OPEN.search(line) and (started := START.fullmatch(line))
+        ]
+        for page, lines in all_commands().items()
+    }
 
 
-def first_of_sweep(options: tuple[str, ...]) -> list[str]:
+def first_of_sweep(options: list[str]) -> list[str]:
     """What the first job of a sweep is given; the options themselves where there is no sweep."""
     if "-m" not in options and "--multirun" not in options:
-        return [*options]
+        return options
     kept = [x for x in options if x not in ("-m", "--multirun") and not x.startswith("hydra")]
     ranges = [re.sub(r"=range\(.*\)$", "=0", x) for x in kept]
     return [re.sub(r"^([^=\[]+=[^,\[{]+),.*$", r"\1", x) for x in ranges]
 
 
 def test_they_are_found() -> None:
-    found = [*commands()]
+    found = [x for page in recipes().values() for x in page]
     assert len(found) > 60
-    assert {script for _, script, _ in found} >= {"ppo_shm.py", "sac_shm.py", "grpo_shm.py"}
-    assert first_of_sweep(("-m", "memory=shm,gru", "a.b=range(20)", "hydra/launcher=joblib")) == [
+    assert {script for script, _ in found} >= {"ppo_shm.py", "sac_shm.py", "grpo_shm.py"}
+    assert first_of_sweep(["-m", "memory=shm,gru", "a.b=range(20)", "hydra/launcher=joblib"]) == [
         "memory=shm", "a.b=0",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("page", sorted({page for page, _, _ in commands()}))
+@pytest.mark.parametrize("page", [page for page, found in recipes().items() if found])
 def test_recipes_understand_them(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for where, script, options in commands():
-        if where != page or any(name in x for name in ADDED for x in options):
+    for script, options in recipes()[page]:
+        if any(name in x for name in ADDED for x in options):
             continue
         given = [x for x in first_of_sweep(options) if x not in ("--cfg", "job")]
         result = command(script, "--cfg", "job", *given)

@@ -1,0 +1,163 @@
+"""Every command of the README and of the site is run, with less to do than the reader asks for.
+
+Commands of a page run in their order, as a shell reads them, in a copy of the repository, where a
+command finds what those before it made. Recipes get few environments and frames, sweeps one seed,
+and benchmarks small sizes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.docs._commands import all_commands
+from tests.docs.test_code_blocks import BLOCK, ROOT
+
+# what is not run here, and where it is; a command may ask for what no machine of the tests has
+ELSEWHERE = {
+    r"^pytest -n auto$": "these tests",
+    r"-m gpu$|device[= ]cuda": "a GPU",
+    r"--nnodes=4": "four machines",
+    r"^srun|submitit_slurm": "tests/recipes/test_slurm.py, with a Slurm of its own",
+    r"address=auto": "tests/training/test_ray.py, with a cluster of its own",
+    r"launcher=ray": "its extra does not go together with that of the other launchers",
+    r"CarRacing|ale_py:": "packages of others",
+    r"train\.py|_shm_seed1$|_traces_seed0$": "tests/docs/test_own_memory.py",
+    r"suite run": "tests/tools/test_suite.py, with a small one",
+}
+RECIPE = "experiment.num_envs=8 experiment.total_frames=2000 experiment.num_test_episodes=2"
+LESS = {
+    "recipes/ppo_shm.py": f"{RECIPE} algo.sequences_per_minibatch=4",
+    "recipes/a2c_shm.py": RECIPE,
+    "recipes/reinforce_shm.py": RECIPE,
+    "recipes/grpo_shm.py": f"{RECIPE} algo.sequences_per_minibatch=4 algo.group_size=4",
+    "recipes/sac_shm.py": f"{RECIPE} algo.random_frames=100 algo.updates_per_step=0.01",
+    "tests.benchmarks.accuracy": "--steps 64 --size 8",
+    "tests.benchmarks.envs": "--only Wind,RepeatPreviousEasy --batches 4 --seconds 0.01 --wait 0",
+    "tests.benchmarks.gym": "--only CartPole-v1 --seconds 0.05",
+    "tests.benchmarks.latency": "--memories shm,gru",
+    "tests.benchmarks.memories": "--memories shm,gru --steps 32 --budget 0.02 --wait 0",
+    "tests.benchmarks.probe": "--memories shm --tasks recall --seeds 7 --updates 20",
+    "tests.benchmarks.ranks": "--updates 3 --wait 0",
+    "tests.benchmarks.recipe": "--backends reference,chunked --repeats 1 --wait 0",
+    "tests.benchmarks.scan": "--shapes 2,16,8 --wait 0",
+    "tests.benchmarks.workers": "--num-envs 4 --rounds 2 --wait 0",
+}
+# runs that a page takes for made, in place of those that it leaves open
+DATE = "2026-01-01/00-00-00"
+# environments of the reader's own
+OWN = """\
+from gymnasium import register
+
+for name in ("Game-v0", "Strict-v0"):
+    register(name, "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=20)
+"""
+
+
+def is_elsewhere(line: str) -> bool:
+    return any(re.search(pattern, line) for pattern in ELSEWHERE)
+
+
+def shortened(line: str) -> str:
+    """The command with less to do, and with a run of the test where the page names one."""
+    line = re.sub(r"(experiment\.seed=\d+)(,\d+)+", r"\1", line)
+    line = re.sub(r"range\(\d+\)", "range(2)", line)
+    line = line.replace("<preset>", "t_maze_passive").replace("path/to/checkout/", "")
+    line = line.replace("<folder>", f"outputs/ppo_shm/{DATE}_shm_seed0")
+    line = re.sub(r"outputs/(\w+)/\.\.\.", rf"outputs/\1/{DATE}_shm_seed0", line)
+    line = re.sub(r"multirun/(\w+)/\.\.\.", rf"multirun/\1/{DATE}", line)
+    line = line.replace("<date>/<time>", DATE)
+    if "--help" in line or "--cfg" in line or "--from" in line:
+        return line
+    target, _, output = line.partition(" > ")
+    target = " ".join([target, *(less for name, less in LESS.items() if name in line.split())])
+    return f"{target} > {output}" if output else target
+
+
+def made_before(lines: Sequence[str]) -> list[str]:
+    """Commands that make the runs which others take for made."""
+    text = "\n".join(map(shortened, lines))
+    made: list[str] = []
+    for recipe in sorted({*re.findall(rf"(?:outputs|multirun)/(\w+)/{DATE}", text)}):
+        script = f"recipes/{recipe.removesuffix('_shm')}_shm.py"
+        start = f"python {script} {{}}env=t_maze_passive memory=shm {LESS[script]} {{}}"
+        if f"outputs/{recipe}/" in text:
+            made.append(start.format("", f"hydra.run.dir=outputs/{recipe}/{DATE}_shm_seed0"))
+        if f"multirun/{recipe}/" in text:
+            made.append(start.format("-m ", f"hydra.sweep.dir=multirun/{recipe}/{DATE}"))
+    return made
+
+
+def code_of(page: str, *words: str) -> str:
+    """Blocks of a page that hold any of the words."""
+    found = BLOCK.finditer((ROOT / "docs" / page).read_text())
+    blocks = (x["code"] for x in found if x["language"] == "python")
+    return "\n\n".join(code for code in blocks if any(word in code for word in words))
+
+
+def copy_repository(folder: Path) -> None:
+    """Copy what commands read and write, and make the files that pages ask the reader to make."""
+    for name in ("docs", "recipes", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    a2c = code_of("tutorials/own_algorithm.md", "class A2C", "def main", "add_algo(")
+    (folder / "recipes" / "a2c_shm.py").write_text(a2c)
+    (folder / "my_encoders.py").write_text(
+        code_of("concepts/observations.md", "class Grid").partition("\noperator = ")[0]
+    )
+    for name in ("cards.py", "my_envs.py"):
+        (folder / name).write_text(OWN)
+
+
+def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command as the shell of a reader would."""
+    own = os.path.dirname(sys.executable)
+    environment = os.environ | {
+        "PATH": f"{own}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "PYTHONWARNINGS": "default",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+    }
+    shell = ["bash", "-o", "pipefail", "-c", line]
+    return subprocess.run(
+        shell, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def test_all_are_run_here_or_elsewhere() -> None:
+    lines = [line for found in all_commands().values() for line in found]
+    here = [line for line in lines if not is_elsewhere(line)]
+    assert len(here) > 100
+    for pattern in ELSEWHERE:
+        assert any(re.search(pattern, line) for line in lines), f"no command has {pattern}"
+    for name in LESS:
+        assert any(name in line.split() for line in here), f"no command has {name}"
+    # nothing that a reader has to fill in is left, and no recipe is as long as on the page
+    for line in map(shortened, here):
+        assert not re.search(r"<\w|\.\.\.|\bpath/to\b", line), line
+        if "recipes/" in line and not re.search(r"--help|--cfg", line):
+            assert "total_frames=2000" in line, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", all_commands())
+def test_commands_run(page: str, tmp_path: Path) -> None:
+    lines = [line for line in all_commands()[page] if not is_elsewhere(line)]
+    if importlib.util.find_spec("ray") is None:
+        lines = [line for line in lines if not re.search(r"collector=ray|\.workers\b", line)]
+    copy_repository(tmp_path)
+    failed: list[str] = []
+    for line in [*made_before(lines), *map(shortened, lines)]:
+        done = run(line, tmp_path)
+        if done.returncode or "Traceback" in done.stderr:
+            failed.append(f"{line}\n{done.stderr[-2000:]}")
+    assert not failed, "\n\n".join(failed)
