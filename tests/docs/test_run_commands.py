@@ -75,7 +75,8 @@ def shortened(line: str) -> str:
     line = re.sub(r"outputs/(\w+)/\.\.\.", rf"outputs/\1/{DATE}_shm_seed0", line)
     line = re.sub(r"multirun/(\w+)/\.\.\.", rf"multirun/\1/{DATE}", line)
     line = line.replace("<date>/<time>", DATE)
-    if "--help" in line or "--cfg" in line or "--from" in line:
+    # a run that goes on keeps its values
+    if re.search(r"--help|--cfg|--from|experiment\.resume=outputs", line):
         return line
     target, _, output = line.partition(" > ")
     target = " ".join([target, *(less for name, less in LESS.items() if name in line.split())])
@@ -123,7 +124,6 @@ def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PATH": f"{own}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),
-        "PYTHONWARNINGS": "default",
         "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "agg",
     }
@@ -144,7 +144,7 @@ def test_all_are_run_here_or_elsewhere() -> None:
     # nothing that a reader has to fill in is left, and no recipe is as long as on the page
     for line in map(shortened, here):
         assert not re.search(r"<\w|\.\.\.|\bpath/to\b", line), line
-        if "recipes/" in line and not re.search(r"--help|--cfg", line):
+        if "recipes/" in line and not re.search(r"--help|--cfg|resume=outputs", line):
             assert "total_frames=2000" in line, line
 
 
