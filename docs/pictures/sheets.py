@@ -23,7 +23,7 @@ COMMANDS = {
     "wind/summary.csv": "python recipes/ppo_shm.py env=wind memory={memory} experiment.seed={seed}",
     # as the preset was then
     "memories/wind": "python recipes/ppo_shm.py env=wind network.encoder=auto "
-    "experiment.num_envs=256 experiment.total_frames=800000 memory={memory} "
+    "algo.lmbda=0.95 experiment.num_envs=256 experiment.total_frames=800000 memory={memory} "
     "experiment.seed={seed}",
 }
 DEFAULTS = {

@@ -65,7 +65,7 @@ def draw(results: Path) -> None:
             frames = np.array([float(row["frames"]) for row in runs[0]]) / 1e6
             values = np.array([[float(row[column]) for row in run] for run in runs])
             # a running mean over ten updates, for the eye
-            kernel = np.ones(10) / 10
+            kernel = np.ones(min(10, len(frames))) / min(10, len(frames))
             smooth = np.array([np.convolve(value, kernel, "valid") for value in values])
             frames = frames[len(kernel) - 1 :]
             mean = smooth.mean(0)

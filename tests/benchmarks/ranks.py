@@ -32,14 +32,15 @@ from omegaconf import OmegaConf
 
 from tests.benchmarks._measure import table, wait_until_idle, write_numbers
 from torchrl_shm import SHMModule, WindEnv
+from torchrl_shm.configs import PPO
 from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import LeanClipPPOLoss
 from torchrl_shm.training.ranks import average_gradients, join, leave, rank
 
 ROOT = Path(__file__).parents[2]
 ENVS = 128
-# of a minibatch, as in the preset of Wind
-SEQUENCES = 32
+# of a minibatch, as in the recipe
+SEQUENCES = PPO().sequences_per_minibatch
 RANKS = [1, 2, 8, 64, 1024]
 # of a network between machines, for the model: seconds of a message, bytes per second
 LATENCY, BANDWIDTH = 50e-6, 10e9 / 8
@@ -162,18 +163,22 @@ def model(numbers: dict[str, Any], ranks: int) -> dict[str, float]:
 def report(numbers: dict[str, Any]) -> str:
     """Make both tables."""
     speeds = numbers["speeds"]
-    rows = [["1", str(ENVS), f"{speeds['one']:,.0f}", "1", ""]]
-    for name, processes, envs in (
-        ("weak", "2", 2 * ENVS), ("strong", "2", ENVS), ("apart", "2, apart", 2 * ENVS)
-    ):  # fmt: skip
-        rounds = numbers["rounds"]
+    rounds = numbers["rounds"]
+    rows = [["1", str(ENVS), str(SEQUENCES), f"{speeds['one']:,.0f}", "1", ""]]
+    for name, processes, envs, sequences in (
+        ("weak", "2", 2 * ENVS, str(2 * SEQUENCES)),
+        ("strong", "2", ENVS, str(SEQUENCES)),
+        ("apart", "2, apart", 2 * ENVS, f"twice {SEQUENCES}"),
+    ):
         ratios = [x / one for x, one in zip(rounds[name], rounds["one"], strict=True)]
-        times = f"{speeds[name] / speeds['one']:.2f}"
+        times, spread = speeds[name] / speeds["one"], f"{min(ratios):.2f} to {max(ratios):.2f}"
         rows.append(
-            [processes, str(envs), f"{speeds[name]:,.0f}", times,
-             f"{min(ratios):.2f} to {max(ratios):.2f}"]
-        )  # fmt: skip
-    header = ["processes", "environments", "frames per second", "times one process", "over rounds"]
+            [processes, str(envs), sequences, f"{speeds[name]:,.0f}", f"{times:.2f}", spread]
+        )
+    header = [
+        "processes", "environments", "sequences per minibatch", "frames per second",
+        "times one process", f"lowest to highest of {len(rounds['one'])} rounds",
+    ]  # fmt: skip
     measured = table(header, rows)
     rows = []
     for ranks in RANKS:

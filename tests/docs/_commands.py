@@ -9,19 +9,25 @@ from pathlib import Path
 
 from tests.docs.test_code_blocks import BLOCK, PAGES, ROOT
 
-PROGRAM = re.compile(r"^(?:\w+=\S+ )*(?:python|torchrl-shm|torchrun|pytest|srun)\b")
+PROGRAM = re.compile(
+    r"^(?:\w+=\S+ )*(?:python|torchrl-shm|torchrun|pytest|srun|compute-sanitizer)\b"
+)
+
+
+def lines(page: Path) -> Iterator[str]:
+    """Every line of a page's shell blocks, continued ones as one, without comments."""
+    for block in BLOCK.finditer(page.read_text()):
+        if block["language"] == "bash":
+            code = textwrap.dedent(block["code"]).replace("\\\n", " ")
+            for line in re.split(r"\n| && ", code):
+                bare = re.sub(r"\s+(#.*|&)$", "", re.sub(r" +", " ", line)).strip()
+                if bare:
+                    yield bare
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Every command of a page that starts something of ours, on one line and without a comment."""
-    for block in BLOCK.finditer(page.read_text()):
-        if block["language"] != "bash":
-            continue
-        code = textwrap.dedent(block["code"]).replace("\\\n", " ")
-        for line in re.split(r"\n| && ", code):
-            line = re.sub(r"\s+(#.*|&)$", "", re.sub(r" +", " ", line)).strip()
-            if PROGRAM.match(line):
-                yield line
+    """Every command of a page that starts something of ours."""
+    return (line for line in lines(page) if PROGRAM.match(line))
 
 
 def all_commands() -> dict[str, list[str]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.docs._commands import all_commands
+from tests.docs.test_code_blocks import ROOT
 from tests.recipes._helpers import command
 
 START = re.compile(r"(?:\w+=\S+ )*(?:\S+ )*?recipes/(\w+\.py)(.*)")
 # what stands for something of the reader's, or is to be made first
-OPEN = re.compile(r"\.\.\.|<\w|\$\w|my_|a2c|path/to|Strict-v0|hydra/launcher=ray|resume=(?!auto)")
+OPEN = re.compile(r"\.\.\.|<\w|\$\w|my_|Strict-v0|hydra/launcher=ray|resume=(?!auto)")
 # names that a file of another page adds
 ADDED = ("positions:", "cards:", "robot:")
 
@@ -24,7 +25,9 @@ def recipes() -> dict[str, list[tuple[str, list[str]]]]:
         page: [
             (started[1], shlex.split(started[2]))
             for line in lines
-            if not OPEN.search(line) and (started := START.fullmatch(line))
+            if (started := START.fullmatch(line))
+            and not OPEN.search(started[2])
+            and (ROOT / "recipes" / started[1]).exists()
         ]
         for page, lines in all_commands().items()
     }

@@ -36,6 +36,6 @@ def test_no_raw_data_of_runs_are_left_out() -> None:
     # single runs, which the pages of the memories, of SAC and of Wind show
     assert runs - listed == {
         results / "memories" / "wind_long", results / "sac" / "wind.csv",
-        results / "tasks" / "wind_encoder.csv",
+        results / "tasks" / "wind_encoder.csv", results / "tasks" / "wind_lambda.csv",
         results / "tasks" / "forget.csv",
     }  # fmt: skip

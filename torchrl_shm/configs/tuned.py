@@ -41,9 +41,9 @@ def _ppo(env: str) -> Values | None:
     experiment: dict[str, Any] = {"total_frames": 2_000_000}
     network: dict[str, Any] = {}
     if env in _WIND:
-        # the goal is as wide as a hundredth of the way, which sines and cosines tell apart; each move
-        # is seen in the rewards of the next few steps, and later ones are noise of later moves;
-        # smaller batches, and with them more updates, come as far in fewer frames
+        # the goal is as wide as a hundredth of the way, which sines and cosines tell apart; smaller
+        # batches, and with them more updates, come as far in fewer frames; a wind shows within a few
+        # moves, and with a shorter look ahead, training gets further (results/wind.md)
         algo, network = {"lmbda": 0.8}, _FINE
         experiment = {"num_envs": 128, "total_frames": 1_200_000}
     elif env.startswith("t_maze"):
