@@ -239,8 +239,8 @@ def test_values_of_a_task_come_with_it_and_the_command_line_has_the_last_word() 
     assert config.memory.memory_size == 47
     config = compose_recipe("memory=lru", "size=params", "memory.memory_size=5")
     assert config.memory.memory_size == 5
-    # the default task has no values of its own
-    assert instantiate(config.algo) == PPO()
+    # those of the default task are not asked for
+    assert instantiate(config.algo) == PPO(lmbda=0.8)
 
 
 @pytest.mark.parametrize(
