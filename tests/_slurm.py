@@ -1,4 +1,4 @@
-"""A Slurm of its own on this machine: its controller and one node, for as long as it is needed."""
+"""A Slurm of its own on this machine: its controller and two nodes, for as long as it is needed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from pathlib import Path
 from tests._processes import wait_until
 
 _DAEMONS = ("slurmctld", "slurmd")
-# a job of the partition `urgent` puts those of `cpu` back into the queue
+# a daemon each, both on this machine
+_NODES = ("one", "two")
+# a job of the partition `urgent` puts those of `cpu` back into the queue; `all` has both nodes
 _CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/none
 CredType=cred/none
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -36,9 +37,11 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=20
 MpiDefault=none
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000
-PartitionName=cpu Nodes={host} Default=YES PriorityTier=1
-PartitionName=urgent Nodes={host} PriorityTier=2 PreemptMode=OFF
+NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000
+NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000
+PartitionName=cpu Nodes=one Default=YES PriorityTier=1
+PartitionName=urgent Nodes=one PriorityTier=2 PreemptMode=OFF
+PartitionName=all Nodes=one,two PriorityTier=1
 """
 
 
@@ -54,10 +57,10 @@ def find_daemon(name: str) -> str | None:
 @contextmanager
 def start_slurm(folder: Path) -> Iterator[None]:
     """Have `sbatch` and the others reach a new Slurm, which ends with all of its jobs."""
-    for part in ("state", "spool"):
+    for part in ("state", *(f"spool-{node}" for node in _NODES)):
         (folder / part).mkdir(parents=True)
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in _DAEMONS]
+        sockets = [stack.enter_context(socket.socket()) for _ in ("slurmctld", *_NODES)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in sockets]
@@ -69,11 +72,11 @@ def start_slurm(folder: Path) -> Iterator[None]:
     os.environ["SLURM_CONF"] = str(file)
     running: list[subprocess.Popen[bytes]] = []
     try:
-        for name in _DAEMONS:
-            with (folder / f"{name}.log").open("wb") as log:
-                command = [str(find_daemon(name)), "-D", "-f", str(file)]
+        for name, *node in (("slurmctld",), *(("slurmd", "-N", node) for node in _NODES)):
+            with (folder / f"{'-'.join((name, *node[1:]))}.log").open("wb") as log:
+                command = [str(find_daemon(name)), "-D", "-f", str(file), *node]
                 running.append(subprocess.Popen(command, stdout=log, stderr=log))
-        wait_until(lambda: slurm("sinfo", "-h", "-o", "%t", "-p", "cpu") == "idle")
+        wait_until(lambda: slurm("sinfo", "-h", "-o", "%D %t", "-p", "all") == "2 idle")
         yield
     finally:
         # both end what they began

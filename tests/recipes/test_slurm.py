@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -31,8 +32,8 @@ def _slurm(tmp_path: Path) -> Iterator[None]:
 
 
 def jobs(state: str) -> set[str]:
-    """Jobs in the partition of those that can be put back, such as `3` or `3_0` of an array."""
-    return set(slurm("squeue", "-h", "-r", "-p", "cpu", "-t", state, "-o", "%i").split())
+    """Jobs in the partitions of those that can be put back, such as `3` or `3_0` of an array."""
+    return set(slurm("squeue", "-h", "-r", "-p", "cpu,all", "-t", state, "-o", "%i").split())
 
 
 def start_again(job: str) -> None:
@@ -73,19 +74,28 @@ def test_sweep(tmp_path: Path) -> None:
     check_same_sweeps(alone, folder)
 
 
-# the second is a job of two nodes, but for the place of the second node
+# what the job gets, and how it starts its processes
 STARTED = {
-    "one torchrun": "srun -n1 -c2 {torchrun} --standalone --nproc_per_node=2",
-    "two of them": "srun -n2 -c1 {torchrun} --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d"
-    " --rdzv_endpoint=$(hostname):29531",
+    "one node": (
+        "-n1 -c2",
+        "srun -c2 {torchrun} --standalone --nproc_per_node=2",
+    ),
+    "two nodes": (
+        "--partition=all --nodes=2 --ntasks-per-node=1",
+        "srun {torchrun} --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d"
+        " --rdzv_endpoint=$(hostname):{port}",
+    ),
 }
 
 
-@pytest.mark.parametrize("how", STARTED)
-def test_several_processes(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("size", "how"), STARTED.values(), ids=STARTED)
+def test_several_processes(tmp_path: Path, size: str, how: str) -> None:
     """`torchrun` in a script that asks to be started again before its time is up."""
     recipe = ROOT / "recipes" / "ppo_shm.py"
-    torchrun = STARTED[how].format(torchrun=f"{sys.executable} -m torch.distributed.run")
+    with socket.socket() as one:
+        one.bind(("", 0))
+        port = one.getsockname()[1]
+    torchrun = how.format(torchrun=f"{sys.executable} -m torch.distributed.run", port=port)
     options = " ".join((*LONG, "experiment.total_frames=50_000", "experiment.resume=auto"))
 
     def submit(name: str) -> tuple[str, Path]:
@@ -94,7 +104,7 @@ def test_several_processes(tmp_path: Path, how: str) -> None:
         again = "trap 'scontrol requeue $SLURM_JOB_ID' USR1"
         script.write_text(f"#!/bin/bash\n{again}\n{run}\n")
         to = ("--open-mode=append", f"--output={folder}.out")
-        return slurm("sbatch", "--parsable", "-n2", "--requeue", *to, str(script)), folder
+        return slurm("sbatch", "--parsable", *size.split(), "--requeue", *to, str(script)), folder
 
     def done(folder: Path) -> bool:
         return (folder / "summary.json").exists()
