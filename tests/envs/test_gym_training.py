@@ -51,7 +51,8 @@ def train(folder: Path, *options: str, recipe: str = "ppo_shm") -> Path:
 @pytest.mark.parametrize(
     "id",
     [
-        "Pendulum-v1",
+        # with the module that registers it
+        "gymnasium:Pendulum-v1",
         "Blackjack-v1",
         pytest.param("MountainCarContinuous-v0", marks=slow),
         pytest.param("Acrobot-v1", marks=slow),
@@ -66,7 +67,8 @@ def test_from_the_command_line_to_a_loaded_policy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = train(tmp_path, f"env.id={id}", *PPO)
-    assert evaluate_tool([str(run), "--pictures", str(tmp_path)])["frames"] == 80
+    found = evaluate_tool([str(run), "--pictures", str(tmp_path)])
+    assert (found["env"], found["frames"]) == (id.removeprefix("gymnasium:"), 80)
     policy = load_policy(export_policy(run))
     # what was exported does what the policy of the run does in the task
     env = make_test_env(partial(make_gym_env, id), num_episodes=2, max_steps=5)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any, Literal
 
 from torchrl_shm.checks import check_count, check_option
@@ -28,7 +29,7 @@ class PPO:
         clip_epsilon: clipping range of the probability ratio.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
-        max_grad_norm: bound on the norm of the gradient.
+        max_grad_norm: bound on the norm of the gradient; infinity for none.
         imitation_coeff: weight of learning again from the sequences that turned out better than
             expected, see `torchrl_shm.training.SelfImitation`; 0 for none.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
@@ -104,7 +105,8 @@ class SAC:
         temperature_learning_rate: that of a learned one.
         target_entropy: entropy at which a learned temperature aims, in nats, where `None` is minus
             the number of parts of a continuous action, and 0.3 of the largest one of an index.
-        max_grad_norm: bound on the norm of the gradient, of the actor and of the critic each.
+        max_grad_norm: bound on the norm of the gradient, of the actor and of the critic each;
+            infinity for none.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
 
@@ -197,7 +199,7 @@ class Reinforce:
         baseline: learn what return to expect, and subtract it.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the loss of the baseline.
-        max_grad_norm: bound on the norm of the gradient.
+        max_grad_norm: bound on the norm of the gradient; infinity for none.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
 
@@ -250,7 +252,7 @@ class GRPO:
         clip_epsilon: clipping range of the probability ratio.
         entropy_coeff: weight of the entropy bonus.
         kl_coeff: weight of the divergence from the policy of the last batch.
-        max_grad_norm: bound on the norm of the gradient.
+        max_grad_norm: bound on the norm of the gradient; infinity for none.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
 
@@ -332,6 +334,11 @@ def _check(
     for name in shares:
         if not 0 <= (value := getattr(algo, name)) <= 1:
             raise ValueError(f"algo.{name}={value} must be between 0 and 1")
+    for name in (field.name for field in fields(algo)):
+        # a norm without a bound is a choice
+        if isinstance(value := getattr(algo, name), float) and name != "max_grad_norm":
+            if not isfinite(value):
+                raise ValueError(f"algo.{name}={value} must be finite")
 
 
 def _check_minibatch(sequences_per_minibatch: int, num_envs: int) -> None:

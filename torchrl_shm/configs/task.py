@@ -56,6 +56,9 @@ class RecipeTask(Zen[..., Any]):
             os._exit(0)
         hydra = HydraConfig.get()
         names = {name: hydra.runtime.choices[name] for name in ("env", "memory")}
+        if names["env"] == "gym":
+            # `env=gym` is many tasks, and the module that registers one is no part of its name
+            names["env"] = str(cfg.env.id).rpartition(":")[2]
         if actor := hydra.runtime.choices.get("network/actor_memory"):
             names["memory"] += f"_actor_{actor}"
         experiment = {"run_dir": hydra.runtime.output_dir, "names": names}
