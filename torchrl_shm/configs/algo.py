@@ -334,11 +334,10 @@ def _check(
     for name in shares:
         if not 0 <= (value := getattr(algo, name)) <= 1:
             raise ValueError(f"algo.{name}={value} must be between 0 and 1")
-    for name in (field.name for field in fields(algo)):
-        # a norm without a bound is a choice
-        if isinstance(value := getattr(algo, name), float) and name != "max_grad_norm":
-            if not isfinite(value):
-                raise ValueError(f"algo.{name}={value} must be finite")
+    # a gradient without a bound is a choice
+    for name in {field.name for field in fields(algo)} - {"max_grad_norm"}:
+        if isinstance(value := getattr(algo, name), float) and not isfinite(value):
+            raise ValueError(f"algo.{name}={value} must be finite")
 
 
 def _check_minibatch(sequences_per_minibatch: int, num_envs: int) -> None:
