@@ -335,7 +335,7 @@ def _check(
         if not 0 <= (value := getattr(algo, name)) <= 1:
             raise ValueError(f"algo.{name}={value} must be between 0 and 1")
     # a gradient without a bound is a choice
-    for name in {field.name for field in fields(algo)} - {"max_grad_norm"}:
+    for name in (field.name for field in fields(algo) if field.name != "max_grad_norm"):
         if isinstance(value := getattr(algo, name), float) and not isfinite(value):
             raise ValueError(f"algo.{name}={value} must be finite")
 
