@@ -379,6 +379,19 @@ def test_parts_and_joined_sequences_that_are_served() -> None:
     assert_replayed(policy[0], [first[:, :3], bare, stale])
 
 
+def test_two_memories_of_one_key_are_refused() -> None:
+    """Layers with the names of the defaults would read and write one state."""
+    memory = make_memory()
+    env = TransformedEnv(WalkEnv())
+    for key in ("memory", "second"):
+        env.append_transform(make_memory(memory_key=key).make_tensordict_primer())
+    assert {"memory_role", "second_role"} <= set(env.observation_spec.keys())
+    env.append_transform(memory.make_tensordict_primer())
+    with pytest.raises(ValueError, match=r"^two primers start the memory 'memory': .*memory_key"):
+        env.reset()
+
+
+
 def test_entries_that_do_not_fit(collected: tuple[Any, Any]) -> None:
     module, batch = collected
     for key in ("memory_lean", "memory_lean_index"):

@@ -168,6 +168,16 @@ class MemoryPrimer(BranchPrimer):
             tensordict.set(self.memory_key, torch.zeros(*batch, *self._memory_shape, **options))
         return tensordict
 
+    def _fit_to_env(self) -> None:
+        env: Any = None if self._fitted else self.parent
+        # the parent has the transforms before this one alone
+        if env is not None and self.memory_key in env.full_state_spec.keys(True, True):
+            raise ValueError(
+                f"two primers start the memory {self.memory_key!r}: give every memory of a policy "
+                "another memory_key, and append the primer of each once"
+            )
+        super()._fit_to_env()
+
     def transform_input_spec(self, input_spec: Composite) -> Composite:
         """Declare the shares, whose width follows from the length of the collected sequences.
 
