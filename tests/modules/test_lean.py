@@ -391,7 +391,6 @@ def test_two_memories_of_one_key_are_refused() -> None:
         env.reset()
 
 
-
 def test_entries_that_do_not_fit(collected: tuple[Any, Any]) -> None:
     module, batch = collected
     for key in ("memory_lean", "memory_lean_index"):
