@@ -111,6 +111,38 @@ def test_a_batch_does_not_replace_all() -> None:
     assert imitation._priority.max() > 1.5 * imitation._priority.min()
 
 
+@pytest.mark.parametrize(("decay", "first"), [(0.0, 1), (0.9, 2)])
+def test_luck_at_every_step_hides_no_surprising_one(decay: float, first: int) -> None:
+    """Eleven steps bring 1 more than expected each, and in another sequence one brings 5."""
+    loss, batch = make()
+    batch["action_log_prob"] = torch.full_like(batch["action_log_prob"], -100.0)
+    batch["is_init"] = torch.zeros_like(batch["is_init"])
+    extra = torch.zeros(6, 13)
+    extra[1, :11], extra[2, 7] = 1.0, 5.0
+    gain = torch.zeros_like(extra)
+    for step in reversed(range(12)):
+        gain[:, step] = extra[:, step] + 0.9 * gain[:, step + 1]
+    batch["value_target"] = batch["state_value"] + gain[:, :12, None]
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, decay=decay)
+    imitation.add(batch)
+    assert imitation._kept is not None
+    assert torch.equal(imitation._kept["observation"][0], batch["observation"][first])
+    assert_close(imitation._priority[0], extra[2, 7] if decay else gain[1, 0])
+
+
+def test_the_next_episode_is_not_the_next_step() -> None:
+    loss, batch = make()
+    batch["action_log_prob"] = torch.full_like(batch["action_log_prob"], -100.0)
+    batch["is_init"] = torch.zeros_like(batch["is_init"])
+    batch["value_target"] = batch["state_value"].clone()
+    batch["value_target"][4, 5:7] += torch.tensor([[3.0], [2.0]])
+    for starts, expected in ((False, 2.0), (True, 3.0)):
+        batch["is_init"][4, 6] = starts
+        imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, decay=1.0)
+        imitation.add(batch)
+        assert float(imitation._priority) == pytest.approx(expected, rel=1e-5)
+
+
 def test_returns_are_kept_in_units_of_the_task() -> None:
     """A return of 10 is expected by a value of 2 where rewards are divided by 5."""
     loss, batch = make()

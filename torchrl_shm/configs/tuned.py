@@ -68,6 +68,11 @@ def _ppo(env: str) -> Values | None:
         algo = {**_LONG, "gamma": 0.9999, "lmbda": 0.999, "rollout_length": steps}
         network = _TIME
         experiment["total_frames"] = 10_000_000 if length > 100 else 4_000_000
+        if length == 500:
+            # half as many episodes fit into the frames, so batches are smaller; and the luck with so
+            # many apples would hide the door
+            algo |= {"sequences_per_minibatch": 8, "imitation_priority": "step"}
+            experiment["num_envs"] = 128
     elif env.startswith("popgym_"):
         # games are about every single step, so the policy must not get sure of some too early
         algo = {**_LONG, "gamma": 0.0 if env.startswith(_ANSWERS) else 0.99, "imitation_coeff": 0.0}

@@ -28,6 +28,12 @@ class SelfImitation:
     by itself needs no imitation, however slow the critic. Else the many successes of what is being
     learned take the places of the few of what is not. A sequence has the priority of its foremost
     step, is drawn in proportion to the square of it, and gets the one of now when it is drawn.
+
+    Where many small rewards lie on the way, a return is above the expected one by the luck of them
+    all, which grows with the way and then hides a success. With `decay` a step has the priority of
+    its own surprise, without that of the steps that follow: what is left is the temporal
+    difference.
+
     Where rewards are divided by a running scale, returns are kept in the task's own units.
 
     Sources: Oh et al., Self-Imitation Learning (ICML 2018), here on whole sequences of an on-policy
@@ -40,9 +46,13 @@ class SelfImitation:
             few sequences by heart.
         sequences_per_minibatch: how many of the sequences are drawn for a gradient step.
         num_sequences: how many are kept, those with the greatest priority.
+        decay: by which the surprise of the next step is multiplied before a step's priority is
+            counted without it: discount times lambda of the estimator that made the targets leaves
+            the step's own, and 0 all that follows it.
 
     Raises:
-        ValueError: `coeff` is negative or not finite, or a number is not positive.
+        ValueError: `coeff` is negative or not finite, a number is not positive, or `decay` is not
+            between 0 and 1.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -66,14 +76,18 @@ class SelfImitation:
         coeff: float,
         sequences_per_minibatch: int = 4,
         num_sequences: int = 256,
+        decay: float = 0.0,
     ) -> None:
         if not 0 <= coeff < math.inf:
             raise ValueError(f"coeff={coeff} must be a finite number that is not negative")
         check_count("sequences_per_minibatch", sequences_per_minibatch)
         check_count("num_sequences", num_sequences)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay={decay} must be between 0 and 1")
         self.coeff = coeff
         self.sequences_per_minibatch = sequences_per_minibatch
         self.num_sequences = num_sequences
+        self.decay = decay
         self._loss = loss
         self._kept: TensorDictBase | None = None
         self._priority = torch.zeros(0)
@@ -100,9 +114,9 @@ class SelfImitation:
         # what is not finite is for the check of the algorithm to name
         gain = gain.nan_to_num(0.0, 0.0, 0.0).squeeze(-1)
         self._spread, self._scale = float(gain.std()), scale
-        priority = self._prioritize(gain.clamp(min=0), batch[keys.sample_log_prob])
+        priority = self._prioritize(gain, batch, batch[keys.sample_log_prob])
         new = priority.topk(min(len(batch), math.ceil(self.num_sequences * self._NEW)))
-        entries = set(self._loss.in_keys) - {keys.advantage, keys.sample_log_prob}
+        entries = {*self._loss.in_keys, "is_init"} - {keys.advantage, keys.sample_log_prob}
         kept = batch.select(*entries, strict=False)[new.indices]
         kept[keys.value_target] = kept[keys.value_target] * scale
         priority = new.values
@@ -129,17 +143,22 @@ class SelfImitation:
             dist, value = self._loss.run_networks(sequences)
         assert value is not None, "what was expected takes a critic"
         log_prob = dist.log_prob(sequences[keys.action])
-        surprise = (sequences[keys.value_target] / self._scale - value).clamp(min=0).squeeze(-1)
+        gain = (sequences[keys.value_target] / self._scale - value).squeeze(-1)
+        surprise = gain.clamp(min=0)
         with torch.no_grad():
-            self._priority[drawn] = self._prioritize(surprise, log_prob)
+            self._priority[drawn] = self._prioritize(gain, sequences, log_prob)
         actor = -(log_prob * surprise.detach() / max(self._spread, 1e-6)).mean()
         return self.coeff * (actor + self._CRITIC_COEFF * surprise.square().mean())
 
-    def _prioritize(self, surprise: Tensor, log_prob: Tensor) -> Tensor:
-        """Priority of sequences `[B]` from the surprise and log-probability of their steps."""
+    def _prioritize(self, gain: Tensor, data: TensorDictBase, log_prob: Tensor) -> Tensor:
+        """Priority of sequences `[B]` from what their steps brought beyond the value."""
+        if self.decay:
+            goes_on = ~data["is_init"][:, 1:].squeeze(-1)
+            after = gain[:, 1:] * goes_on
+            gain = gain - self.decay * torch.nn.functional.pad(after, (0, 1))
         # a density above 1 is as good as certain
         otherwise = (1 - log_prob.exp()).clamp(min=0)
-        return (surprise * otherwise).nan_to_num(0.0).amax(1) * self._scale
+        return (gain.clamp(min=0) * otherwise).nan_to_num(0.0).amax(1) * self._scale
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was kept."""
