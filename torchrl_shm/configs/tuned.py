@@ -69,7 +69,7 @@ def _ppo(env: str) -> Values | None:
         network = _TIME
         experiment["total_frames"] = 10_000_000 if length > 100 else 4_000_000
         if length == 500:
-            # half as many episodes fit into the frames, so batches are smaller; and the luck with so
+            # half as many episodes fit into the frames, so batches are smaller; and luck with so
             # many apples would hide the door
             algo |= {"sequences_per_minibatch": 8, "imitation_priority": "step"}
             experiment["num_envs"] = 128
