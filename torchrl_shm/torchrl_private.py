@@ -121,6 +121,17 @@ def only_steps(collector: Any) -> bool:
     )
 
 
+def is_random(collector: Any) -> bool:
+    """Whether a collector acts at random instead of by its policy, as in its first frames.
+
+    Would be replaced by a public property of collectors.
+
+    Args:
+        collector: a `torchrl.collectors.Collector`, in the process in which it steps.
+    """
+    return bool(collector._should_use_random_frames())
+
+
 def preallocates(collector: Any) -> bool:
     """Whether a collector writes into buffers that it made in advance.
 

@@ -78,6 +78,21 @@ def test_random_first_frames(state: Any, frames: int) -> None:
         assert_close(following[goes_on], again[:, 1:][goes_on], **EXACT)
 
 
+def test_a_memory_that_nobody_ran_is_refused() -> None:
+    """A critic that the collecting policy lacks would start empty in mid-episode."""
+    actor, critic = (make_memory(memory_key=key) for key in ("memory", "critic_memory"))
+    primer = critic.make_tensordict_primer()
+    first, second = collect(make_policy(actor), env=TransformedEnv(WalkEnv(), primer))[:2]
+    # those that start with a reset need none
+    assert first["is_init"][:, 0].all()
+    assert run(critic, first)["features"].isfinite().all()
+    bad = int((~second["is_init"][:, 0]).sum())
+    message = rf"{bad} of 3 sequences start in mid-episode, but the policy .* did not run this"
+    with pytest.raises(ValueError, match=message):
+        run(critic, second)
+    assert run(actor, second)["features"].isfinite().all()
+
+
 def test_a_rollout_in_recurrent_mode_is_refused() -> None:
     """It would run over the environments as if they were steps, and remember nothing."""
     for state in ("lean", "stored", "zero"):

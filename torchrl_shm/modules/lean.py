@@ -30,7 +30,7 @@ from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
 from torchrl_shm.modules._passes import refuse, roles_of
 from torchrl_shm.modules._resets import is_cheap, reset
-from torchrl_shm.torchrl_private import get_carrier, preallocates, put
+from torchrl_shm.torchrl_private import get_carrier, is_random, preallocates, put
 
 State = Literal["lean", "stored", "zero"]
 """Where a sequence takes its first memory from; see `MemoryModule`."""
@@ -40,7 +40,7 @@ LEAN, LEAN_INDEX, ROLE = "_lean", "_lean_index", "_role"
 
 # a lane is one environment of a batch; its clock counts steps, starting well apart from others'
 _LANE = 1 << 40
-# columns of the index
+# columns of the index; the number of floats is negative where nobody ran the memory
 _CLOCK, _OFFSET, _IS_INIT, _SIZE = range(4)
 
 
@@ -211,7 +211,8 @@ class MemoryPrimer(BranchPrimer):
         stacked = tensordict if carrier is None else carrier
         is_init, role = tensordict.get(self.is_init_key), tensordict.get(self.role_key, None)
         # TensorDictPrimer hands on what nobody has written, as in random first frames
-        if role is not None and came_next.get(self.role_key, None) is role:
+        unwritten = role is not None and came_next.get(self.role_key, None) is role
+        if unwritten:
             role = roles_of(role, expand_flags(is_init, root, role.shape[len(root) :]))
             put(stacked, {self.role_key: role})
             put(came_next, {self.role_key: -role})
@@ -235,6 +236,9 @@ class MemoryPrimer(BranchPrimer):
         share, index = (entry.select(-2, offset) for entry in self._sequence)
         agents = index.shape[len(root) : -1]
         index[..., _IS_INIT] = expand_flags(is_init, root, agents)
+        if unwritten and not is_random(collector):
+            # the policy lacks the module, so what looks like an empty memory is none
+            index[..., _SIZE].neg_()
         put(stacked, {self._lean_key: share, self._index_key: index})
         # what came next is marked as such, and has all entries, so that the two can be stacked; the
         # collector takes it from the environment
@@ -395,7 +399,8 @@ def _refuse_unknown_starts(
     """Raise if not all sequences hold the memory at their start."""
     clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
     episode_start = lean_index[..., _IS_INIT].bool()
-    ours = ((lean_index[..., _SIZE] == size) | ~real).all(1)
+    ours = ((lean_index[..., _SIZE].abs() == size) | ~real).all(1)
+    absent = (lean_index[:, 0, _SIZE] < 0) & real[:, 0] & ~is_init[:, 0]
     step = clock[:, 1:] - clock[:, :-1]
     follows = (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
     unbroken = follows.all(1) & ~(is_init & ~episode_start & real).any(1)
@@ -411,6 +416,12 @@ def _refuse_unknown_starts(
         ~ours,
         f"{{bad}} of {{all}} sequences carry a memory of another size than this module's {size} "
         "floats: they were collected with another memory_size",
+    )
+    refuse(
+        absent,
+        "{bad} of {all} sequences start in mid-episode, but the policy that collected them did not "
+        "run this memory: collect with TensorDictSequential(critic_memory, actor), or build this "
+        "one with state='zero'",
     )
     refuse(~unbroken, f"the data are parts of sequences, or joined ones: {advice}")
     refuse(
