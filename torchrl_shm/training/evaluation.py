@@ -99,8 +99,8 @@ def make_test_env(
             "gymnasium knows of no time limit for this task: episodes of the evaluation that do "
             f"not end by themselves are cut after {max_steps:,} steps (experiment.max_test_steps), "
             "those of training never\n"
-            "env.max_episode_steps=1000 ends both; without, return is nan until one ends by "
-            "itself, and the memory of shm needs a bound, memory.clamp=100",
+            "env.max_episode_steps=1000 ends both; where none ends by itself, return stays nan "
+            "without it, and the memory of shm needs a bound, memory.clamp=100",
             file=sys.stderr,
             flush=True,
         )
