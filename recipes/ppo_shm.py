@@ -102,7 +102,7 @@ def main(
             loss,
             coeff=algo.imitation_coeff,
             sequences_per_minibatch=-(-algo.sequences_per_minibatch // 4),
-            decay=algo.gamma * algo.lmbda if algo.imitation_priority == "step" else 0.0,
+            trace_decay=algo.gamma * algo.lmbda if algo.imitation_priority == "step" else 0.0,
         )
         update = compiler.update(loss)
         parameters = list(loss.parameters())

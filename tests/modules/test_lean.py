@@ -387,8 +387,22 @@ def test_two_memories_of_one_key_are_refused() -> None:
         env.append_transform(make_memory(memory_key=key).make_tensordict_primer())
     assert {"memory_role", "second_role"} <= set(env.observation_spec.keys())
     env.append_transform(memory.make_tensordict_primer())
-    with pytest.raises(ValueError, match=r"^two primers start the memory 'memory': .*memory_key"):
+    with pytest.raises(ValueError, match=r"has an entry 'memory' already: give .*memory_key"):
         env.reset()
+
+
+@pytest.mark.parametrize("calibration", ["random", "neural"])
+def test_a_memory_that_a_policy_runs_twice(calibration: Any) -> None:
+    """Both runs start from the same memory, and are equal where nothing is drawn."""
+    module = make_memory(calibration=calibration)
+    env: Any = TransformedEnv(WalkEnv())
+    for _ in range(2):
+        env.append_transform(module.make_tensordict_primer())
+    if calibration == "neural":
+        assert not env.reset()["memory"].any()
+    else:
+        with pytest.raises(ValueError, match="runs twice in each step of the policy"):
+            env.reset()
 
 
 def test_entries_that_do_not_fit(collected: tuple[Any, Any]) -> None:

@@ -82,6 +82,10 @@ VALUES = [
     ("algo.learning_rate=nan", "algo.learning_rate=nan must be positive"),
     ("algo.sequences_per_minibatch=9", "is more than experiment.num_envs=2"),
     ("algo.imitation_coeff=-1", "algo.imitation_coeff=-1"),
+    (
+        "algo.imitation_priority=steps",
+        "algo.imitation_priority='steps': Input should be",
+    ),
     ("experiment.device=gpu", "experiment.device='gpu' is unknown"),
     ("experiment.threads=0", "experiment.threads must be at least 1, got 0"),
     ("experiment.seed=-1", "experiment.seed must be at least 0, got -1"),

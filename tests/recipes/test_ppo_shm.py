@@ -36,7 +36,7 @@ from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
 from torchrl_shm.modules import make_mlp
 from torchrl_shm.networks import make_actor_critic
-from torchrl_shm.training import Experiment, RolloutCollector, check_ratio
+from torchrl_shm.training import Experiment, RolloutCollector, RunFolder, check_ratio
 
 COLUMNS = (
     "update", "frames", "return", "success", "max_ratio", "learning_rate", "loss_objective",
@@ -268,6 +268,17 @@ def test_ratio_may_only_round(most: float, mean: float) -> None:
     with pytest.raises(RuntimeError, match=f"is {most:.2g}.* at most and {mean:.2g}"):
         check_ratio(term(most, mean))
     assert check_ratio(term(1 + 1e-4, 1.0)) == pytest.approx(1.0001)
+
+
+def test_what_is_learned_from_again(tmp_path: Path) -> None:
+    """By the surprise of a return, or of a step."""
+    found: list[Any] = []
+    for priority in ("return", "step"):
+        train(tmp_path / priority, imitation_coeff=0.1, imitation_priority=priority)
+        saved: Any = RunFolder(tmp_path / priority).checkpoints.load()["imitation"]
+        assert saved["priority"].any()
+        found.append(saved)
+    assert not torch.equal(found[0]["priority"], found[1]["priority"])
 
 
 class Calm(WindEnv):

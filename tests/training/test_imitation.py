@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_shm import SHMModule, TMazeEnv
+from torchrl_shm.modules import make_mlp
 from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.training import LeanClipPPOLoss, RolloutCollector, SelfImitation
 
@@ -123,11 +124,71 @@ def test_luck_at_every_step_hides_no_surprising_one(decay: float, first: int) ->
     for step in reversed(range(12)):
         gain[:, step] = extra[:, step] + 0.9 * gain[:, step + 1]
     batch["value_target"] = batch["state_value"] + gain[:, :12, None]
-    imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, decay=decay)
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, trace_decay=decay)
     imitation.add(batch)
     assert imitation._kept is not None
     assert torch.equal(imitation._kept["observation"][0], batch["observation"][first])
     assert_close(imitation._priority[0], extra[2, 7] if decay else gain[1, 0])
+
+
+@pytest.mark.parametrize(("decay", "smallest", "largest"), [(0.0, 3.0, 7.0), (0.9, 0.3, 1.0)])
+def test_renewed_priorities_are_of_steps_too(decay: float, smallest: float, largest: float) -> None:
+    loss, batch = make()
+    batch["is_init"] = torch.zeros_like(batch["is_init"])
+    gain = torch.zeros(6, 13)
+    for step in reversed(range(11)):
+        gain[1, step] = 1.0 + 0.9 * gain[1, step + 1]
+    batch["value_target"] = gain[:, :12, None]
+    batch["state_value"] = batch["value_target"]
+    imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, trace_decay=decay)
+    imitation.add(batch[1:2])
+    assert imitation._priority[0] == 0
+    # the critic of now expects nothing, and the policy has a choice of four
+    predict(loss, 0.0)
+    imitation.loss()
+    assert smallest < float(imitation._priority[0]) < largest
+
+
+def test_a_bad_end_makes_the_step_before_it_a_good_one() -> None:
+    """What follows may be worse than expected: without it, the step was as much better."""
+    loss, batch = make()
+    batch["action_log_prob"] = torch.full_like(batch["action_log_prob"], -100.0)
+    batch["is_init"] = torch.zeros_like(batch["is_init"])
+    batch["value_target"] = batch["state_value"].clone()
+    batch["value_target"][4, 6] -= 2.0
+    for decay, expected in ((0.0, 0.0), (0.5, 1.0)):
+        imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, trace_decay=decay)
+        imitation.add(batch)
+        assert float(imitation._priority) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("trace_decay", [-0.1, 1.5, float("nan")])
+def test_a_trace_decay_out_of_range(trace_decay: float) -> None:
+    loss, _ = make()
+    with pytest.raises(ValueError, match=rf"^trace_decay={trace_decay} must be between 0 and 1$"):
+        SelfImitation(loss, coeff=1.0, trace_decay=trace_decay)
+
+
+@pytest.mark.parametrize("trace_decay", [0.0, 0.9])
+def test_networks_that_read_no_resets(trace_decay: float) -> None:
+    """Priorities of steps need them all the same, and what was kept without them goes on."""
+    torch.manual_seed(0)
+    operator = make_actor_critic(TMazeEnv(4), make_mlp)
+    loss = LeanClipPPOLoss(operator.get_policy_operator(), operator.get_value_head())
+    assert "is_init" not in loss.in_keys
+    collector = RolloutCollector(
+        TMazeEnv, get_behavior(operator), num_envs=4, rollout_length=12, total_frames=1
+    )
+    (batch,) = collector
+    collector.close()
+    batch["state_value"] = run(loss, batch)[1]
+    batch["value_target"] = batch["state_value"] + 1.0
+    imitation = SelfImitation(loss, coeff=1.0, trace_decay=trace_decay)
+    for _ in range(2):
+        imitation.add(batch)
+        imitation.loss().backward()
+    assert imitation._kept is not None
+    assert ("is_init" in imitation._kept.keys()) == bool(trace_decay)
 
 
 def test_the_next_episode_is_not_the_next_step() -> None:
@@ -138,7 +199,7 @@ def test_the_next_episode_is_not_the_next_step() -> None:
     batch["value_target"][4, 5:7] += torch.tensor([[3.0], [2.0]])
     for starts, expected in ((False, 2.0), (True, 3.0)):
         batch["is_init"][4, 6] = starts
-        imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, decay=1.0)
+        imitation = SelfImitation(loss, coeff=1.0, num_sequences=1, trace_decay=1.0)
         imitation.add(batch)
         assert float(imitation._priority) == pytest.approx(expected, rel=1e-5)
 

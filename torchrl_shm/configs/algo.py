@@ -11,8 +11,8 @@ from torchrl_shm.training import ReplayStorage
 
 Credit = Literal["episode", "step"]
 """What GRPO compares: whole episodes, or what follows each step."""
-Surprise = Literal["return", "step"]
-"""What self-imitation compares with the value: all that follows, or a step alone."""
+ImitationPriority = Literal["return", "step"]
+"""What self-imitation compares with the value: all that follows a step, or the step alone."""
 
 
 @dataclass
@@ -34,8 +34,9 @@ class PPO:
         max_grad_norm: bound on the norm of the gradient; infinity for none.
         imitation_coeff: weight of learning again from the sequences that turned out better than
             expected, see `torchrl_shm.training.SelfImitation`; 0 for none.
-        imitation_priority: which of them are kept, those with a surprising return, or with a
-            surprising step where luck with small rewards would hide it.
+        imitation_priority: which of them are kept: `"return"`, those after whose steps more came
+            than expected, or `"step"`, those with one step that brought more. Where many small
+            rewards lie on the way, luck with them hides such a step from the first.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
             one. Evaluation always uses the task's own reward.
 
@@ -60,7 +61,7 @@ class PPO:
     critic_coeff: float = 0.5
     max_grad_norm: float = 0.5
     imitation_coeff: float = 0.0
-    imitation_priority: Surprise = "return"
+    imitation_priority: ImitationPriority = "return"
     shaping: float = 1.0
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class PPO:
             not_negative=("imitation_coeff",),
             shares=("gamma", "lmbda"),
         )
-        check_option("algo.imitation_priority", self.imitation_priority, Surprise)
+        check_option("algo.imitation_priority", self.imitation_priority, ImitationPriority)
 
     def check_batch(self, num_envs: int) -> None:
         """Refuse minibatches that a batch does not fill.

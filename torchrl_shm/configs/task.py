@@ -56,7 +56,7 @@ class RecipeTask(Zen[..., Any]):
             os._exit(0)
         hydra = HydraConfig.get()
         names = {name: hydra.runtime.choices[name] for name in ("env", "memory")}
-        if names["env"] == "gym":
+        if names["env"] == "gym" and not OmegaConf.is_missing(cfg.env, "id"):
             # `env=gym` is many tasks, and the module that registers one is no part of its name
             names["env"] = str(cfg.env.id).rpartition(":")[2]
         if actor := hydra.runtime.choices.get("network/actor_memory"):

@@ -112,6 +112,8 @@ def _grpo(env: str) -> Values | None:
         # has no layouts that groups could share
         return None
     values = _whole_episodes(env)
+    # the number of environments was chosen with PPO
+    values["experiment"].pop("num_envs", None)
     if env.startswith(("wind", "point_robot")):
         # there are rewards along the way, and those far away are noise
         values["algo"] |= {"credit": "step", "gamma": 0.9, "learning_rate": 1.5e-3}

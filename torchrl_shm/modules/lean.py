@@ -25,6 +25,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.envs import Compose, TransformedEnv
 
 from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
@@ -74,6 +75,10 @@ class MemoryPrimer(BranchPrimer):
         is_init_key: key of the reset flags.
         state: `"lean"` stacks the memory at the start of each sequence, `"zero"` none, `"stored"`
             that of every step; see `MemoryModule`.
+        owner: tells the primers of one module from those of others.
+
+    Raises:
+        ValueError: when the environment is used, it has another memory of this key.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class MemoryPrimer(BranchPrimer):
         num_choices: int | None = None,
         is_init_key: NestedKey = "is_init",
         state: State = "lean",
+        owner: int | None = None,
     ) -> None:
         leaves: dict[NestedKey, Any] = {
             memory_key: Unbounded(torch.Size(memory_shape), dtype=memory_dtype)
@@ -105,6 +111,8 @@ class MemoryPrimer(BranchPrimer):
         self._memory_dtype = memory_dtype
         self.is_init_key = is_init_key
         self.state: State = state
+        self._owner = owner
+        self._draws = choice_key is not None
         self._registered: weakref.ref[Any] | None = None
         self._forget_collector()
 
@@ -172,11 +180,28 @@ class MemoryPrimer(BranchPrimer):
         env: Any = None if self._fitted else self.parent
         # the parent has the transforms before this one alone
         if env is not None and self.memory_key in env.full_state_spec.keys(True, True):
-            raise ValueError(
-                f"two primers start the memory {self.memory_key!r}: give every memory of a policy "
-                "another memory_key, and append the primer of each once"
-            )
+            self._refuse_another(env)
         super()._fit_to_env()
+
+    def _refuse_another(self, env: Any) -> None:
+        """Refuse what would share the memory, but for the same module that runs once more."""
+        owners: set[int | None] = set()
+        while isinstance(env, TransformedEnv):
+            transform: Any = env.transform
+            parts = transform if isinstance(transform, Compose) else [transform]
+            same_key = (x for x in parts if getattr(x, "memory_key", None) == self.memory_key)
+            owners.update(getattr(x, "_owner", None) for x in same_key)
+            env = env.base_env
+        if owners != {self._owner} or self._owner is None:
+            raise ValueError(
+                f"the environment has an entry {self.memory_key!r} already: give every memory of a "
+                "policy another memory_key, and append the primer of each once"
+            )
+        if self._draws:
+            raise ValueError(
+                f"the memory {self.memory_key!r} runs twice in each step of the policy, with other "
+                "random choices: run what its parts share once (torchrl.modules.ActorValueOperator)"
+            )
 
     def transform_input_spec(self, input_spec: Composite) -> Composite:
         """Declare the shares, whose width follows from the length of the collected sequences.
@@ -211,8 +236,9 @@ class MemoryPrimer(BranchPrimer):
         stacked = tensordict if carrier is None else carrier
         is_init, role = tensordict.get(self.is_init_key), tensordict.get(self.role_key, None)
         # TensorDictPrimer hands on what nobody has written, as in random first frames
-        unwritten = role is not None and came_next.get(self.role_key, None) is role
-        if unwritten:
+        unwritten = False
+        if role is not None and came_next.get(self.role_key, None) is role:
+            unwritten = True
             role = roles_of(role, expand_flags(is_init, root, role.shape[len(root) :]))
             put(stacked, {self.role_key: role})
             put(came_next, {self.role_key: -role})

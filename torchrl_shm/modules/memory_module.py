@@ -209,6 +209,7 @@ class MemoryModule(TensorDictModuleBase):
             num_choices=self.cell.num_choices,
             is_init_key=self.is_init_key,
             state=self.state,
+            owner=id(self),
         )
 
     @dispatch(dest="_dispatch_keys")

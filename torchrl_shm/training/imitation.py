@@ -30,9 +30,10 @@ class SelfImitation:
     step, is drawn in proportion to the square of it, and gets the one of now when it is drawn.
 
     Where many small rewards lie on the way, a return is above the expected one by the luck of them
-    all, which grows with the way and then hides a success. With `decay` a step has the priority of
-    its own surprise, without that of the steps that follow: what is left is the temporal
-    difference.
+    all, which grows with the way and then hides a success. With `trace_decay` a step has the
+    priority of its own surprise, without that of the steps that follow: what is left is the
+    temporal difference. It is exact when a sequence is added; later, targets of then and values of
+    now mix, by the less the closer lambda is to 1.
 
     Where rewards are divided by a running scale, returns are kept in the task's own units.
 
@@ -46,13 +47,12 @@ class SelfImitation:
             few sequences by heart.
         sequences_per_minibatch: how many of the sequences are drawn for a gradient step.
         num_sequences: how many are kept, those with the greatest priority.
-        decay: by which the surprise of the next step is multiplied before a step's priority is
-            counted without it: discount times lambda of the estimator that made the targets leaves
-            the step's own, and 0 all that follows it.
+        trace_decay: discount times lambda of the estimator that made the targets, for priorities of
+            single steps; 0 for those of all that follows a step.
 
     Raises:
-        ValueError: `coeff` is negative or not finite, a number is not positive, or `decay` is not
-            between 0 and 1.
+        ValueError: `coeff` is negative or not finite, a number is not positive, or
+            `trace_decay` is not between 0 and 1.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -76,18 +76,18 @@ class SelfImitation:
         coeff: float,
         sequences_per_minibatch: int = 4,
         num_sequences: int = 256,
-        decay: float = 0.0,
+        trace_decay: float = 0.0,
     ) -> None:
         if not 0 <= coeff < math.inf:
             raise ValueError(f"coeff={coeff} must be a finite number that is not negative")
         check_count("sequences_per_minibatch", sequences_per_minibatch)
         check_count("num_sequences", num_sequences)
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay={decay} must be between 0 and 1")
+        if not 0 <= trace_decay <= 1:
+            raise ValueError(f"trace_decay={trace_decay} must be between 0 and 1")
         self.coeff = coeff
         self.sequences_per_minibatch = sequences_per_minibatch
         self.num_sequences = num_sequences
-        self.decay = decay
+        self.trace_decay = trace_decay
         self._loss = loss
         self._kept: TensorDictBase | None = None
         self._priority = torch.zeros(0)
@@ -101,7 +101,7 @@ class SelfImitation:
 
         Args:
             batch: sequences `[B, T]` with the entries that the loss reads, the target of the value
-                and the value.
+                and the value, and with `trace_decay` also `is_init`.
             scale: by which the rewards of the batch were divided.
 
         Raises:
@@ -116,7 +116,9 @@ class SelfImitation:
         self._spread, self._scale = float(gain.std()), scale
         priority = self._prioritize(gain, batch, batch[keys.sample_log_prob])
         new = priority.topk(min(len(batch), math.ceil(self.num_sequences * self._NEW)))
-        entries = {*self._loss.in_keys, "is_init"} - {keys.advantage, keys.sample_log_prob}
+        entries = set(self._loss.in_keys) - {keys.advantage, keys.sample_log_prob}
+        if self.trace_decay:
+            entries.add("is_init")
         kept = batch.select(*entries, strict=False)[new.indices]
         kept[keys.value_target] = kept[keys.value_target] * scale
         priority = new.values
@@ -152,10 +154,10 @@ class SelfImitation:
 
     def _prioritize(self, gain: Tensor, data: TensorDictBase, log_prob: Tensor) -> Tensor:
         """Priority of sequences `[B]` from what their steps brought beyond the value."""
-        if self.decay:
+        if self.trace_decay:
             goes_on = ~data["is_init"][:, 1:].squeeze(-1)
             after = gain[:, 1:] * goes_on
-            gain = gain - self.decay * torch.nn.functional.pad(after, (0, 1))
+            gain = gain - self.trace_decay * torch.nn.functional.pad(after, (0, 1))
         # a density above 1 is as good as certain
         otherwise = (1 - log_prob.exp()).clamp(min=0)
         return (gain.clamp(min=0) * otherwise).nan_to_num(0.0).amax(1) * self._scale
