@@ -79,7 +79,7 @@ def start_slurm(folder: Path) -> Iterator[None]:
         wait_until(lambda: slurm("sinfo", "-h", "-o", "%D %t", "-p", "all") == "2 idle")
         yield
     finally:
-        # both end what they began
+        # all of them end what they began
         slurm("scancel", "--full", "-u", values["user"])
         try:
             wait_until(lambda: not slurm("squeue", "-h", "-t", "running,completing"))

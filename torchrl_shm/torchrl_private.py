@@ -108,7 +108,7 @@ def only_steps(collector: Any) -> bool:
     """
     c, env = collector, collector.env
     return not (
-        c._should_use_random_frames()
+        is_random(c)
         or c._cast_to_policy_device
         or c._compact_next_keys
         or c._truncated_keys

@@ -90,12 +90,13 @@ def _ppo(env: str) -> Values | None:
 
 def _whole_episodes(env: str) -> Values:
     """What suits a task under algorithms that want whole episodes, beginning with their length."""
-    # those of Wind were tried with PPO alone
+    # those of Wind, and numbers of environments, were tried with PPO alone
     nothing: Values = {"experiment": {}, "algo": {}, "network": {}}
     values = nothing if env in _WIND else _ppo(env) or nothing
     kept = {"rollout_length": values["algo"].get("rollout_length", 100)}
     kept |= {"rollout_length": _LENGTHS[env]} if env in _LENGTHS else {}
-    return {"experiment": dict(values["experiment"]), "algo": kept, "network": values["network"]}
+    experiment = {key: x for key, x in values["experiment"].items() if key != "num_envs"}
+    return {"experiment": experiment, "algo": kept, "network": values["network"]}
 
 
 def _reinforce(env: str) -> Values:
@@ -112,8 +113,6 @@ def _grpo(env: str) -> Values | None:
         # has no layouts that groups could share
         return None
     values = _whole_episodes(env)
-    # the number of environments was chosen with PPO
-    values["experiment"].pop("num_envs", None)
     if env.startswith(("wind", "point_robot")):
         # there are rewards along the way, and those far away are noise
         values["algo"] |= {"credit": "step", "gamma": 0.9, "learning_rate": 1.5e-3}
