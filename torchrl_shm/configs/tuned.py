@@ -71,8 +71,8 @@ def _ppo(env: str) -> Values | None:
         if length == 500:
             # half as many episodes fit into the frames, so batches are smaller; and luck with so
             # many apples would hide the door
-            algo |= {"sequences_per_minibatch": 8, "imitation_priority": "step"}
-            experiment["num_envs"] = 128
+            algo |= {"sequences_per_minibatch": 4, "imitation_priority": "step"}
+            experiment["num_envs"] = 64
     elif env.startswith("popgym_"):
         # games are about every single step, so the policy must not get sure of some too early
         algo = {**_LONG, "gamma": 0.0 if env.startswith(_ANSWERS) else 0.99, "imitation_coeff": 0.0}
