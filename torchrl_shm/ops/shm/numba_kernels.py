@@ -16,7 +16,7 @@ _compile: Any = numba.njit(
 _LANES = 16
 
 
-@numba.njit(cache=True, inline="always", fastmath={"contract", "reassoc", "nsz", "arcp"})
+@numba.njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
 def _gate(z: Any) -> Any:
     """`1 + tanh(z)` by a rational minimax fit of tanh on [-9, 9], to 3e-7."""
     z = _f32(9.0) if z > _f32(9.0) else z
@@ -35,6 +35,34 @@ def _gate(z: Any) -> Any:
     return _f32(1.0) + z * p / r
 
 
+# loops, for numba takes three times as long to compile what is written with slices
+@_compile
+def _load(matrix: Any, source: Any) -> None:
+    """Copy what is stored, `[H, H]`, into a matrix with padded rows, and 0 into the padding."""
+    size, width = matrix.shape
+    for i in range(size):
+        for j in range(width):
+            # a NaN may be left in the padding
+            matrix[i, j] = source[i, j] if j < size else _f32(0.0)
+
+
+@_compile
+def _store(target: Any, matrix: Any) -> None:
+    """Copy a matrix without the padding of its rows."""
+    size = len(matrix)
+    for i in range(size):
+        for j in range(size):
+            target[i, j] = matrix[i, j]
+
+
+@_compile
+def _clear(matrix: Any) -> None:
+    size, width = matrix.shape
+    for i in range(size):
+        for j in range(width):
+            matrix[i, j] = _f32(0.0)
+
+
 @_compile
 def forward(
     start: int, stop: int, chunk: int, clamp: float,
@@ -49,17 +77,17 @@ def forward(
     width = (size + _LANES - 1) // _LANES * _LANES
     bounded, bound = clamp > 0, _f32(clamp)
     memory = np.zeros((size, width), np.float32)
-    c, key, query = np.zeros((3, width), np.float32)
+    rows = np.zeros((3, width), np.float32)
+    c, key, query = rows[0], rows[1], rows[2]
     for b in range(start, stop):
-        # the padding too, which may hold a NaN of the previous sequence
-        memory[:] = 0
-        memory[:, :size] = final[b]
+        _load(memory, final[b])
         for t in range(steps):
             if len(checkpoints) > 0 and t % chunk == 0:
-                checkpoints[t // chunk, b] = memory[:, :size]
+                _store(checkpoints[t // chunk, b], memory)
             if is_init[b, t]:
-                memory[:] = 0
-            c[:size], key[:size], query[:size] = vc[b, t], k[b, t], q[b, t]
+                _clear(memory)
+            for j in range(size):
+                c[j], key[j], query[j] = vc[b, t, j], k[b, t, j], q[b, t, j]
             for i in range(size):
                 row, write = theta[b, t, i], v[b, t, i]
                 total = _f32(0.0)
@@ -71,7 +99,7 @@ def forward(
                     memory[i, j] = m
                     total += m * query[j]
                 y[b, t, i] = total
-        final[b] = memory[:, :size]
+        _store(final[b], memory)
 
 
 @_compile
@@ -91,21 +119,22 @@ def backward(
     adjoint = np.zeros((size, width), np.float32)
     gates = np.zeros((chunk, size, width), np.float32)
     products = np.zeros((chunk, size, width), np.float32)
-    c, key, query = np.zeros((3, width), np.float32)
-    dc, dkey, dquery = np.zeros((3, width), np.float32)
+    rows = np.zeros((3, width), np.float32)
+    c, key, query = rows[0], rows[1], rows[2]
+    drows = np.zeros((3, width), np.float32)
+    dc, dkey, dquery = drows[0], drows[1], drows[2]
     for b in range(start, stop):
-        adjoint[:] = 0
-        adjoint[:, :size] = dmemory[b]
+        _load(adjoint, dmemory[b])
         for n in range(len(checkpoints) - 1, -1, -1):
             first = n * chunk
             last = min(first + chunk, steps)
-            memory[:] = 0
-            memory[:, :size] = checkpoints[n, b]
+            _load(memory, checkpoints[n, b])
             for t in range(first, last):
                 s = t - first
                 if is_init[b, t]:
-                    memory[:] = 0
-                c[:size], key[:size] = vc[b, t], k[b, t]
+                    _clear(memory)
+                for j in range(size):
+                    c[j], key[j] = vc[b, t, j], k[b, t, j]
                 for i in range(size):
                     row, write = theta[b, t, i], v[b, t, i]
                     for j in range(width):
@@ -120,8 +149,9 @@ def backward(
                         memory[i, j] = m
             for t in range(last - 1, first - 1, -1):
                 s = t - first
-                c[:size], key[:size], query[:size] = vc[b, t], k[b, t], q[b, t]
-                dc[:], dkey[:], dquery[:] = 0, 0, 0
+                for j in range(size):
+                    c[j], key[j], query[j] = vc[b, t, j], k[b, t, j], q[b, t, j]
+                    dc[j], dkey[j], dquery[j] = _f32(0.0), _f32(0.0), _f32(0.0)
                 for i in range(size):
                     row, write, out = theta[b, t, i], v[b, t, i], dy[b, t, i]
                     drow, dwrite = _f32(0.0), _f32(0.0)
@@ -143,7 +173,8 @@ def backward(
                         dc[j] += dz * row
                         adjoint[i, j] = d * gate
                     dtheta[b, t, i], dv[b, t, i] = drow, dwrite
-                dvc[b, t], dk[b, t], dq[b, t] = dc[:size], dkey[:size], dquery[:size]
+                for j in range(size):
+                    dvc[b, t, j], dk[b, t, j], dq[b, t, j] = dc[j], dkey[j], dquery[j]
                 if is_init[b, t]:
-                    adjoint[:] = 0
-        dmemory[b] = adjoint[:, :size]
+                    _clear(adjoint)
+        _store(dmemory[b], adjoint)
