@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from tests.modules._helpers import EXACT, run_steps
 from torchrl_shm.modules import SHM, Calibration, SHMModule
+from torchrl_shm.modules._features import rectify
 from torchrl_shm.ops import Backend
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -357,7 +358,7 @@ def test_rows_that_forget(calibration: Calibration) -> None:
     assert_close(memory, last)
     y.sum().backward()
     assert (cell.vc.bias.grad != 0).all()
-    assert "span=100, forget=True, clamp=None" in repr(cell)
+    assert "span=100, forget=True, revive=True, clamp=None" in repr(cell)
 
 
 def test_rows_that_forget_in_a_low_precision() -> None:
@@ -382,6 +383,55 @@ def test_what_cannot_forget(options: dict[str, Any], given: str) -> None:
         SHM(5, 3, forget=True, **options)
 
 
+@pytest.mark.parametrize("revive", [True, False])
+def test_gradients_of_silent_rows(revive: bool) -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0], [-1.0, -2.0, -3.0]], requires_grad=True)
+    weights = rectify(x, revive)
+    assert_close(weights, torch.tensor([[0.25, 0.0, 0.75], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0.0)
+    upstream = torch.tensor([[1.0, 5.0, 0.0], [1.0, -5.0, 0.0]])
+    (grad,) = torch.autograd.grad(weights, x, upstream)
+    # of a / (a + b), along what is positive
+    assert_close(grad[0], torch.tensor([0.1875, 0.0, -0.0625]), atol=1e-5, rtol=0.0)
+    assert grad[1].tolist() == (upstream[1].tolist() if revive else [0.0, 0.0, 0.0])
+    with torch.no_grad():
+        assert rectify(x, revive).equal(weights)
+
+
+@pytest.mark.parametrize("name", ["key", "query"])
+def test_what_is_silent_is_learned_again(name: str) -> None:
+    """A key or query that is zero finds its column, and without `revive` nothing at all."""
+    torch.manual_seed(0)
+    cell: Any = SHM(5, 3, memory_size=6, calibration="none", shortcut=False, dtype=torch.float64)
+    x, memory = torch.randn(1, 1, 5, dtype=torch.float64), torch.eye(6, dtype=torch.float64)
+    # written and read in the third column alone
+    column = torch.tensor([[-1.0], [-1.0], [1.0], [-1.0], [-1.0], [-1.0]], dtype=torch.float64)
+    target = copy.deepcopy(cell)
+    with torch.no_grad():
+        for layer in (target.key, target.query):
+            layer.weight.copy_(column * target.norm(x[0]))
+    wanted = target(x, memory[None])[0].detach()
+    ends: dict[bool, float] = {}
+    for revive in (True, False):
+        cell = copy.deepcopy(target)
+        cell.revive = revive
+        weight = getattr(cell, name).weight
+        with torch.no_grad():
+            weight.copy_(-0.1 * column.abs() * cell.norm(x[0]))
+        start = weight.detach().clone()
+        optimizer = torch.optim.Adam([weight], lr=0.01)
+        losses: list[float] = []
+        for _ in range(100):
+            loss = (cell(x, memory[None])[0] - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        ends[revive] = losses[-1] / losses[0]
+        assert weight.equal(start) is not revive
+    assert ends[True] < 0.05
+    assert ends[False] == 1.0
+
+
 @every_calibration
 def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
     torch.manual_seed(1)
@@ -393,8 +443,9 @@ def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
 
 
 def test_sizes_are_shown() -> None:
-    assert "memory_size=6, num_theta=7, calibration='random', span=None, forget=False" in repr(
-        make()
+    assert (
+        "memory_size=6, num_theta=7, calibration='random', span=None, forget=False, revive=True"
+        in repr(make())
     )
 
 

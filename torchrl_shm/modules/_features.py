@@ -55,3 +55,26 @@ def sum_to_one(x: Tensor) -> Tensor:
 def read_matrix(memory: Tensor, x: Tensor) -> Tensor:
     """Multiply matrices `[..., V, K]` with vectors `[..., K]`."""
     return (memory @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def rectify(x: Tensor, revive: bool) -> Tensor:
+    """Weights of columns: what is positive of `x`, divided by its sum.
+
+    Where nothing is positive all weights are zero, and so are their gradients: from an input like
+    that nothing is ever written or read again, whatever is learned.
+
+    Args:
+        x: features of shape `[..., H]`.
+        revive: pass the gradient of such rows on, as though weights were the features themselves.
+            The weights are the same.
+
+    Returns:
+        Weights of shape `[..., H]`, which sum to one, or to zero.
+    """
+    positive = torch.relu(x)
+    weights = sum_to_one(positive)
+    if not revive or not torch.is_grad_enabled():
+        return weights
+    silent = positive.sum(-1, keepdim=True) == 0
+    # adds zero, with a gradient of one
+    return torch.addcmul(weights, silent.to(x.dtype), x - x.detach())

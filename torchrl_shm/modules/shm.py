@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.checks import check_count, check_option
-from torchrl_shm.modules._features import input_norm, sum_to_one
+from torchrl_shm.modules._features import input_norm, rectify
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
@@ -69,6 +69,9 @@ class SHM(nn.Module):
             the last few steps tell, such as a velocity, is hard to read from a memory that only
             adds, since all that came before is read with it. With "random" and "fixed", and a
             `span`; not inside an ensemble that draws its parameters anew, which mixes the rows.
+        revive: let keys and queries learn that the ReLU has silenced in all columns. They are zero
+            either way, but the released code (`False`) also stops their gradient, so what they
+            belong to, a step of the episode for example, is never written or read again.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -102,6 +105,7 @@ class SHM(nn.Module):
         norm: bool = True,
         span: int | None = None,
         forget: bool = False,
+        revive: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
         fast_gate: bool = False,
@@ -133,6 +137,7 @@ class SHM(nn.Module):
         self.memory_size = memory_size
         self.span = span
         self.forget = forget
+        self.revive = revive
         self.calibration: Calibration = calibration
         self.clamp = clamp
         self.backend: Backend = backend
@@ -303,7 +308,8 @@ class SHM(nn.Module):
             backend: implementation of the scan.
 
         Returns:
-            The cell; equal to the original in outputs and gradients for equal rows of theta.
+            The cell; equal to the original in outputs and gradients for equal rows of theta. It
+            does not `revive`.
 
         Raises:
             KeyError: names are missing or unknown.
@@ -343,6 +349,7 @@ class SHM(nn.Module):
             num_theta=ours["theta"].shape[0],
             calibration=calibration,
             shortcut="shortcut.weight" in ours,
+            revive=False,
             clamp=clamp,
             backend=backend,
             device=ours["theta"].device,
@@ -356,7 +363,7 @@ class SHM(nn.Module):
         return (
             f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
             f"calibration={self.calibration!r}, span={self.span}, forget={self.forget}, "
-            f"clamp={self.clamp}, backend={self.backend!r}"
+            f"revive={self.revive}, clamp={self.clamp}, backend={self.backend!r}"
         )
 
     def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:
@@ -389,7 +396,7 @@ class SHM(nn.Module):
         projected = F.linear(normed, torch.cat([layer.weight for layer in maps]))
         # which autocast computes in a lower precision than the norm and theta
         features, v, eta, *rest = projected.to(normed.dtype).split(sizes, -1)
-        k, q = sum_to_one(torch.relu(features.unflatten(-1, (2, -1)))).unbind(-2)
+        k, q = rectify(features.unflatten(-1, (2, -1)), self.revive).unbind(-2)
         v = torch.sigmoid(eta) * v
         theta, vc = (
             rest.pop(0) if isinstance(source, nn.Linear) else _factor(source, v, theta_index)
