@@ -99,9 +99,14 @@ def _memories() -> list[SuiteRun]:
 def _ablation() -> list[SuiteRun]:
     kinds = ["", "_fixed", "_neural", "_none", "_constant", "_noise"]
     clocks = (("", ()), ("no_time", ("network.time_size=0",)))
-    return [
+    made = [
         SuiteRun("popgym_autoencode_easy", f"shm{kind}", seed, variant, options)
         for (variant, options), kind, seed in product(clocks, kinds, _OURS)
+    ]
+    # as released, beside the runs of `paper_popgym`
+    lost = ("memory.revive=false",)
+    return made + [
+        SuiteRun("popgym_repeat_previous_easy", "shm", seed, "not_revived", lost) for seed in _OURS
     ]
 
 
