@@ -72,6 +72,7 @@ MADE: dict[str, Callable[[], str]] = {
     "memories/sizes_state.md": lambda: sizes_table("state"),
     "memories/latency.md": lambda: latency.report(read_json("memories/latency.json")),
     "paper_credit/table.md": lambda: suite_table(load_suite(RESULTS / "paper_credit")),
+    "paper_popgym/table.md": lambda: suite_table(load_suite(RESULTS / "paper_popgym")),
     "scaling/ranks.md": lambda: ranks.report(read_json("scaling/ranks.json")),
     "scaling/workers.md": lambda: workers.report(read_json("scaling/workers.json")),
     "scan/cpu.md": scan_table,
