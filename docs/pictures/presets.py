@@ -19,7 +19,6 @@ RESULTS = Path(__file__).parents[1] / "results"
 SOURCES = {
     "paper_credit/summary.csv": "[Visual Match and Key-to-Door](credit.md)",
     "paper_popgym/summary.csv": "[POPGym](popgym.md)",
-    "ablation/summary.csv": "[POPGym, as released](popgym.md)",
     "wind/summary.csv": "[Wind](wind.md)",
     "memories/wind": "[All memories on Wind](memories.md), a quarter of the frames",
     "gym/pendulum.csv": "[Hidden velocities](gym.md)",

@@ -115,6 +115,8 @@ def test_released_sizes_dtype_and_options_are_kept() -> None:
     cell = SHM.from_reference({key: p.float() for key, p in parameters.items()}, backend="chunked")
     assert (cell.input_size, cell.output_size, cell.memory_shape) == (10, 5, (24, 24))
     assert (cell.num_choices, cell.clamp, cell.backend) == (128, None, "chunked")
+    # gradients too are those of the original
+    assert not cell.revive
     assert {p.dtype for p in cell.parameters()} == {torch.float32}
     assert SHM.from_reference(load("standalone")[1]).shortcut is None
 
@@ -395,6 +397,10 @@ def test_gradients_of_silent_rows(revive: bool) -> None:
     assert grad[1].tolist() == (upstream[1].tolist() if revive else [0.0, 0.0, 0.0])
     with torch.no_grad():
         assert rectify(x, revive).equal(weights)
+    # outputs are the same where a number is not finite, too
+    x = torch.tensor([[-math.inf, 1.0, 3.0], [-math.inf, -1.0, -1.0]], requires_grad=True)
+    weights = rectify(x, revive)
+    assert_close(weights, torch.tensor([[0.0, 0.25, 0.75], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0.0)
 
 
 @pytest.mark.parametrize("name", ["key", "query"])

@@ -69,8 +69,8 @@ def _ppo(env: str) -> Values | None:
         network = _TIME
         experiment["total_frames"] = 10_000_000 if length > 100 else 4_000_000
         if length == 500:
-            # half as many episodes fit into the frames, so batches are smaller; and luck with so
-            # many apples would hide the door
+            # fewer episodes fit into the frames, and with smaller batches the runs got further; and
+            # luck with so many apples would hide the door
             algo |= {"sequences_per_minibatch": 4, "imitation_priority": "step"}
             experiment["num_envs"] = 64
     elif env.startswith("popgym_"):

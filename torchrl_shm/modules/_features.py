@@ -60,21 +60,22 @@ def read_matrix(memory: Tensor, x: Tensor) -> Tensor:
 def rectify(x: Tensor, revive: bool) -> Tensor:
     """Weights of columns: what is positive of `x`, divided by its sum.
 
-    Where nothing is positive all weights are zero, and so are their gradients: from an input like
-    that nothing is ever written or read again, whatever is learned.
+    Where nothing is positive all weights are zero, and so is their gradient with respect to `x`:
+    nothing that is learned from such features brings them back.
 
     Args:
         x: features of shape `[..., H]`.
-        revive: pass the gradient of such rows on, as though weights were the features themselves.
-            The weights are the same.
+        revive: pass the gradient on where nothing is positive, as though the weights were the
+            features themselves. The weights are the same.
 
     Returns:
         Weights of shape `[..., H]`, which sum to one, or to zero.
     """
     positive = torch.relu(x)
-    weights = sum_to_one(positive)
+    total = positive.sum(-1, keepdim=True)
+    weights = positive / (_EPS + total)
     if not revive or not torch.is_grad_enabled():
         return weights
-    silent = positive.sum(-1, keepdim=True) == 0
-    # adds zero, with a gradient of one
-    return torch.addcmul(weights, silent.to(x.dtype), x - x.detach())
+    # zero with a gradient of one; the difference of two infinities is no number
+    passed = torch.nan_to_num(x - x.detach(), nan=0.0)
+    return torch.addcmul(weights, (total == 0).to(x.dtype), passed)

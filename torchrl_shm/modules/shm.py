@@ -70,8 +70,8 @@ class SHM(nn.Module):
             adds, since all that came before is read with it. With "random" and "fixed", and a
             `span`; not inside an ensemble that draws its parameters anew, which mixes the rows.
         revive: let keys and queries learn that the ReLU has silenced in all columns. They are zero
-            either way, but the released code (`False`) also stops their gradient, so what they
-            belong to, a step of the episode for example, is never written or read again.
+            either way, but in the released code (`False`) so is their gradient, and what they
+            stand for, a step of the episode for example, may never be written or read again.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.

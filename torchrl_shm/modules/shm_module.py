@@ -34,6 +34,7 @@ class SHMModule(MemoryModule):
         norm: see `SHM`; `False` for one or two raw features.
         span: see `SHM`.
         forget: see `SHM`.
+        revive: see `SHM`.
         clamp: see `SHM`.
         backend: see `torchrl_shm.ops.shm_scan`.
         fast_gate: see `SHM`.

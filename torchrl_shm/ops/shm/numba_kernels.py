@@ -16,7 +16,7 @@ _compile: Any = numba.njit(
 _LANES = 16
 
 
-@numba.njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+@_compile
 def _gate(z: Any) -> Any:
     """`1 + tanh(z)` by a rational minimax fit of tanh on [-9, 9], to 3e-7."""
     z = _f32(9.0) if z > _f32(9.0) else z
