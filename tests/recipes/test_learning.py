@@ -13,7 +13,7 @@ from tests.recipes._helpers import command
 # Previous; but no memory solves Key-to-Door, for who always takes the key has nothing to remember
 TASKS = [
     ("t_maze_passive", "eval_success", 2_000_000, (0.9, 1.0), (0.4, 0.6)),
-    ("popgym_repeat_previous_easy", "eval_return", 1_000_000, (0.75, 1.0), (-0.6, -0.4)),
+    ("popgym_repeat_previous_easy", "eval_return", 1_000_000, (0.95, 1.0), (-0.6, -0.4)),
     ("visual_match_100", "eval_success", None, (0.95, 1.0), (0.2, 0.45)),
     ("visual_match_250", "eval_success", None, (0.95, 1.0), (0.2, 0.45)),
     ("key_to_door_100", "eval_success", None, (0.9, 1.0), (0.9, 1.0)),
