@@ -144,9 +144,8 @@ def main(
             advantage.shifted_budget = 1 + int(truncated.sum(-2).max())
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
-            # over the whole batch, not per minibatch of few sequences; where a task is solved, what
-            # is left is the error of the critic, which must not be blown up to a lesson
-            batch["advantage"] = standardize(batch["advantage"], least=0.1)
+            # over the whole batch, not per minibatch of few sequences
+            batch["advantage"] = standardize(batch["advantage"])
             imitation.add(batch, scale)
 
             # update: minibatches of whole sequences; the loss replays the memory with the gates

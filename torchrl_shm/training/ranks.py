@@ -222,28 +222,25 @@ def largest(number: Tensor) -> float:
     return float(number)
 
 
-def standardize(x: Tensor, least: float = 1e-4) -> Tensor:
+def standardize(x: Tensor) -> Tensor:
     """Shift and scale to a mean of 0 and a standard deviation of 1, over all processes.
 
     Args:
         x: floats `[...]` of any shape, the same everywhere.
-        least: a standard deviation below it counts as it; the default is that of TorchRL's `GAE`.
 
     Returns:
-        Floats `[...]` of that shape.
+        Floats `[...]` of that shape. Deviations below 1e-4 count as 1e-4, as in TorchRL's `GAE`.
 
     Examples:
         >>> import torch
         >>> from torchrl_shm.training.ranks import standardize
         >>> standardize(torch.tensor([1.0, 2.0, 3.0]))
         tensor([-1.2247,  0.0000,  1.2247])
-        >>> standardize(torch.tensor([0.99, 1.00, 1.01]), least=0.1)
-        tensor([-0.1000,  0.0000,  0.1000])
     """
     count = x.numel() * num_ranks()
     mean = _add_up(x.sum()) / count
     std = (_add_up((x - mean).square().sum()) / count).sqrt()
-    return (x - mean) / std.clamp_min(least)
+    return (x - mean) / std.clamp_min(1e-4)
 
 
 def _add_up(x: Tensor) -> Tensor:
