@@ -165,7 +165,8 @@ def plot_suite(suite: SuiteScores, path: str | Path) -> None:
             axes.plot(frames, mean, color=line.color, linewidth=line.width, zorder=line.zorder)
             axes.fill_between(frames, *confidence_band(values), color=line.color, alpha=0.12)
             ends[-1][memory] = float(mean[-1])
-        axes.set(title=f"{task}\n{column}")
+        # names that are longer than a panel is wide
+        axes.set(title=f"{task.removeprefix('popgym_')}\n{column}")
         dress(axes)
     for axes in grid[len(tasks) :]:
         axes.set_axis_off()
