@@ -26,7 +26,7 @@ from torchrl.modules import set_recurrent_mode
 from torchrl_shm import SHM as Cell
 from torchrl_shm.configs import instantiate_saved
 from torchrl_shm.figures.comparison import read_metrics, smooth
-from torchrl_shm.figures.style import SHM, Line, dress, label_curves, new_figure, save
+from torchrl_shm.figures.style import SHM, SMALL, Line, dress, label_curves, new_figure, save
 from torchrl_shm.networks import get_behavior
 from torchrl_shm.training import RolloutCollector, RunFolder
 
@@ -98,7 +98,7 @@ def draw_steps(axes: Any) -> None:
         title="revive=False, one agent", xlabel="step of the episode", ylabel="share",
         ylim=(0, 1.3), yticks=(0, 0.5, 1),
     )  # fmt: skip
-    axes.legend(fontsize=8.5, ncols=2, loc="upper center", frameon=False)
+    axes.legend(fontsize=SMALL, ncols=2, loc="upper center", frameon=False)
 
 
 def main() -> None:

@@ -57,6 +57,26 @@ def read_matrix(memory: Tensor, x: Tensor) -> Tensor:
     return (memory @ x.unsqueeze(-1)).squeeze(-1)
 
 
+class _PassOn(torch.autograd.Function):
+    """The weights as they are; features get the gradients of those that are zero together."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights: Tensor, x: Tensor) -> Tensor:
+        del x
+        return weights.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (weights,), (grad,) = ctx.saved_tensors, grads
+        return grad, grad * (weights.sum(-1, keepdim=True) == 0)
+
+
 def rectify(x: Tensor, revive: bool) -> Tensor:
     """Weights of columns: what is positive of `x`, divided by its sum.
 
@@ -71,11 +91,5 @@ def rectify(x: Tensor, revive: bool) -> Tensor:
     Returns:
         Weights of shape `[..., H]`, which sum to one, or to zero.
     """
-    positive = torch.relu(x)
-    total = positive.sum(-1, keepdim=True)
-    weights = positive / (_EPS + total)
-    if not revive or not torch.is_grad_enabled():
-        return weights
-    # zero with a gradient of one; the difference of two infinities is no number
-    passed = torch.nan_to_num(x - x.detach(), nan=0.0)
-    return torch.addcmul(weights, (total == 0).to(x.dtype), passed)
+    weights = sum_to_one(torch.relu(x))
+    return _PassOn.apply(weights, x) if revive and torch.is_grad_enabled() else weights
