@@ -35,6 +35,7 @@ from torchrl_shm.training import (
     TrainingRun,
     average_buffers,
     average_gradients,
+    change_lmbda,
     check_ratio,
     largest,
     make_test_env,
@@ -83,9 +84,11 @@ def main(
             seed=experiment.seed,
             device=device,
         )
+        # the critic may learn from what comes later than what the policy learns from
+        critic_lmbda = algo.lmbda if algo.critic_lmbda is None else algo.critic_lmbda
         advantage = GAE(
             gamma=algo.gamma,
-            lmbda=algo.lmbda,
+            lmbda=critic_lmbda,
             value_network=operator.get_value_operator(),
             shifted=True,
         )
@@ -102,7 +105,7 @@ def main(
             loss,
             coeff=algo.imitation_coeff,
             sequences_per_minibatch=-(-algo.sequences_per_minibatch // 4),
-            trace_decay=algo.gamma * algo.lmbda if algo.imitation_priority == "step" else 0.0,
+            trace_decay=algo.gamma * critic_lmbda if algo.imitation_priority == "step" else 0.0,
         )
         update = compiler.update(loss)
         parameters = list(loss.parameters())
@@ -144,6 +147,13 @@ def main(
             advantage.shifted_budget = 1 + int(truncated.sum(-2).max())
             with torch.no_grad(), set_recurrent_mode(True):
                 batch = advantage(batch)
+            batch["advantage"] = change_lmbda(
+                batch["advantage"],
+                done,
+                gamma=algo.gamma,
+                lmbda=critic_lmbda,
+                new_lmbda=algo.lmbda,
+            )
             # over the whole batch, not per minibatch of few sequences
             batch["advantage"] = standardize(batch["advantage"])
             imitation.add(batch, scale)

@@ -19,6 +19,7 @@ from torchrl_shm.configs import GRPO, PPO, SAC, Reinforce
         ({"max_grad_norm": 0.0}, r"algo\.max_grad_norm=0\.0 must be positive"),
         ({"gamma": 1.1}, r"algo\.gamma=1\.1 must be between 0 and 1"),
         ({"lmbda": float("nan")}, r"algo\.lmbda=nan must be between 0 and 1"),
+        ({"critic_lmbda": 1.5}, r"algo\.critic_lmbda=1\.5 must be between 0 and 1"),
         ({"imitation_coeff": float("inf")}, r"algo\.imitation_coeff=inf must be finite"),
         ({"shaping": float("nan")}, r"algo\.shaping=nan must be finite"),
         ({"entropy_coeff": float("-inf")}, r"algo\.entropy_coeff=-inf must be finite"),
@@ -47,6 +48,7 @@ def test_values_of_others_out_of_range(algo: Any, values: dict[str, Any], messag
 
 
 def test_bounds_are_allowed() -> None:
+    assert PPO(critic_lmbda=0).critic_lmbda == 0
     assert (PPO(gamma=0, lmbda=0).gamma, PPO(gamma=1, lmbda=1).gamma) == (0, 1)
     assert PPO(max_grad_norm=float("inf")).max_grad_norm == float("inf")
 

@@ -28,6 +28,8 @@ class PPO:
         anneal_lr: let the learning rate fall linearly to zero over the run.
         gamma: discount factor.
         lmbda: the lambda of generalized advantage estimation.
+        critic_lmbda: that of the targets that the critic learns, where `None` is `lmbda`. See
+            `torchrl_shm.training.change_lmbda`.
         clip_epsilon: clipping range of the probability ratio.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
@@ -56,6 +58,7 @@ class PPO:
     anneal_lr: bool = True
     gamma: float = 0.9
     lmbda: float = 0.95
+    critic_lmbda: float | None = None
     clip_epsilon: float = 0.2
     entropy_coeff: float = 0.0
     critic_coeff: float = 0.5
@@ -70,7 +73,11 @@ class PPO:
             counts=("rollout_length", "epochs", "sequences_per_minibatch"),
             positive=("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"),
             not_negative=("imitation_coeff",),
-            shares=("gamma", "lmbda"),
+            shares=(
+                "gamma",
+                "lmbda",
+                *(("critic_lmbda",) if self.critic_lmbda is not None else ()),
+            ),
         )
         check_option("algo.imitation_priority", self.imitation_priority, ImitationPriority)
 

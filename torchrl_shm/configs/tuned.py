@@ -44,11 +44,11 @@ def _ppo(env: str) -> Values | None:
         # the goal is as wide as a hundredth of the way, which sines and cosines tell apart; smaller
         # batches, and with them more updates, come as far in fewer frames
         algo, network = {}, _FINE
+        experiment = {"num_envs": 128, "total_frames": 1_200_000}
         if env == "wind":
             # a wind shows within a few moves, and with a shorter look ahead training gets further;
             # with ten winds to learn from, that is worse on those of the test (results/wind.md)
             algo["lmbda"] = 0.8
-        experiment = {"num_envs": 128, "total_frames": 1_200_000}
     elif env.startswith("t_maze"):
         algo = {**_DISCRETE, "rollout_length": 51 if env == "t_maze_passive" else 53}
         # the penalty depends on the step: without it, only a memory learns to walk
@@ -70,8 +70,10 @@ def _ppo(env: str) -> Values | None:
         experiment["total_frames"] = 10_000_000 if length > 100 else 4_000_000
         if length == 500:
             # fewer episodes fit into the frames, and with smaller batches the runs got further; and
-            # luck with so many apples would hide the door
+            # luck with so many apples would hide the door, from what is learned again and from a
+            # policy that learned from all of them
             algo |= {"sequences_per_minibatch": 4, "imitation_priority": "step"}
+            algo |= {"lmbda": 0.95, "critic_lmbda": 1.0}
             experiment["num_envs"] = 64
     elif env.startswith("popgym_"):
         # games are about every single step, so the policy must not get sure of some too early

@@ -1,6 +1,7 @@
 """The life of a run: collection, checkpoints, evaluation. Not the update loop."""
 
 from torchrl_shm.renamed import refuse_old_name
+from torchrl_shm.training.advantages import change_lmbda
 from torchrl_shm.training.checkpoints import Checkpoints, Which
 from torchrl_shm.training.collection import CollectorBackend, RolloutCollector
 from torchrl_shm.training.compiling import Compile, Compiler
@@ -53,6 +54,7 @@ __all__ = [
     "Which",
     "average_buffers",
     "average_gradients",
+    "change_lmbda",
     "check_ratio",
     "evaluate",
     "largest",
