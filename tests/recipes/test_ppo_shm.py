@@ -34,9 +34,16 @@ from tests.recipes._helpers import (
 from tests.training._helpers import MEMORIES
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import PPO
+from torchrl_shm.envs import KeyToDoorEnv
 from torchrl_shm.modules import make_mlp
 from torchrl_shm.networks import make_actor_critic
-from torchrl_shm.training import Experiment, RolloutCollector, RunFolder, check_ratio
+from torchrl_shm.training import (
+    Experiment,
+    RolloutCollector,
+    RunFolder,
+    SelfImitation,
+    check_ratio,
+)
 
 COLUMNS = (
     "update", "frames", "return", "success", "max_ratio", "learning_rate", "loss_objective",
@@ -279,6 +286,37 @@ def test_what_is_learned_from_again(tmp_path: Path) -> None:
         assert saved["priority"].any()
         found.append(saved)
     assert not torch.equal(found[0]["priority"], found[1]["priority"])
+
+
+def test_the_critic_looks_further_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets are of `critic_lmbda`, here whole returns; the policy has its own."""
+    seen: list[tuple[float, Any]] = []
+
+    def keep(self: SelfImitation, batch: Any, scale: float, **_: Any) -> None:
+        seen.append((self.trace_decay, batch.clone()))
+
+    monkeypatch.setattr(SelfImitation, "add", keep)
+    env = partial(KeyToDoorEnv, frames=(3, 14, 3))
+    options: Any = {"gamma": 0.9, "rollout_length": 20, "imitation_priority": "step"}
+    train(tmp_path, env=env, lmbda=0.5, critic_lmbda=1.0, **options)
+    for trace_decay, batch in seen:
+        assert trace_decay == 0.9
+        reward, value = batch["next", "reward"], batch["state_value"]
+        assert batch["next", "terminated"][:, -1].all()
+        left = torch.zeros_like(reward[:, 0])
+        near = torch.zeros_like(left)
+        after, returns, advantages = torch.zeros_like(left), [], []
+        for t in reversed(range(20)):
+            left = reward[:, t] + 0.9 * left
+            near = reward[:, t] + 0.9 * after - value[:, t] + 0.9 * 0.5 * near
+            after = value[:, t]
+            returns.append(left)
+            advantages.append(near)
+        returns, advantages = torch.stack(returns[::-1], 1), torch.stack(advantages[::-1], 1)
+        torch.testing.assert_close(batch["value_target"], returns, rtol=1e-5, atol=1e-5)
+        advantages = (advantages - advantages.mean()) / advantages.std(correction=0)
+        torch.testing.assert_close(batch["advantage"], advantages, rtol=1e-4, atol=1e-4)
+    assert len(seen) > 1
 
 
 class Calm(WindEnv):

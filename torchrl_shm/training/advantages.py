@@ -21,11 +21,12 @@ def change_lmbda(
     An advantage is a sum of temporal differences, so those of another lambda need no second pass
     over the values.
 
-    Source: decoupled generalized advantage estimation, Yue et al., What's Behind PPO's Collapse in
+    Source: decoupled generalized advantage estimation, Yuan et al., What's Behind PPO's Collapse in
     Long-CoT? Value Optimization Holds the Secret (arXiv 2503.01491, 2025).
 
     Args:
-        advantage: as an estimator with `lmbda` made them, floats of shape `[B, T, 1]`.
+        advantage: as an estimator with `lmbda` made them and not standardized, floats of shape
+            `[B, T, 1]`.
         done: whether an episode ends with a step, bool `[B, T, 1]`.
         gamma: discount factor of both.
         lmbda: the lambda of `advantage`.
