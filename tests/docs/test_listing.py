@@ -37,6 +37,7 @@ def test_no_raw_data_of_runs_are_left_out() -> None:
     assert runs - listed == {
         results / "memories" / "wind_long", results / "sac" / "wind.csv",
         results / "tasks" / "wind_encoder.csv", results / "tasks" / "wind_lambda.csv",
+        results / "tasks" / "wind_short.csv",
         results / "tasks" / "forget.csv", results / "tasks" / "key_to_door_500_large_batches.csv",
-        results / "ablation" / "summary.csv",
+        results / "tasks" / "key_to_door_500_one_lambda.csv", results / "ablation" / "summary.csv",
     }  # fmt: skip

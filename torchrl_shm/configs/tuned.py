@@ -44,14 +44,11 @@ def _ppo(env: str) -> Values | None:
         # the goal is as wide as a hundredth of the way, which sines and cosines tell apart; smaller
         # batches, and with them more updates, come as far in fewer frames
         algo, network = {}, _FINE
-        experiment = {"num_envs": 128, "total_frames": 1_200_000}
         if env == "wind":
             # a wind shows within a few moves, and with a shorter look ahead training gets further;
             # with ten winds to learn from, that is worse on those of the test (results/wind.md)
             algo["lmbda"] = 0.8
-            # as many gradient steps as by default, of smaller minibatches: half of the time
-            algo |= {"epochs": 2, "sequences_per_minibatch": 16, "learning_rate": 2.5e-3}
-            experiment["total_frames"] = 1_000_000
+        experiment = {"num_envs": 128, "total_frames": 1_200_000}
     elif env.startswith("t_maze"):
         algo = {**_DISCRETE, "rollout_length": 51 if env == "t_maze_passive" else 53}
         # the penalty depends on the step: without it, only a memory learns to walk

@@ -44,7 +44,9 @@ class SelfImitation:
     Args:
         loss: the loss of the algorithm, whose networks are run.
         coeff: weight of the imitation; 0 keeps nothing and costs nothing. A great one learns the
-            few sequences by heart.
+            few sequences by heart. Surprises are in units of how much they differ in a batch. Where
+            the critic's targets reach further than the advantages of the policy they differ more,
+            so the same surprise weighs less.
         sequences_per_minibatch: how many of the sequences are drawn for a gradient step.
         num_sequences: how many are kept, those with the greatest priority.
         trace_decay: discount times lambda of the estimator that made the targets, for priorities of
@@ -91,7 +93,8 @@ class SelfImitation:
         self._loss = loss
         self._kept: TensorDictBase | None = None
         self._priority = torch.zeros(0)
-        # advantages of the algorithm are normalized, and those of here in the same way
+        # of the surprises of a batch, which are divided by it, as the algorithm's advantages are by
+        # theirs: the larger of the two where the critic looks further ahead than the policy
         self._spread = 1.0
         # of the rewards: what the values of now are in units of
         self._scale = 1.0
