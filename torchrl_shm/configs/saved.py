@@ -169,11 +169,4 @@ def comparable(config: DictConfig) -> dict[str, Any]:
     plain.pop("command", None)
     for name in ("run_dir", "resume"):
         plain["experiment"].pop(name, None)
-    return _without_null(plain)
-
-
-def _without_null(values: Any) -> Any:
-    """Leave out what is null: an option that came with a later version is, in runs before it."""
-    if not isinstance(values, dict):
-        return values
-    return {key: _without_null(x) for key, x in values.items() if x is not None}
+    return plain
