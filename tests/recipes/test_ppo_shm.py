@@ -292,7 +292,7 @@ def test_the_critic_looks_further_ahead(tmp_path: Path, monkeypatch: pytest.Monk
     """Targets are of `critic_lmbda`, here whole returns; the policy has its own."""
     seen: list[tuple[float, Any]] = []
 
-    def keep(self: SelfImitation, batch: Any, scale: float, **_: Any) -> None:
+    def keep(self: SelfImitation, batch: Any, scale: float) -> None:
         seen.append((self.trace_decay, batch.clone()))
 
     monkeypatch.setattr(SelfImitation, "add", keep)

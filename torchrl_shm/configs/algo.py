@@ -73,11 +73,7 @@ class PPO:
             counts=("rollout_length", "epochs", "sequences_per_minibatch"),
             positive=("learning_rate", "clip_epsilon", "critic_coeff", "max_grad_norm"),
             not_negative=("imitation_coeff",),
-            shares=(
-                "gamma",
-                "lmbda",
-                *(("critic_lmbda",) if self.critic_lmbda is not None else ()),
-            ),
+            shares=("gamma", "lmbda", "critic_lmbda"),
         )
         check_option("algo.imitation_priority", self.imitation_priority, ImitationPriority)
 
@@ -152,20 +148,19 @@ class SAC:
     shaping: float = 1.0
 
     def __post_init__(self) -> None:
-        fixed = self.temperature is not None
         _check(
             self,
             counts=("rollout_length", "buffer_size", "batch_size"),
             positive=(
                 "updates_per_step", "learning_rate", "reward_scale", "initial_temperature",
-                "temperature_learning_rate", "max_grad_norm", *(("temperature",) if fixed else ()),
+                "temperature_learning_rate", "max_grad_norm", "temperature",
             ),
             shares=("gamma", "tau"),
         )  # fmt: skip
         check_count("algo.random_frames", self.random_frames, 0)
         check_count("algo.burn_in", self.burn_in, 0)
         check_option("algo.storage", self.storage, ReplayStorage)
-        if fixed and self.target_entropy is not None:
+        if self.temperature is not None and self.target_entropy is not None:
             raise ValueError(
                 f"algo.target_entropy={self.target_entropy} is for a temperature that is learned, "
                 f"but algo.temperature={self.temperature} is fixed; drop one of them"
@@ -336,9 +331,14 @@ def _check(
     not_negative: tuple[str, ...] = (),
     shares: tuple[str, ...] = (),
 ) -> None:
-    """Raise ValueError for the first option that is out of its range."""
+    """Raise ValueError for the first option that is out of its range, where it is not off."""
     for name in counts:
         check_count(f"algo.{name}", getattr(algo, name))
+    off = {
+        field.name for field in fields(algo)
+        if field.default is None and getattr(algo, field.name) is None
+    }  # fmt: skip
+    positive, shares = (tuple(x for x in names if x not in off) for names in (positive, shares))
     for name in positive:
         if not (value := getattr(algo, name)) > 0:
             raise ValueError(f"algo.{name}={value} must be positive")
