@@ -67,7 +67,7 @@ def main(
         )
         operator = network(test_env, memory, device=device)
         policy = operator.get_policy_operator()
-        memories = TensorDictSequential(operator.actor, operator.critic)
+        memories = TensorDictSequential(*operator.actor, *operator.critic)
         loss = make_sac_loss(
             operator,
             gamma=algo.gamma,
@@ -101,11 +101,16 @@ def main(
         if algo.temperature is None:
             groups.append({"params": [loss.log_alpha], "lr": algo.temperature_learning_rate})
         optimizer = torch.optim.Adam(groups, fused=True)
+        learning = max(1, rollouts.num_batches - algo.random_frames // rollouts.frames_per_batch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: 1 - update / learning if algo.anneal_lr else 1.0
+        )
         run.track(
             operator=operator,
             loss=loss,
             slow=slow,
             optimizer=optimizer,
+            schedule=schedule,
             collector=rollouts,
             replay=replay,
         )
@@ -126,7 +131,7 @@ def main(
             for _ in range(updates_per_batch if learns else 0):
                 sample = replay.sample()
                 # features of every observation and of what came next; the target's are slower
-                data = unroll_features(operator.critic, unroll_features(operator.actor, sample))
+                data = unroll_features(memories, sample)
                 data = slow.unroll_next(sample, data)
                 term = loss(data[:, algo.burn_in :])
                 optimizer.zero_grad()
@@ -142,9 +147,13 @@ def main(
                 terms.append(term.detach().update(norms))
             if learns and not terms:
                 raise FloatingPointError(f"no minibatch of update {run.updates} was finite")
+            rate = schedule.get_last_lr()[0]
+            if learns:
+                schedule.step()
             rollouts.update_policy()
             means = TensorDict.maybe_dense_stack(terms).mean() if terms else {}
-            run.log({key: float(means[key]) if terms else nan for key in LOGGED})
+            logged = {key: float(means[key]) if terms else nan for key in LOGGED}
+            run.log({**logged, "learning_rate": rate})
 
         # evaluate: every test task once, with the mean action and the task's own reward
         return run.finish(policy, test_env)

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from tests.modules._helpers import EXACT, run_steps
 from torchrl_shm.modules import SHM, Calibration, SHMModule
-from torchrl_shm.modules._features import rectify
+from torchrl_shm.modules._features import column_weights
 from torchrl_shm.ops import Backend
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -360,7 +360,7 @@ def test_rows_that_forget(calibration: Calibration) -> None:
     assert_close(memory, last)
     y.sum().backward()
     assert (cell.vc.bias.grad != 0).all()
-    assert "span=100, forget=True, revive=True, clamp=None" in repr(cell)
+    assert "span=100, forget=True, feature_map='relu', revive=True, clamp=None" in repr(cell)
 
 
 def test_rows_that_forget_in_a_low_precision() -> None:
@@ -388,7 +388,7 @@ def test_what_cannot_forget(options: dict[str, Any], given: str) -> None:
 @pytest.mark.parametrize("revive", [True, False])
 def test_gradients_of_silent_rows(revive: bool) -> None:
     x = torch.tensor([[1.0, -2.0, 3.0], [-1.0, -2.0, -3.0]], requires_grad=True)
-    weights = rectify(x, revive)
+    weights = column_weights(x, "relu", revive)
     assert_close(weights, torch.tensor([[0.25, 0.0, 0.75], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0.0)
     upstream = torch.tensor([[1.0, 5.0, 0.0], [1.0, -5.0, 0.0]])
     (grad,) = torch.autograd.grad(weights, x, upstream)
@@ -396,11 +396,21 @@ def test_gradients_of_silent_rows(revive: bool) -> None:
     assert_close(grad[0], torch.tensor([0.1875, 0.0, -0.0625]), atol=1e-5, rtol=0.0)
     assert grad[1].tolist() == (upstream[1].tolist() if revive else [0.0, 0.0, 0.0])
     with torch.no_grad():
-        assert rectify(x, revive).equal(weights)
+        assert column_weights(x, "relu", revive).equal(weights)
     # outputs are the same where a number is not finite, too
     x = torch.tensor([[-math.inf, 1.0, 3.0], [-math.inf, -1.0, -1.0]], requires_grad=True)
-    weights = rectify(x, revive)
+    weights = column_weights(x, "relu", revive)
     assert_close(weights, torch.tensor([[0.0, 0.25, 0.75], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0.0)
+
+
+def test_no_weight_of_elu_is_zero() -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0], [-1.0, -2.0, -30.0]], requires_grad=True)
+    weights = column_weights(x, "elu", revive=False)
+    positive = torch.tensor([[2.0, math.exp(-2), 4.0], [math.exp(-1), math.exp(-2), math.exp(-30)]])
+    assert_close(weights, positive / positive.sum(-1, keepdim=True), atol=2e-5, rtol=1e-4)
+    (grad,) = torch.autograd.grad(weights[:, 0].sum(), x)
+    # also where a single column is positive, or none
+    assert (grad != 0).all()
 
 
 @pytest.mark.parametrize("name", ["key", "query"])
@@ -449,10 +459,10 @@ def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
 
 
 def test_sizes_are_shown() -> None:
-    assert (
-        "memory_size=6, num_theta=7, calibration='random', span=None, forget=False, revive=True"
-        in repr(make())
+    shown = (
+        "memory_size=6, num_theta=7, calibration='random', span=None, forget=False, feature_map="
     )
+    assert f"{shown}'relu', revive=True" in repr(make())
 
 
 # precision

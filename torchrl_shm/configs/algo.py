@@ -106,6 +106,7 @@ class SAC:
         burn_in: first steps of each sequence that only warm up the memories: they take no part in
             the loss.
         learning_rate: of Adam.
+        anneal_lr: let the learning rates fall linearly to zero over the run.
         gamma: discount factor.
         tau: part of the way to the critic that the target networks go at each gradient step.
         reward_scale: by which the training reward is multiplied. Differences between actions that
@@ -137,6 +138,7 @@ class SAC:
     random_frames: int = 10_000
     burn_in: int = 0
     learning_rate: float = 1e-3
+    anneal_lr: bool = False
     gamma: float = 0.99
     tau: float = 0.005
     reward_scale: float = 1.0

@@ -1,5 +1,6 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
+from torchrl_shm.modules._features import FeatureMap
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
 from torchrl_shm.modules.dnc import DNC
@@ -39,6 +40,7 @@ __all__ = [
     "Calibration",
     "Elman",
     "FastWeights",
+    "FeatureMap",
     "FrameStack",
     "LinearAttention",
     "MemoryCell",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+FeatureMap = Literal["relu", "elu"]
+"""What makes keys and queries positive: `"relu"`, as released, or `"elu"`, `elu(x) + 1`, which
+leaves no column at zero ([Katharopoulos et al., 2020](https://arxiv.org/abs/2006.16236))."""
 
 # keeps the sum from zero, of a ReLU that silences every unit for example
 _EPS = 1e-5
@@ -77,19 +81,22 @@ class _PassOn(torch.autograd.Function):
         return grad, grad * (weights.sum(-1, keepdim=True) == 0)
 
 
-def rectify(x: Tensor, revive: bool) -> Tensor:
-    """Weights of columns: what is positive of `x`, divided by its sum.
+def column_weights(x: Tensor, feature_map: FeatureMap, revive: bool) -> Tensor:
+    """Weights of columns: what is positive of `x`, or `elu(x) + 1`, divided by its sum.
 
-    Where nothing is positive all weights are zero, and so is their gradient with respect to `x`:
-    nothing that is learned from such features brings them back.
+    Where nothing is positive all weights of `"relu"` are zero, and so is their gradient with
+    respect to `x`: nothing that is learned from such features brings them back.
 
     Args:
         x: features of shape `[..., H]`.
-        revive: pass the gradient on where nothing is positive, as though the weights were the
-            features themselves. The weights are the same.
+        feature_map: see `FeatureMap`.
+        revive: with `"relu"`, pass the gradient on where nothing is positive, as though the weights
+            were the features themselves. The weights are the same.
 
     Returns:
         Weights of shape `[..., H]`, which sum to one, or to zero.
     """
+    if feature_map == "elu":
+        return sum_to_one(elu_plus_one(x))
     weights = sum_to_one(torch.relu(x))
     return _PassOn.apply(weights, x) if revive and torch.is_grad_enabled() else weights

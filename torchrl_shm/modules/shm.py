@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.checks import check_count, check_option
-from torchrl_shm.modules._features import input_norm, rectify
+from torchrl_shm.modules._features import FeatureMap, column_weights, input_norm
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
@@ -69,6 +69,8 @@ class SHM(nn.Module):
             the last few steps tell, such as a velocity, is hard to read from a memory that only
             adds, since all that came before is read with it. With "random" and "fixed", and a
             `span`; not inside an ensemble that draws its parameters anew, which mixes the rows.
+        feature_map: what makes keys and queries positive before they are divided by their sum, see
+            `torchrl_shm.modules.FeatureMap`.
         revive: let keys and queries learn that the ReLU has silenced in all columns. They are zero
             either way, but in the released code (`False`) so is their gradient, and what they
             stand for, a step of the episode for example, may never be written or read again.
@@ -105,6 +107,7 @@ class SHM(nn.Module):
         norm: bool = True,
         span: int | None = None,
         forget: bool = False,
+        feature_map: FeatureMap = "relu",
         revive: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
@@ -129,6 +132,7 @@ class SHM(nn.Module):
                 f"forget=True with span={span} and calibration={calibration!r}: it needs a span, "
                 f"of steps, and the calibration 'random' or 'fixed'"
             )
+        check_option("feature_map", feature_map, FeatureMap)
         check_option("backend", backend, Backend)
         if clamp is not None and not clamp > 0:
             raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
@@ -137,6 +141,7 @@ class SHM(nn.Module):
         self.memory_size = memory_size
         self.span = span
         self.forget = forget
+        self.feature_map: FeatureMap = feature_map
         self.revive = revive
         self.calibration: Calibration = calibration
         self.clamp = clamp
@@ -349,6 +354,7 @@ class SHM(nn.Module):
             num_theta=ours["theta"].shape[0],
             calibration=calibration,
             shortcut="shortcut.weight" in ours,
+            feature_map="relu",
             revive=False,
             clamp=clamp,
             backend=backend,
@@ -363,7 +369,8 @@ class SHM(nn.Module):
         return (
             f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
             f"calibration={self.calibration!r}, span={self.span}, forget={self.forget}, "
-            f"revive={self.revive}, clamp={self.clamp}, backend={self.backend!r}"
+            f"feature_map={self.feature_map!r}, revive={self.revive}, clamp={self.clamp}, "
+            f"backend={self.backend!r}"
         )
 
     def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:
@@ -396,7 +403,8 @@ class SHM(nn.Module):
         projected = F.linear(normed, torch.cat([layer.weight for layer in maps]))
         # which autocast computes in a lower precision than the norm and theta
         features, v, eta, *rest = projected.to(normed.dtype).split(sizes, -1)
-        k, q = rectify(features.unflatten(-1, (2, -1)), self.revive).unbind(-2)
+        features = features.unflatten(-1, (2, -1))
+        k, q = column_weights(features, self.feature_map, self.revive).unbind(-2)
         v = torch.sigmoid(eta) * v
         theta, vc = (
             rest.pop(0) if isinstance(source, nn.Linear) else _factor(source, v, theta_index)

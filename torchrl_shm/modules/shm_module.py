@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey
 
+from torchrl_shm.modules._features import FeatureMap
 from torchrl_shm.modules._gru_arguments import refuse_gru_arguments
 from torchrl_shm.modules.lean import State
 from torchrl_shm.modules.memory_module import MemoryModule
@@ -34,6 +35,7 @@ class SHMModule(MemoryModule):
         norm: see `SHM`; `False` for one or two raw features.
         span: see `SHM`.
         forget: see `SHM`.
+        feature_map: see `SHM`.
         revive: see `SHM`.
         clamp: see `SHM`.
         backend: see `torchrl_shm.ops.shm_scan`.
@@ -86,6 +88,7 @@ class SHMModule(MemoryModule):
         norm: bool = True,
         span: int | None = None,
         forget: bool = False,
+        feature_map: FeatureMap = "relu",
         revive: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
@@ -112,6 +115,7 @@ class SHMModule(MemoryModule):
             "norm": norm,
             "span": span,
             "forget": forget,
+            "feature_map": feature_map,
             "revive": revive,
             "clamp": clamp,
             "backend": backend,

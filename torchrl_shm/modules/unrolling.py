@@ -115,6 +115,8 @@ class _Slots:
         self.rows = torch.arange(batch, device=ends.device).unsqueeze(1)
         self.root = time + ends.long().cumsum(1) - ends.long()
         self.num_slots = steps + int(ends.sum(1).max())
+        # nothing is inserted but behind the last step, which views and one copy do
+        self.only_last = self.num_slots == steps + 1
         # which of [observations, observations that came next] each slot holds; unused slots hold
         # some, and one more slot takes what is not inserted
         source = torch.full((batch, self.num_slots + 1), steps, device=ends.device)
@@ -124,11 +126,16 @@ class _Slots:
 
     def place(self, root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
         """Put `[B, T]` observations and what came next in order, `[B, num_slots]`."""
+        if self.only_last:
+            last: Any = following[:, -1:]
+            return torch.cat([root, last], 1)
         both: Any = torch.cat([root, following], 1)
         return both[self.rows, self.source]
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The values at the observations and at what came next, both `[B, T, ...]`."""
+        if self.only_last:
+            return x[:, :-1], x[:, 1:]
         return x[self.rows, self.root], x[self.rows, self.root + 1]
 
     def after_last(self, ndim: int) -> Tensor:
@@ -250,8 +257,7 @@ def _draw_choices(memory: Any, root: TensorDictBase, following: TensorDictBase) 
         choice = root.get(key, None)
         if choice is None:
             continue
-        spec = memory.make_tensordict_primer().primers[key]
-        following.set(key, spec.expand(choice.shape).rand().to(choice.device))
+        following.set(key, torch.randint_like(choice, memory.cell.num_choices))
 
 
 def _outputs(network: list[Any], memories: list[Any]) -> list[NestedKey]:

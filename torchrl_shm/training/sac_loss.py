@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictSequential
+from tensordict.nn import TensorDictSequential as Sequential
 from torch import Tensor
 from torchrl.objectives import DiscreteSACLoss, SACLoss, SoftUpdate
 
@@ -17,11 +17,11 @@ from torchrl_shm.networks import SoftOperator
 
 
 def unroll_features(backbone: Any, sample: TensorDictBase) -> TensorDictBase:
-    """Run an embedding and a memory over sequences, as `unroll` does, or what stands for a memory.
+    """Run embeddings and memories over sequences, as `unroll` does, or what stands for memories.
 
     Args:
-        backbone: what stands before the heads of an actor or a critic. Where it ends with a
-            feed-forward network (`memory=mlp`), there is nothing but a clock to unroll.
+        backbone: what stands before the heads of an actor, a critic or both. Where a feed-forward
+            network stands for a memory (`memory=mlp`), there is nothing but a clock to unroll.
         sample: sequences `[B, T]`.
 
     Returns:
@@ -43,11 +43,11 @@ def unroll_features(backbone: Any, sample: TensorDictBase) -> TensorDictBase:
         torch.Size([4, 10, 64])
     """
     parts: list[Any] = list(backbone)
-    remembering = [part for part in parts if hasattr(part, "make_tensordict_primer")]
-    if parts[-1] in remembering:
-        return unroll(backbone, sample)
-    data = unroll(TensorDictSequential(*remembering), sample) if remembering else sample.copy()
-    plain = TensorDictSequential(*(part for part in parts if part not in remembering))
+    remembers = any(hasattr(part, "make_tensordict_primer") for part in parts)
+    data = unroll(backbone, sample) if remembers else sample.copy()
+    made = data.keys(True)
+    # what leads to no memory was not run
+    plain = Sequential(*(part for part in parts if ("next", part.out_keys[0]) not in made))
     with torch.no_grad():
         came_next = plain(data.get("next").copy())
     for key in plain.out_keys:
@@ -159,7 +159,7 @@ class SlowCritic:
         self._critic = operator.critic
         self._heads = SoftUpdate(loss, tau=tau)
         self._tau = tau
-        self.critic: TensorDictSequential = copy.deepcopy(operator.critic).requires_grad_(False)
+        self.critic: Sequential = copy.deepcopy(operator.critic).requires_grad_(False)
 
     @torch.no_grad()
     def unroll_next(self, sample: TensorDictBase, data: TensorDictBase) -> TensorDictBase:
