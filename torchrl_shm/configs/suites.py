@@ -49,6 +49,8 @@ class SuiteRun:
 
 # settings were chosen on runs with smaller seeds
 _OURS, _OTHERS = range(10, 15), range(10, 13)
+# instead of the 50 steps of the preset
+_TWENTY = ("env.length=20", "algo.rollout_length=21")
 
 
 def _cross(
@@ -116,7 +118,6 @@ def _sac() -> list[SuiteRun]:
         ("wind", {"shm": _OURS, "gru": _OURS, "mlp": _OURS}),
         ("point_robot", {"shm": _OURS}),
         ("t_maze_passive", {"shm": _OTHERS}),
-        ("memory_length", {"shm": _OTHERS}),
         ("visual_match_100", {"shm": _OTHERS, "mlp": _OTHERS}),
     ]
     made = [
@@ -127,15 +128,26 @@ def _sac() -> list[SuiteRun]:
     ]
     # the authors' set-up: only the critic has their memory
     released = ("network/actor_memory=gru",)
-    variant = [SuiteRun("wind", "shm", seed, "gru_actor", released, "sac_shm") for seed in _OTHERS]
-    return made + variant
+    short = (*_TWENTY, "experiment.total_frames=40_000")
+    variants = [("wind", "gru_actor", released), ("memory_length", "20", short)]
+    return made + [
+        SuiteRun(env, "shm", seed, variant, options, "sac_shm")
+        for env, variant, options in variants
+        for seed in _OTHERS
+    ]
 
 
 def _policy_gradients() -> list[SuiteRun]:
-    runs = [("reinforce", "memory_length"), ("grpo", "t_maze_passive"), ("grpo", "wind")]
+    short = (*_TWENTY, "experiment.total_frames=1_000_000")
+    runs = [
+        ("reinforce", "memory_length", "_20", short),
+        ("reinforce", "memory_length", "", ()),
+        ("grpo", "t_maze_passive", "", ()),
+        ("grpo", "wind", "", ()),
+    ]
     return [
-        SuiteRun(env, "shm", seed, algo, recipe=f"{algo}_shm")
-        for algo, env in runs
+        SuiteRun(env, "shm", seed, f"{algo}{variant}", options, f"{algo}_shm")
+        for algo, env, variant, options in runs
         for seed in _OTHERS
     ]
 
