@@ -73,6 +73,8 @@ MADE: dict[str, Callable[[], str]] = {
     "memories/latency.md": lambda: latency.report(read_json("memories/latency.json")),
     "paper_credit/table.md": lambda: suite_table(load_suite(RESULTS / "paper_credit")),
     "paper_popgym/table.md": lambda: suite_table(load_suite(RESULTS / "paper_popgym")),
+    "policy_gradients/table.md": lambda: suite_table(load_suite(RESULTS / "policy_gradients")),
+    "sac/table.md": lambda: suite_table(load_suite(RESULTS / "sac")),
     "scaling/ranks.md": lambda: ranks.report(read_json("scaling/ranks.json")),
     "scaling/workers.md": lambda: workers.report(read_json("scaling/workers.json")),
     "scan/cpu.md": scan_table,
