@@ -142,7 +142,7 @@ def test_a_cell_or_its_sizes() -> None:
 def test_every_option_reaches_the_cell() -> None:
     options: dict[str, Any] = {
         "memory_size": 5, "num_theta": 7, "calibration": "random", "shortcut": False, "norm": False,
-        "span": 9, "forget": True, "feature_map": "elu", "revive": False, "clamp": 3.0,
+        "span": 9, "forget": True, "feature_map": "softplus", "revive": False, "clamp": 3.0,
         "backend": "reference", "fast_gate": True, "device": "cpu", "dtype": torch.float64,
     }  # fmt: skip
     defaults = {name: parameter.default for name, parameter in signature(SHM).parameters.items()}

@@ -403,13 +403,15 @@ def test_gradients_of_silent_rows(revive: bool) -> None:
     assert_close(weights, torch.tensor([[0.0, 0.25, 0.75], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0.0)
 
 
-def test_no_weight_of_elu_is_zero() -> None:
-    x = torch.tensor([[1.0, -2.0, 3.0], [-1.0, -2.0, -30.0]], requires_grad=True)
-    weights = column_weights(x, "elu", revive=False)
-    positive = torch.tensor([[2.0, math.exp(-2), 4.0], [math.exp(-1), math.exp(-2), math.exp(-30)]])
-    assert_close(weights, positive / positive.sum(-1, keepdim=True), atol=2e-5, rtol=1e-4)
+def test_softplus_leaves_no_column_at_zero() -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0], [-1.0, -1.1, -1.2]], requires_grad=True)
+    weights = column_weights(x, "softplus", revive=False)
+    positive = torch.log1p(torch.exp(5 * x)) / 5
+    assert_close(weights, positive / positive.sum(-1, keepdim=True), atol=1e-2, rtol=0.0)
+    assert_close(weights[0], torch.tensor([0.25, 0.0, 0.75]), atol=1e-3, rtol=0.0)
+    assert (weights > 0).all()
+    # also where nothing is positive
     (grad,) = torch.autograd.grad(weights[:, 0].sum(), x)
-    # also where a single column is positive, or none
     assert (grad != 0).all()
 
 

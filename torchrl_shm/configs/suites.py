@@ -105,10 +105,14 @@ def _ablation() -> list[SuiteRun]:
         SuiteRun("popgym_autoencode_easy", f"shm{kind}", seed, variant, options)
         for (variant, options), kind, seed in product(clocks, kinds, _OURS)
     ]
-    # as released, beside the runs of `paper_popgym`
-    lost = ("memory.revive=false",)
+    # beside the runs of `paper_popgym`: the gradient as released, and keys that are never silent
+    variants = (
+        ("not_revived", ("memory.revive=false",)),
+        ("softplus", ("memory.feature_map=softplus",)),
+    )
     return made + [
-        SuiteRun("popgym_repeat_previous_easy", "shm", seed, "not_revived", lost) for seed in _OURS
+        SuiteRun("popgym_repeat_previous_easy", "shm", seed, variant, options)
+        for (variant, options), seed in product(variants, _OURS)
     ]
 
 

@@ -6,13 +6,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-FeatureMap = Literal["relu", "elu"]
-"""What makes keys and queries positive: `"relu"`, as released, or `"elu"`, `elu(x) + 1`, which
-leaves no column at zero ([Katharopoulos et al., 2020](https://arxiv.org/abs/2006.16236))."""
+FeatureMap = Literal["relu", "softplus"]
+"""What makes keys and queries positive: `"relu"`, as released, or `"softplus"`, a ReLU whose corner
+is round (`log(1 + exp(5 x)) / 5`): no column is ever at zero, so that all of them are learned."""
 
 # keeps the sum from zero, of a ReLU that silences every unit for example
 _EPS = 1e-5
+# of the round corner: features of a new cell have a standard deviation of about 0.6
+_SHARPNESS = 5.0
 
 
 def input_norm(input_size: int, advice: str = "", **factory: Any) -> nn.LayerNorm:
@@ -82,7 +85,7 @@ class _PassOn(torch.autograd.Function):
 
 
 def column_weights(x: Tensor, feature_map: FeatureMap, revive: bool) -> Tensor:
-    """Weights of columns: what is positive of `x`, or `elu(x) + 1`, divided by its sum.
+    """Weights of columns: what a feature map makes of `x`, divided by its sum.
 
     Where nothing is positive all weights of `"relu"` are zero, and so is their gradient with
     respect to `x`: nothing that is learned from such features brings them back.
@@ -96,7 +99,7 @@ def column_weights(x: Tensor, feature_map: FeatureMap, revive: bool) -> Tensor:
     Returns:
         Weights of shape `[..., H]`, which sum to one, or to zero.
     """
-    if feature_map == "elu":
-        return sum_to_one(elu_plus_one(x))
+    if feature_map == "softplus":
+        return sum_to_one(F.softplus(x, beta=_SHARPNESS))
     weights = sum_to_one(torch.relu(x))
     return _PassOn.apply(weights, x) if revive and torch.is_grad_enabled() else weights
