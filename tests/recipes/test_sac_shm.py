@@ -47,12 +47,18 @@ WIND = ("env=wind", "env.max_steps=30", "env.goal_radius=0.9", "env.num_tasks=20
         "env.num_train_tasks=8", "env.num_test_tasks=12")  # fmt: skip
 CASES = {
     "continuous": WIND,
-    "discrete": ("env=t_maze_passive", "env.length=8", "memory=gru", "algo.storage=disk"),
+    "discrete": (
+        "env=t_maze_passive",
+        "env.length=8",
+        "memory=gru",
+        "algo.storage=disk",
+        "algo.anneal_lr=true",
+    ),
     "actor": (*WIND, "network/actor_memory=gru", "algo.burn_in=5", "algo.storage=disk"),
 }
 COLUMNS = (
     "update", "frames", "return", "success", "loss_actor", "loss_qvalue", "entropy", "alpha",
-    "grad_norm_actor", "grad_norm_critic", "seconds", "frames_per_second",
+    "grad_norm_actor", "grad_norm_critic", "learning_rate", "seconds", "frames_per_second",
 )  # fmt: skip
 
 
@@ -109,6 +115,11 @@ class TestRun:
         numbers = [[float(row[name]) for name in COLUMNS[4:10]] for row in rows]
         learned = [all(map(math.isfinite, row)) for row in numbers]
         assert learned == [False, False, True, True, True, True]
+        # it falls over the batches that are learned from
+        falls = [1.0, 1.0, 1.0, 0.75, 0.5, 0.25] if case == "discrete" else [1.0] * 6
+        assert [float(row["learning_rate"]) for row in rows] == pytest.approx(
+            [SAC().learning_rate * share for share in falls]
+        )
         assert {"operator", "loss", "slow", "optimizer", "replay"} < set(saved_state(folder))
 
     def test_killed_and_resumed(self, straight: Any, tmp_path: Path, case: str) -> None:
