@@ -126,11 +126,9 @@ class _Slots:
 
     def place(self, root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
         """Put `[B, T]` observations and what came next in order, `[B, num_slots]`."""
-        if self.only_last:
-            last: Any = following[:, -1:]
-            return torch.cat([root, last], 1)
-        both: Any = torch.cat([root, following], 1)
-        return both[self.rows, self.source]
+        parts = [root, following[:, -1:] if self.only_last else following]
+        both: Any = torch.cat(parts, 1)
+        return both if self.only_last else both[self.rows, self.source]
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The values at the observations and at what came next, both `[B, T, ...]`."""
