@@ -5,9 +5,9 @@ python -m tests.benchmarks.training_sac --memories shm --updates-per-step 0.12
 
 `recipes/sac_shm.py` runs as it is, on Wind. After each of its batches the plain loop collects one
 and makes as many gradient steps: the same environment, networks, draws and sequences on tensors,
-without TensorDicts, collectors, loss modules, replay buffers or run folders. That both make the
-same losses is checked before any time is printed. Times are CPU seconds; a ratio above 1 says that
-the recipe is the faster one.
+without TensorDicts, collectors, loss modules, replay buffers or run folders, or what the recipe
+checks and logs. That both make the same losses with the first batch is checked before any time is
+printed. Times are CPU seconds; a ratio above 1 says that the recipe is the faster one.
 """
 
 from __future__ import annotations
@@ -314,6 +314,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--wait", type=float, default=120, help="seconds to wait for idle CPUs")
     arguments = parser.parse_args()
+    if arguments.batches < 2:
+        parser.error(f"--batches={arguments.batches}: the first one warms up; take 2 or more")
     algo = SAC(
         batch_size=arguments.batch_size, updates_per_step=arguments.updates_per_step,
         random_frames=0, gamma=0.9, tau=0.01,

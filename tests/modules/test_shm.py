@@ -413,6 +413,27 @@ def test_softplus_leaves_no_column_at_zero() -> None:
     # also where nothing is positive
     (grad,) = torch.autograd.grad(weights[:, 0].sum(), x)
     assert (grad != 0).all()
+    # what is very negative is as good as zero, and finite
+    x = torch.full((1, 3), -30.0, requires_grad=True)
+    weights = column_weights(x, "softplus", revive=False)
+    (grad,) = torch.autograd.grad(weights.sum(), x)
+    assert weights.sum() < 1e-6
+    assert grad.isfinite().all()
+
+
+def test_steps_with_softplus_are_those_of_the_sequence() -> None:
+    torch.manual_seed(0)
+    cell = make(feature_map="softplus")
+    x, memory, _ = make_inputs()
+    y, end, theta_index = cell(x, memory)
+    assert theta_index is not None
+    for t in range(x.shape[1]):
+        step, memory, _ = cell.step(x[:, t], memory, theta_index[:, t])
+        assert_close(step, y[:, t])
+    assert_close(memory, end)
+    gradients = torch.autograd.grad(y.sum(), [cell.key.weight, cell.query.weight])
+    # every column of every key is learned, whatever the ReLU would leave
+    assert all(bool((gradient != 0).all()) for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", ["key", "query"])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
@@ -25,6 +25,7 @@ from tests.modules._helpers import (
 )
 from torchrl_shm import SHM, MemoryModule, unroll
 from torchrl_shm.modules import FFM, LRU, MLSTM
+from torchrl_shm.modules.unrolling import _Slots
 
 KEYS: Any = {"in_key": "observation", "out_key": "features"}
 STATES = ("lean", "stored", "zero")
@@ -125,6 +126,53 @@ def test_nothing_leaks_over_a_reset(state: Any) -> None:
         assert_close(after[key][1, first:], before[key][1, first:], rtol=0, atol=0)
         assert_close(after[key][[0, 2]], before[key][[0, 2]], rtol=0, atol=0)
         assert (after[key][1, :first] - before[key][1, :first]).abs().max() > 1e-3
+
+
+def test_sequences_without_an_end_inside() -> None:
+    """They are placed by views, which is what looking up every step gives."""
+    ends = torch.zeros(3, 7, dtype=torch.bool)
+    ends[:, -1] = True
+    root, following = (TensorDict({"x": torch.randn(3, 7, 2)}, [3, 7]) for _ in range(2))
+    fast, slow = _Slots(ends), _Slots(ends)
+    assert fast.only_last
+    slow.only_last = False
+    placed = fast.place(root, following)
+    assert_close(placed["x"], slow.place(root, following)["x"], rtol=0, atol=0)
+    pairs = [slots.take(placed["x"]) for slots in (fast, slow)]
+    for one, other in zip(*pairs, strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+    here, there = pairs[0]
+    before = here.clone()
+    there.zero_()
+    assert here.equal(before)
+
+
+class Wrapped(TensorDictModuleBase):
+    """A memory that somebody else wrote around ours."""
+
+    def __init__(self, memory: Any) -> None:
+        super().__init__()
+        self.memory = memory
+        self.in_keys, self.out_keys = memory.in_keys, memory.out_keys
+        self.role_key = memory.role_key
+
+    def make_tensordict_primer(self) -> Any:
+        return self.memory.make_tensordict_primer()
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self.memory(tensordict)
+
+
+def test_a_memory_without_a_cell() -> None:
+    """Its choices are drawn as its primer declares them."""
+    memory = make_memory(8)
+    batch = collect(make_policy(memory))[1]
+    torch.manual_seed(0)
+    expected = unroll(memory, batch)
+    torch.manual_seed(0)
+    found = unroll(Wrapped(memory), batch)
+    for key in ("features", ("next", "features"), ("next", "theta_index")):
+        assert_close(found[key], expected[key], rtol=0, atol=0)
 
 
 def test_gradients() -> None:

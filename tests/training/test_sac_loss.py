@@ -12,9 +12,15 @@ from tensordict.nn import TensorDictSequential
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_shm import SHMModule, TMazeEnv, WindEnv, unroll
-from torchrl_shm.modules import GRU, make_memory
+from torchrl_shm.modules import GRU, make_memory, make_mlp
 from torchrl_shm.networks import Policy, get_behavior, make_soft_actor_critic
-from torchrl_shm.training import RolloutCollector, SequenceReplay, SlowCritic, make_sac_loss
+from torchrl_shm.training import (
+    RolloutCollector,
+    SequenceReplay,
+    SlowCritic,
+    make_sac_loss,
+    unroll_features,
+)
 
 GAMMA = 0.9
 ENVS: dict[str, Any] = {
@@ -208,6 +214,36 @@ def test_a_sample_replays_what_acted(form: str, tmp_path: Any) -> None:
     with set_recurrent_mode(True):
         again = policy.get_dist(sample.exclude("action")).log_prob(sample["action"])
     torch.testing.assert_close(again, sample["action_log_prob"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("time_size", [0, 4])
+@pytest.mark.parametrize("memories", [("gru", "mlp"), ("mlp", "gru"), ("mlp", "mlp")])
+def test_a_memory_beside_a_network_without(memories: tuple[str, str], time_size: int) -> None:
+    """One pass over both is a pass over each, also of data that were unrolled before."""
+    torch.manual_seed(0)
+    made: dict[str, Any] = {"gru": MEMORIES["gru"], "mlp": make_mlp}
+    make_env = ENVS["discrete"]
+    operator = make_soft_actor_critic(
+        make_env(2), made[memories[1]], actor_memory=made[memories[0]], time_size=time_size,
+        embedding_size=6, hidden_sizes=(7,),
+    )  # fmt: skip
+    collector = RolloutCollector(
+        make_env, get_behavior(operator), num_envs=4, rollout_length=10, total_frames=40
+    )
+    (batch,) = collector
+    both = TensorDictSequential(*operator.actor, *operator.critic)
+    old = unroll_features(both, batch)
+    with torch.no_grad():
+        for parameter in both.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    expected = unroll_features(operator.critic, unroll_features(operator.actor, batch))
+    for sample in (batch, old):
+        found = unroll_features(both, sample)
+        for name in ("embedding", "features", "critic_embedding", "critic_features"):
+            for key in (name, ("next", name)):
+                torch.testing.assert_close(found[key], expected[key])
+            assert found[name].requires_grad
+            assert not found["next", name].requires_grad
 
 
 def test_temperature() -> None:

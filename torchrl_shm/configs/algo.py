@@ -105,8 +105,9 @@ class SAC:
             policy, whose actions are uniform within a few percent.
         burn_in: first steps of each sequence that only warm up the memories: they take no part in
             the loss.
-        learning_rate: of Adam.
-        anneal_lr: let the learning rates fall linearly to zero over the run.
+        learning_rate: of Adam at the start.
+        anneal_lr: let the learning rates, that of the temperature as well, fall linearly to zero
+            over the batches that are learned from.
         gamma: discount factor.
         tau: part of the way to the critic that the target networks go at each gradient step.
         reward_scale: by which the training reward is multiplied. Differences between actions that

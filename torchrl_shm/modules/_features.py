@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 FeatureMap = Literal["relu", "softplus"]
 """What makes keys and queries positive: `"relu"`, as released, or `"softplus"`, a ReLU whose corner
-is round (`log(1 + exp(5 x)) / 5`): no column is ever at zero, so that all of them are learned."""
+is round, `log(1 + exp(5 x)) / 5`, so that columns just below zero are still learned."""
 
 # keeps the sum from zero, of a ReLU that silences every unit for example
 _EPS = 1e-5
@@ -97,7 +97,7 @@ def column_weights(x: Tensor, feature_map: FeatureMap, revive: bool) -> Tensor:
             were the features themselves. The weights are the same.
 
     Returns:
-        Weights of shape `[..., H]`, which sum to one, or to zero.
+        Weights of shape `[..., H]`, which sum to one, or to less where features are all but zero.
     """
     if feature_map == "softplus":
         return sum_to_one(F.softplus(x, beta=_SHARPNESS))

@@ -73,7 +73,8 @@ class SHM(nn.Module):
             `torchrl_shm.modules.FeatureMap`.
         revive: let keys and queries learn that the ReLU has silenced in all columns. They are zero
             either way, but in the released code (`False`) so is their gradient, and what they
-            stand for, a step of the episode for example, may never be written or read again.
+            stand for, a step of the episode for example, may never be written or read again. The
+            softplus has a gradient of its own, and this changes nothing.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.

@@ -115,7 +115,7 @@ class _Slots:
         self.rows = torch.arange(batch, device=ends.device).unsqueeze(1)
         self.root = time + ends.long().cumsum(1) - ends.long()
         self.num_slots = steps + int(ends.sum(1).max())
-        # nothing is inserted but behind the last step, which views and one copy do
+        # nothing is inserted but behind the last step, so nothing has to be looked up
         self.only_last = self.num_slots == steps + 1
         # which of [observations, observations that came next] each slot holds; unused slots hold
         # some, and one more slot takes what is not inserted
@@ -133,7 +133,8 @@ class _Slots:
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The values at the observations and at what came next, both `[B, T, ...]`."""
         if self.only_last:
-            return x[:, :-1], x[:, 1:]
+            # not two views of the same numbers
+            return x[:, :-1], x[:, 1:].clone()
         return x[self.rows, self.root], x[self.rows, self.root + 1]
 
     def after_last(self, ndim: int) -> Tensor:
@@ -255,7 +256,12 @@ def _draw_choices(memory: Any, root: TensorDictBase, following: TensorDictBase) 
         choice = root.get(key, None)
         if choice is None:
             continue
-        following.set(key, torch.randint_like(choice, memory.cell.num_choices))
+        cell = getattr(memory, "cell", None)
+        if cell is not None:
+            following.set(key, torch.randint_like(choice, cell.num_choices))
+            continue
+        spec = memory.make_tensordict_primer().primers[key]
+        following.set(key, spec.expand(choice.shape).rand().to(choice.device))
 
 
 def _outputs(network: list[Any], memories: list[Any]) -> list[NestedKey]:

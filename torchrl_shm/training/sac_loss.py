@@ -43,11 +43,14 @@ def unroll_features(backbone: Any, sample: TensorDictBase) -> TensorDictBase:
         torch.Size([4, 10, 64])
     """
     parts: list[Any] = list(backbone)
-    remembers = any(hasattr(part, "make_tensordict_primer") for part in parts)
-    data = unroll(backbone, sample) if remembers else sample.copy()
-    made = data.keys(True)
+    memories = [part for part in parts if hasattr(part, "make_tensordict_primer")]
+    others = [part for part in parts if part not in memories]
+    # whatever was computed of the sample before
+    data = sample.exclude(*(("next", key) for part in others for key in part.out_keys))
+    data = unroll(backbone, data) if memories else data
     # what leads to no memory was not run
-    plain = Sequential(*(part for part in parts if ("next", part.out_keys[0]) not in made))
+    made = data.keys(True)
+    plain = Sequential(*(part for part in others if ("next", part.out_keys[0]) not in made))
     with torch.no_grad():
         came_next = plain(data.get("next").copy())
     for key in plain.out_keys:
