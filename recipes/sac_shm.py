@@ -101,6 +101,7 @@ def main(
         if algo.temperature is None:
             groups.append({"params": [loss.log_alpha], "lr": algo.temperature_learning_rate})
         optimizer = torch.optim.Adam(groups, fused=True)
+        # batches that are learned from, of which a short run may have none
         learning = max(1, rollouts.num_batches - algo.random_frames // rollouts.frames_per_batch)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: 1 - update / learning if algo.anneal_lr else 1.0

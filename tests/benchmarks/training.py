@@ -15,24 +15,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import io
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from hydra_zen import instantiate
-from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from recipes import ppo_shm
+from tests.benchmarks._alternating import alternate
 from tests.benchmarks._measure import number, table, wait_until_idle
 from tests.benchmarks._peers import sb3_frames_per_second
 from torchrl_shm.configs import MEMORIES, PPO
@@ -40,7 +33,7 @@ from torchrl_shm.envs.popgym import RepeatPreviousEnv
 from torchrl_shm.modules import GRU, LSTM
 from torchrl_shm.modules._resets import cut_at_resets
 from torchrl_shm.networks import Encoder, Head, make_actor_critic
-from torchrl_shm.training import Experiment, RolloutCollector
+from torchrl_shm.training import Experiment
 
 # of the losses of the two sides: rounding, which grows with every update
 TOLERANCE = 1e-3
@@ -229,31 +222,6 @@ class PlainPPO(nn.Module):
         return policy, self.algo.critic_coeff * value
 
 
-class Alternating(RolloutCollector):
-    """The recipe's collector, which lets a plain loop make an update after each of the recipe's.
-
-    Attributes:
-        make_plain: makes the plain loop from the state of torch's generator.
-        losses: of the plain loop, one pair for each update.
-        seconds: CPU seconds of each update, of the recipe and of the plain loop.
-    """
-
-    make_plain: Callable[[Tensor], PlainPPO]
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        self.losses: list[tuple[float, float]] = []
-        self.seconds: list[tuple[float, float]] = []
-        plain = self.make_plain(torch.random.get_rng_state())
-        batches = super().__iter__()
-        for _ in range(self.num_batches):
-            start = time.process_time()
-            yield next(batches)
-            # the recipe has come back for more
-            middle = time.process_time()
-            self.losses.append(plain.update())
-            self.seconds.append((middle - start, time.process_time() - middle))
-
-
 def compare(
     memory: str, experiment: Experiment, algo: PPO
 ) -> tuple[list[tuple[float, float]], float]:
@@ -264,37 +232,20 @@ def compare(
         between their losses.
     """
     copies: list[Any] = []
-    collectors: list[Alternating] = []
 
     def network(*args: Any, **options: Any) -> Any:
         operator = make_actor_critic(*args, **options)
         copies.append(copy.deepcopy(operator))
         return operator
 
-    def collector(*args: Any, **options: Any) -> Alternating:
-        rollouts = Alternating(*args, **options)
-        rollouts.make_plain = partial(PlainPPO, copies[0], algo, experiment.num_envs)
-        collectors.append(rollouts)
-        return rollouts
-
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        ppo_shm.main(
-            RepeatPreviousEnv,
-            instantiate(MEMORIES[memory]),
-            network,
-            replace(experiment, run_dir=f"{folder}/run"),
-            algo,
-            collector,
-        )
-        with open(f"{folder}/run/metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-    (rollouts,) = collectors
-    ours = [(float(row["loss_objective"]), float(row["loss_critic"])) for row in rows]
-    # rounding grows with every update, so the first ones are compared
-    pairs = zip(ours[:2], rollouts.losses[:2], strict=True)
-    difference = max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
-    # the first update warms up
-    return rollouts.seconds[1:], difference
+    return alternate(
+        partial(ppo_shm.main, RepeatPreviousEnv, instantiate(MEMORIES[memory]), network),
+        experiment,
+        algo,
+        lambda rng: PlainPPO(copies[0], algo, experiment.num_envs, rng),
+        ("loss_objective", "loss_critic"),
+        compared=2,
+    )
 
 
 def main() -> None:

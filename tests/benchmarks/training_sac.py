@@ -14,13 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import io
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import redirect_stdout
-from dataclasses import replace
 from functools import partial
 from math import log, pi
 from statistics import median
@@ -28,17 +21,17 @@ from typing import Any
 
 import torch
 from hydra_zen import instantiate
-from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from recipes import sac_shm
+from tests.benchmarks._alternating import alternate
 from tests.benchmarks._measure import number, table, wait_until_idle
 from tests.benchmarks.training import PlainRNN
 from torchrl_shm.configs import MEMORIES, SAC
 from torchrl_shm.envs import WindEnv
 from torchrl_shm.modules import GRU, LSTM
 from torchrl_shm.networks import make_soft_actor_critic
-from torchrl_shm.training import Experiment, RolloutCollector
+from torchrl_shm.training import Experiment
 
 # of the losses of the two sides: rounding, which grows with every gradient step
 TOLERANCE = 1e-3
@@ -81,7 +74,6 @@ class PlainSAC(nn.Module):
         heads: of the critic, in the same way.
         algo: hyperparameters.
         num_envs: environments B.
-        num_batches: batches of the run.
         rng: state of torch's generator with which collection starts.
     """
 
@@ -91,7 +83,6 @@ class PlainSAC(nn.Module):
         heads: list[Any],
         algo: SAC,
         num_envs: int,
-        num_batches: int,
         rng: Tensor,
     ) -> None:
         super().__init__()
@@ -112,9 +103,6 @@ class PlainSAC(nn.Module):
         groups = [{"params": [*actor, *critic], "lr": algo.learning_rate}]
         groups += [{"params": [self.log_alpha], "lr": algo.temperature_learning_rate}]
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda batch: 1 - batch / num_batches if algo.anneal_lr else 1.0
-        )
 
     def draw(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """An action, and its log-probability."""
@@ -216,37 +204,10 @@ class PlainSAC(nn.Module):
                     for a, b in zip(slow.parameters(), fast.parameters(), strict=True):
                         a.lerp_(b, algo.tau)
             losses.append(torch.stack(terms[:2]).detach())
-        self.schedule.step()
         self.rng = torch.random.get_rng_state()
         torch.random.set_rng_state(other)
         actor, critic = torch.stack(losses).mean(0).tolist()
         return actor, critic
-
-
-class Alternating(RolloutCollector):
-    """The recipe's collector, which lets the plain loop go on after each batch of the recipe.
-
-    Attributes:
-        make_plain: makes the plain loop from the number of batches and the state of torch's
-            generator.
-        losses: of the plain loop, one pair for each batch.
-        seconds: CPU seconds of each batch and its gradient steps, of the recipe and of the loop.
-    """
-
-    make_plain: Any
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        self.losses: list[tuple[float, float]] = []
-        self.seconds: list[tuple[float, float]] = []
-        plain = self.make_plain(self.num_batches, torch.random.get_rng_state())
-        batches = super().__iter__()
-        for _ in range(self.num_batches):
-            start = time.process_time()
-            yield next(batches)
-            # the recipe has come back for more
-            middle = time.process_time()
-            self.losses.append(plain.update())
-            self.seconds.append((middle - start, time.process_time() - middle))
 
 
 def compare(
@@ -259,7 +220,6 @@ def compare(
         the largest difference between their losses.
     """
     made: list[Any] = []
-    collectors: list[Alternating] = []
 
     def network(*args: Any, **options: Any) -> Any:
         sizes: dict[str, Any] = {"encoder": "fourier", "hidden_sizes": (64, 64)}
@@ -274,34 +234,15 @@ def compare(
         operator.make_q_heads = make_q_heads
         return operator
 
-    def collector(*args: Any, **options: Any) -> Alternating:
-        rollouts = Alternating(*args, **options)
-
-        def make_plain(num_batches: int, rng: Tensor) -> PlainSAC:
-            return PlainSAC(*made, algo, experiment.num_envs, num_batches, rng)
-
-        rollouts.make_plain = make_plain
-        collectors.append(rollouts)
-        return rollouts
-
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        sac_shm.main(
-            partial(WindEnv, shaping_radii=(0.001, 10.0)),
-            instantiate(MEMORIES[memory]),
-            network,
-            replace(experiment, run_dir=f"{folder}/run"),
-            algo,
-            collector,
-        )
-        with open(f"{folder}/run/metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-    (rollouts,) = collectors
-    ours = [(float(row["loss_actor"]), float(row["loss_qvalue"])) for row in rows]
-    # rounding grows with every gradient step, so the first ones are compared
-    pairs = zip(ours[:1], rollouts.losses[:1], strict=True)
-    difference = max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
-    # the first batch warms up
-    return rollouts.seconds[1:], difference
+    env = partial(WindEnv, shaping_radii=(0.001, 10.0))
+    return alternate(
+        partial(sac_shm.main, env, instantiate(MEMORIES[memory]), network),
+        experiment,
+        algo,
+        lambda rng: PlainSAC(*made, algo, experiment.num_envs, rng),
+        ("loss_actor", "loss_qvalue"),
+        compared=1,
+    )
 
 
 def main() -> None:

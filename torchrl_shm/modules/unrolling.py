@@ -117,18 +117,22 @@ class _Slots:
         self.num_slots = steps + int(ends.sum(1).max())
         # nothing is inserted but behind the last step, so nothing has to be looked up
         self.only_last = self.num_slots == steps + 1
-        # which of [observations, observations that came next] each slot holds; unused slots hold
-        # some, and one more slot takes what is not inserted
-        source = torch.full((batch, self.num_slots + 1), steps, device=ends.device)
-        inserted = torch.where(ends, self.root + 1, self.num_slots)
-        source = source.scatter(1, inserted, time + steps).scatter(1, self.root, time)
-        self.source = source[:, : self.num_slots]
+        self.ends, self.time = ends, time
 
     def place(self, root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
         """Put `[B, T]` observations and what came next in order, `[B, num_slots]`."""
         parts = [root, following[:, -1:] if self.only_last else following]
         both: Any = torch.cat(parts, 1)
-        return both if self.only_last else both[self.rows, self.source]
+        return both if self.only_last else both[self.rows, self._source()]
+
+    def _source(self) -> Tensor:
+        """Which of [observations, what came next] each slot holds; unused slots hold some."""
+        batch, steps = self.ends.shape
+        # one more slot takes what is not inserted
+        source = torch.full((batch, self.num_slots + 1), steps, device=self.ends.device)
+        inserted = torch.where(self.ends, self.root + 1, self.num_slots)
+        source = source.scatter(1, inserted, self.time + steps).scatter(1, self.root, self.time)
+        return source[:, : self.num_slots]
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The values at the observations and at what came next, both `[B, T, ...]`."""
@@ -139,7 +143,7 @@ class _Slots:
 
     def after_last(self, ndim: int) -> Tensor:
         """A flag at the first unused slot, `[B, num_slots, 1, ...]`."""
-        slot = torch.arange(self.num_slots, device=self.source.device)
+        slot = torch.arange(self.num_slots, device=self.root.device)
         flag = slot == self.root[:, -1:] + 2
         return flag.reshape(*flag.shape, *(1 for _ in range(ndim - 2)))
 
@@ -256,9 +260,10 @@ def _draw_choices(memory: Any, root: TensorDictBase, following: TensorDictBase) 
         choice = root.get(key, None)
         if choice is None:
             continue
-        cell = getattr(memory, "cell", None)
-        if cell is not None:
-            following.set(key, torch.randint_like(choice, cell.num_choices))
+        # of our cells, for whose sake no primer has to be made in every pass
+        num_choices = getattr(getattr(memory, "cell", None), "num_choices", None)
+        if num_choices is not None:
+            following.set(key, torch.randint_like(choice, num_choices))
             continue
         spec = memory.make_tensordict_primer().primers[key]
         following.set(key, spec.expand(choice.shape).rand().to(choice.device))
