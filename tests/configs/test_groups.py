@@ -35,8 +35,8 @@ RUNTIME = {
                   "device", "group_size", "reset_each_batch"},
     "logger": {"run_dir"},
 }  # fmt: skip
-POINT: dict[str, Any] = {"shaping_radii": (0.001, 10.0)}
-WIND = {**POINT, "mirror": True}
+POINT: dict[str, Any] = {"shaping_radii": (0.001, 0.3)}
+WIND = {"shaping_radii": (0.001, 10.0), "mirror": True}
 HARD = {"num_train_tasks": 10, "num_test_tasks": 190}
 LEVELS = ("easy", "medium", "hard")
 FAMILIES = (

@@ -32,7 +32,7 @@ from torchrl_shm import SHM, SHMModule, WindEnv
 from torchrl_shm.configs import MEMORIES as CONFIGS
 from torchrl_shm.modules import LSTM
 from torchrl_shm.networks import Encoder, EnvSpecs, make_actor_critic
-from torchrl_shm.networks.heads import Choices
+from torchrl_shm.networks.heads import Choices, Head
 from torchrl_shm.training import RolloutCollector
 
 
@@ -71,12 +71,35 @@ def test_entries_and_sizes(memory: str) -> None:
     assert embedding.in_features == 2
 
 
-def test_initial_actions() -> None:
+@pytest.mark.parametrize("action_scale", ["global", "state"])
+def test_initial_actions(action_scale: Any) -> None:
     """Near zero, with the scale asked for: small steps in every direction."""
-    operator = make_actor_critic(WindEnv(64), SHMModule, policy_keys=KEYS, init_scale=0.7)
+    operator = make_actor_critic(
+        WindEnv(64), SHMModule, policy_keys=KEYS, init_scale=0.7, action_scale=action_scale
+    )
     batch = collect(operator)
-    assert_close(batch["scale"], torch.full_like(batch["scale"], 0.7))
+    assert_close(batch["scale"], torch.full_like(batch["scale"], 0.7), atol=0.05, rtol=0)
     assert batch["loc"].abs().max() < 0.05
+    # only the state's differs from step to step
+    assert (batch["scale"].std() > 0) == (action_scale == "state")
+
+
+def test_the_scale_of_a_state() -> None:
+    """It has a gradient in every state, and ends at a fifteenth of the first one."""
+    operator = make_actor_critic(
+        WindEnv(4), SHMModule, policy_keys=KEYS, init_scale=0.6, action_scale="state"
+    )
+    head = next(m for m in operator.get_policy_operator().modules() if isinstance(m, Head))
+    last: Any = head.layers[-1]
+    assert last.out_features == 4
+    batch = collect(operator)
+    with set_recurrent_mode(True):
+        operator.get_policy_operator().get_dist(batch).stddev.sum().backward()
+    assert (last.bias.grad == 0).tolist() == [True, True, False, False]
+    with torch.no_grad():
+        last.bias[2:] = -100.0
+    batch = collect(operator)
+    assert_close(batch["scale"], torch.full_like(batch["scale"], 0.04))
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (2, 2), (16, 2)])
@@ -204,6 +227,7 @@ def test_unknown_key_lists_the_others() -> None:
         ({"embedding_size": 2}, r"network\.embedding_size=2 is too small for this memory: input_s"),
         ({"hidden_sizes": (8, 0)}, r"network\.hidden_sizes must be at least 1"),
         ({"init_scale": 0.0}, r"network\.init_scale=0\.0 must be positive"),
+        ({"action_scale": "tanh"}, r"network\.action_scale='tanh' is unknown; .*'global', 'state'"),
     ],
 )
 def test_sizes_that_do_not_fit(options: Any, message: str) -> None:

@@ -22,8 +22,9 @@ _LONG: dict[str, Any] = {
 }  # fmt: skip
 # the step of the episode: a memory that is addressed by content then finds what was k steps ago
 _TIME: dict[str, Any] = {"time_size": 32}
-# the tasks with a goal that is small beside the way to it
+# the tasks in the plane, with a goal that is small beside the way to it
 _WIND = ("wind", "wind_hard")
+_POINT = ("point_robot", "point_robot_hard")
 _FINE: dict[str, Any] = {"encoder": "fourier"}
 # environments in python are stepped one after the other, so there are fewer of them
 _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
@@ -49,6 +50,15 @@ def _ppo(env: str) -> Values | None:
             # with ten winds to learn from, that is worse on those of the test (results/wind.md)
             algo["lmbda"] = 0.8
         experiment = {"num_envs": 128, "total_frames": 1_200_000}
+    elif env in _POINT:
+        # to search pays within about twenty steps; who has not found the goal searches as long as
+        # being unsure is worth something, and who has stays in it: the standard deviation of
+        # actions depends on the state
+        algo = {"gamma": 0.95, "lmbda": 0.9, "entropy_coeff": 0.005, "rollout_length": 200}
+        # few episodes in a batch, so that there are many updates
+        algo |= {"sequences_per_minibatch": 16}
+        network = {**_FINE, "action_scale": "state"}
+        experiment = {"num_envs": 128, "total_frames": 8_000_000}
     elif env.startswith("t_maze"):
         algo = {**_DISCRETE, "rollout_length": 51 if env == "t_maze_passive" else 53}
         # the penalty depends on the step: without it, only a memory learns to walk
@@ -92,9 +102,9 @@ def _ppo(env: str) -> Values | None:
 
 def _whole_episodes(env: str) -> Values:
     """What suits a task under algorithms that want whole episodes, beginning with their length."""
-    # those of Wind, and numbers of environments, were tried with PPO alone
+    # those of the plane, and numbers of environments, were tried with PPO alone
     nothing: Values = {"experiment": {}, "algo": {}, "network": {}}
-    values = nothing if env in _WIND else _ppo(env) or nothing
+    values = nothing if env in (*_WIND, *_POINT) else _ppo(env) or nothing
     kept = {"rollout_length": values["algo"].get("rollout_length", 100)}
     kept |= {"rollout_length": _LENGTHS[env]} if env in _LENGTHS else {}
     experiment = {key: x for key, x in values["experiment"].items() if key != "num_envs"}
@@ -147,7 +157,7 @@ def _sac(env: str) -> Values | None:
         algo |= {"gamma": 0.9, "updates_per_step": 0.12, "target_entropy": -3.0, "anneal_lr": True}
         experiment["total_frames"] = 250_000
         network |= _FINE
-    elif env in ("point_robot", "point_robot_hard"):
+    elif env in _POINT:
         # two episodes of a task, between which memories are kept
         algo |= {
             "gamma": 0.9, "rollout_length": 200, "random_frames": 80_000,

@@ -11,9 +11,10 @@ from tensordict.nn import TensorDictSequential as Sequential
 from torchrl.envs import EnvBase
 from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.networks.backbone import CRITIC, BackboneMaker, MemoryFactory, check_sizes
 from torchrl_shm.networks.encoder import EncoderFactory
-from torchrl_shm.networks.heads import HEAD_KEYS, Head, make_actor
+from torchrl_shm.networks.heads import HEAD_KEYS, ActionScale, Head, make_actor
 from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
 from torchrl_shm.networks.soft_actor_critic import SoftOperator
 from torchrl_shm.networks.specs import EnvSpecs
@@ -30,6 +31,7 @@ def make_actor_critic(
     embedding_size: int = 64,
     hidden_sizes: Sequence[int] = (64, 64),
     init_scale: float = 0.3,
+    action_scale: ActionScale = "global",
     shared_memory: bool = True,
     device: torch.device | str | None = None,
 ) -> ActorValueOperator | ActorCriticWrapper:
@@ -60,6 +62,8 @@ def make_actor_critic(
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of continuous actions, in units of the action.
+        action_scale: `"global"` learns one standard deviation for all states, `"state"` computes it
+            from the features of each, down to a fifteenth of `init_scale`.
         shared_memory: whether embedding and memory serve both heads. If not, the critic has its
             own, whose entries start with `critic_`.
         device: device of the parameters.
@@ -73,9 +77,10 @@ def make_actor_critic(
     Raises:
         KeyError: a policy key is not an observation of the environment.
         TypeError: actions of this kind are not supported, or `encoder` makes no module.
-        ValueError: a size or `init_scale` is not positive, `time_size` is odd or negative, an
-            observation has a name that the networks write, the encoder does not suit the entries,
-            the action mask does not fit the action, or the memory refuses so few features.
+        ValueError: a size or `init_scale` is not positive, `action_scale` is unknown, `time_size`
+            is odd or negative, an observation has a name that the networks write, the encoder does
+            not suit the entries, the action mask does not fit the action, or the memory refuses so
+            few features.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -87,6 +92,7 @@ def make_actor_critic(
     """
     if not init_scale > 0:
         raise ValueError(f"network.init_scale={init_scale} must be positive")
+    check_option("network.action_scale", action_scale, ActionScale)
     check_sizes(embedding_size, hidden_sizes)
     backbone = BackboneMaker(
         env, policy_keys, time_size, encoder, normalize, embedding_size, device
@@ -101,7 +107,7 @@ def make_actor_critic(
     common = backbone(memory)
     specs = backbone.specs
     actor = make_actor(
-        specs.action_spec_unbatched, sizes, init_scale, device, mask_size=specs.mask_size
+        specs.action_spec_unbatched, sizes, init_scale, device, specs.mask_size, action_scale
     )
     if shared_memory:
         return Operator(common, actor, value_head(""))

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from math import log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from tensordict import NestedKey
-from tensordict.nn import AddStateIndependentNormalScale
+from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor
 from tensordict.nn import TensorDictSequential as Sequential
 from torch import Tensor, distributions, nn
 from torchrl.data import (
@@ -37,6 +37,11 @@ from torchrl.objectives import A2CLoss
 from torchrl_shm.checks import ACTION_MASK
 from torchrl_shm.networks.policy import Layer
 from torchrl_shm.torchrl_private import find_caller
+
+ActionScale = Literal["global", "state"]
+"""Where the standard deviation of a continuous action comes from: `"global"`, a parameter of its
+own, one for all states, or `"state"`, an output of the network, so that an agent that searches may
+be less sure than one that has found."""
 
 HEAD_KEYS: list[NestedKey] = ["features", "embedding"]
 """Entries that a head reads: the output of the memory, and the embedding of the current step."""
@@ -107,6 +112,7 @@ def make_actor(
     init_scale: float,
     device: torch.device | str | None,
     mask_size: int | None = None,
+    action_scale: ActionScale = "global",
 ) -> ProbabilisticActor:
     """Build the action head that suits a spec.
 
@@ -123,6 +129,7 @@ def make_actor(
         device: device of the parameters.
         mask_size: number of flags of the entry `ACTION_MASK`, bool, which says what may be chosen;
             `None` where there is none.
+        action_scale: see `ActionScale`.
 
     Returns:
         An actor that reads `HEAD_KEYS`, and the mask, and writes `action` and its log-probability.
@@ -137,10 +144,17 @@ def make_actor(
             f"{ACTION_MASK!r} of {mask_size} flags does not fit actions like {spec}: it needs one "
             "flag per choice of an index, of several indices one block after the other"
         )
-    head: list[Any] = [Layer(Head((*sizes, size), 0.01, device), HEAD_KEYS, keys[:1])]
+    outputs = size
+    head: list[Any] = []
     if keys == ["loc", "scale"]:
-        scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
+        if action_scale == "state":
+            outputs *= 2
+            # a density without a bound would let a policy that has become sure run away
+            scale = NormalParamExtractor(f"biased_softplus_{init_scale}", init_scale / 15)
+        else:
+            scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
         head.append(Layer(scale, ["loc"], keys))
+    head.insert(0, Layer(Head((*sizes, outputs), 0.01, device), HEAD_KEYS, keys[:1]))
     masked: Any = {"mask": ACTION_MASK} if mask_size else {}
     return ProbabilisticActor(
         Sequential(*head),
