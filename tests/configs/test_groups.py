@@ -35,7 +35,7 @@ RUNTIME = {
                   "device", "group_size", "reset_each_batch"},
     "logger": {"run_dir"},
 }  # fmt: skip
-POINT: dict[str, Any] = {"shaping_radii": (0.001, 0.3)}
+POINT: dict[str, Any] = {"shaping_radii": (0.001, 0.3), "mirror": True}
 WIND = {"shaping_radii": (0.001, 10.0), "mirror": True}
 HARD = {"num_train_tasks": 10, "num_test_tasks": 190}
 LEVELS = ("easy", "medium", "hard")
@@ -219,7 +219,7 @@ def test_whole_episodes_fit_into_a_rollout(name: str) -> None:
 def test_a_choice_arrives(override: str) -> None:
     group, _, name = override.partition("=")
     # a task without values of its own
-    task = () if group == "env" else ("env=point_robot",)
+    task = () if group == "env" else ("env=point_robot_original",)
     config = compose_recipe(override, *task)
     found, expected = instantiate(config[group]), build(f"{group}/{name}")
     assert (found.func, found.args) == (expected.func, expected.args)

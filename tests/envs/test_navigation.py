@@ -77,8 +77,7 @@ class TestSplits:
             assert not any(env.reset()[name].any() for name in names)
 
     def test_tests_play_all_tasks_in_order(self, make: Any) -> None:
-        options = {"mirror": True} if make is WindEnv else {}
-        env = make(split="test", seed=0, shaping_radii=(0.001, 10.0), **options)
+        env = make(split="test", seed=0, shaping_radii=(0.001, 10.0), mirror=True)
         assert "shaping" not in env.observation_spec.keys()
         seen = []
         for _ in range(2):
@@ -87,6 +86,19 @@ class TestSplits:
             assert "shaping" not in env.reset().keys()
         # starts are drawn
         assert torch.equal(*seen) == (make is WindEnv)
+
+    def test_in_a_mirror_half_of_the_tasks_have_the_opposite_x(self, make: Any) -> None:
+        env = make(4000, mirror=True, seed=0)
+        env.reset()
+        tasks = env.train_tasks
+        same = (played(env)[:, None] == tasks).all(-1)
+        mirrored = (played(env)[:, None] == tasks * torch.tensor([-1.0, 1.0])).all(-1)
+        # each is one of the training tasks, seen directly or in the mirror
+        assert torch.equal(same.sum(1) + mirrored.sum(1), torch.ones(4000, dtype=torch.int64))
+        assert 0.45 < mirrored.any(1).double().mean() < 0.55
+        assert same.any(0).all()
+        assert mirrored.any(0).all()
+        assert torch.equal(tasks, make().train_tasks)
 
     def test_training_draws_every_task_and_no_other(self, make: Any) -> None:
         env = make(5_000, seed=0)

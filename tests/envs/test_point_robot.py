@@ -126,6 +126,19 @@ class TestEpisodes:
         data = step(env, self.GOAL)
         assert [data[name].item() for name in ("reward", "success", "done")] == [0, True, True]
 
+    def test_an_episode_in_the_mirror_is_the_mirror_image(self) -> None:
+        env = PointRobotEnv(2, goal_radius=0.5)
+        sides = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+        start = torch.tensor([[0.3, 0.4], [-1.2, 0.1]], dtype=torch.float64)
+        inject(env, goal=env.train_tasks[:1] * sides, start=start * sides[:, None])
+        for _ in range(110):
+            action = torch.rand(2) * 2 - 1
+            data = step(env, torch.stack([action, action * torch.tensor([-1.0, 1.0])]))
+            left, right = data["observation"] * sides.float()
+            # the original rounds actions in float32, and that differs between the two sides
+            torch.testing.assert_close(left, right)
+            assert data["reward"][0] == data["reward"][1]
+
     def test_start_in_the_goal_is_not_paid(self) -> None:
         env = PointRobotEnv(1)
         data = inject(env, goal=self.GOAL, start=self.GOAL.expand(1, 2, 2))

@@ -45,11 +45,11 @@ def env_config(make_env: Any, **options: Any) -> Any:
     return factory_config(make_env, zen_exclude=RUNTIME, **options)
 
 
-# help in training only: discs from a tenth of the goal, for precision, to beyond where a random
-# policy is carried, and twice the winds that the training tasks have
+# help in training only: discs from a tenth of the goal or less, for precision, to beyond where a
+# random policy is carried, and in a mirror twice the tasks
 _WIND: dict[str, Any] = {"shaping_radii": (0.001, 10.0), "mirror": True}
 # larger discs would pay for resting in the middle of all goals more than for a search
-_POINT: dict[str, Any] = {"shaping_radii": (0.001, 0.3)}
+_POINT: dict[str, Any] = {"shaping_radii": (0.001, 0.3), "mirror": True}
 _HARD = {"num_train_tasks": 10, "num_test_tasks": 190}
 
 

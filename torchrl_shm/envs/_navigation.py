@@ -40,6 +40,8 @@ class NavigationEnv(BatchedEnv):
         goal_radius: largest distance from the goal that is rewarded.
         max_steps: number of steps, as the environment counts them.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
+        mirror: give the task of every training episode the opposite x with a probability of one
+            half.
         seed: seed of the environment's generator.
         device: device of all tensors.
         observation: bounds of further observation entries, float32 of shape `[B, 1]`, by name.
@@ -62,6 +64,7 @@ class NavigationEnv(BatchedEnv):
         goal_radius: float,
         max_steps: int,
         shaping_radii: tuple[float, float] | None,
+        mirror: bool,
         seed: int | None,
         device: torch.device | str | int,
         observation: Mapping[str, tuple[float, float]] | None = None,
@@ -106,6 +109,7 @@ class NavigationEnv(BatchedEnv):
         self.max_steps = max_steps
         # tests are scored by the reward of the task alone
         self.shaping_radii = shaping_radii if split == "train" else None
+        self.mirror = mirror and split == "train"
 
         random = np.random.RandomState(_TASK_SEED)
         tasks = torch.from_numpy(draw_tasks(random))
@@ -139,7 +143,10 @@ class NavigationEnv(BatchedEnv):
         if self.split == "test":
             return self.test_tasks
         options: dict[str, Any] = {"generator": self._generator, "device": self.device}
-        return self.train_tasks[torch.randint(self.num_train_tasks, (count,), **options)]
+        tasks = self.train_tasks[torch.randint(self.num_train_tasks, (count,), **options)]
+        if self.mirror:
+            tasks[:, 0] *= 1 - 2 * torch.randint(2, (count,), **options)
+        return tasks
 
     def _move(self, action: Tensor) -> Tensor:
         """Displacement by a clipped action, in the dtype of the action."""

@@ -74,6 +74,10 @@ class PointRobotEnv(NavigationEnv):
     `reset(TensorDict({"goal": goal, "start": start}), set_state=True)` takes the goals, of shape
     `[B, 2]`, and the starts of all episodes, of shape `[B, num_episodes, 2]`, that are given.
 
+    The half circle and the rectangle of the starts are the same in a mirror. With `mirror`, half of
+    the training episodes have a goal with the opposite x: twice as many goals to learn from, which
+    leave fewer gaps between them. Tests are never mirrored.
+
     The tasks are points (cos a, sin a) with a drawn uniformly from [0, pi] with NumPy's seed 1337,
     whatever the seed of the environment, and shuffled from the same stream: the first
     `num_train_tasks` are for training, the last `num_test_tasks` for tests.
@@ -94,6 +98,7 @@ class PointRobotEnv(NavigationEnv):
         max_steps: length of each of the episodes.
         num_episodes: how many episodes a task is played for.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
+        mirror: mirror the goal of every training episode with a probability of one half.
         seed: seed of the environment's own generator, which draws training tasks and starts;
             `None` draws one from torch's default generator.
         device: device of all tensors, state and generator included.
@@ -152,6 +157,7 @@ class PointRobotEnv(NavigationEnv):
         max_steps: int = 100,
         num_episodes: int = 2,
         shaping_radii: tuple[float, float] | None = None,
+        mirror: bool = False,
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
@@ -166,6 +172,7 @@ class PointRobotEnv(NavigationEnv):
             goal_radius=goal_radius,
             max_steps=max_steps,
             shaping_radii=shaping_radii,
+            mirror=mirror,
             seed=seed,
             device=device,
             observation={"inner_done": (0, 1), "previous_reward": (0, 1)},

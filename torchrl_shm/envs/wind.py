@@ -152,11 +152,11 @@ class WindEnv(NavigationEnv):
             goal_radius=goal_radius,
             max_steps=max_steps,
             shaping_radii=shaping_radii,
+            mirror=mirror,
             seed=seed,
             device=device,
         )
         self.max_wind = max_wind
-        self.mirror = mirror and split == "train"
         self.goal = torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.device)
 
     @property
@@ -173,11 +173,7 @@ class WindEnv(NavigationEnv):
         return {"wind": Entry((2,), torch.float64)}
 
     def _draw(self, count: int) -> State:
-        wind = self._draw_tasks(count)
-        if self.mirror:
-            sign = torch.randint(2, (count,), generator=self._generator, device=self.device)
-            wind[:, 0] *= 1 - 2 * sign
-        return {"wind": wind}
+        return {"wind": self._draw_tasks(count)}
 
     def _start(self, layout: State) -> State:
         wind = layout["wind"]
