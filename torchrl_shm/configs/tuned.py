@@ -55,8 +55,9 @@ def _ppo(env: str) -> Values | None:
         # being unsure is worth something, and who has stays in it: the standard deviation of
         # actions depends on the state
         algo = {"gamma": 0.95, "lmbda": 0.9, "entropy_coeff": 0.005, "rollout_length": 200}
-        # few episodes in a batch, so that there are many updates
-        algo |= {"sequences_per_minibatch": 16}
+        # few episodes in a batch, so that there are many updates; at 1.5e-3 the memory of one run
+        # grew until it was infinite
+        algo |= {"sequences_per_minibatch": 16, "learning_rate": 1e-3}
         network = {**_FINE, "action_scale": "state"}
         experiment = {"num_envs": 128, "total_frames": 8_000_000}
     elif env.startswith("t_maze"):
