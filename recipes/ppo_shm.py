@@ -124,7 +124,7 @@ def main(
 
         for batch in run.batches(rollouts):
             # reward: the task's own, and while training the environment's help to explore (presets
-            # may also change the training tasks, as Wind's does with `mirror`; tests never)
+            # may also change the training tasks, with `mirror`; tests never)
             if ("next", "shaping") in batch.keys(True):
                 reward = batch["next", "reward"] + algo.shaping * batch["next", "shaping"]
                 batch["next", "reward"] = reward

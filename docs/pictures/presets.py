@@ -20,6 +20,7 @@ SOURCES = {
     "paper_credit/summary.csv": "[Visual Match and Key-to-Door](credit.md)",
     "paper_popgym/summary.csv": "[POPGym](popgym.md)",
     "wind/summary.csv": "[Wind](wind.md)",
+    "paper_meta/summary.csv": "[Point Robot](point_robot.md)",
     "memories/wind": "[All memories on Wind](memories.md), a quarter of the frames",
     "gym/pendulum.csv": "[Hidden velocities](gym.md)",
     "tasks/first_runs.csv": "[First runs](first_runs.md)",

@@ -55,9 +55,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     },
     "env/point_robot": POINT,
     "env/point_robot_hard": HARD | POINT,
-    "env/point_robot_original": POINT | {
+    "env/point_robot_original": {
         "num_tasks": 100, "num_train_tasks": 80, "num_test_tasks": 20, "goal_radius": 0.2,
-        "max_steps": 60,
+        "max_steps": 60, "shaping_radii": (0.001, 10.0),
     },
     "env/t_maze_passive": {"length": 50},
     "env/t_maze_active": {"length": 50, "passive": False},

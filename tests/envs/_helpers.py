@@ -25,7 +25,9 @@ MAKERS: dict[str, Callable[..., BatchedEnv]] = {
     "Wind": partial(envs.WindEnv, max_steps=8, goal_radius=0.95),
     "WindMirrored": partial(envs.WindEnv, max_steps=8, mirror=True, **_radii),
     "PointRobot": partial(envs.PointRobotEnv, max_steps=4, goal_radius=0.7),
-    "PointRobotShaped": partial(envs.PointRobotEnv, max_steps=8, num_episodes=1, **_radii),
+    "PointRobotShaped": partial(
+        envs.PointRobotEnv, max_steps=8, num_episodes=1, mirror=True, **_radii
+    ),
     "TMaze": partial(envs.TMazeEnv, length=6),
     "TMazeActive": partial(envs.TMazeEnv, length=6, passive=False),
     "MemoryLength": partial(envs.MemoryLengthEnv, length=7),

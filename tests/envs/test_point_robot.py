@@ -128,16 +128,22 @@ class TestEpisodes:
 
     def test_an_episode_in_the_mirror_is_the_mirror_image(self) -> None:
         env = PointRobotEnv(2, goal_radius=0.5)
+        rewards = 0.0
         sides = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
-        start = torch.tensor([[0.3, 0.4], [-1.2, 0.1]], dtype=torch.float64)
-        inject(env, goal=env.train_tasks[:1] * sides, start=start * sides[:, None])
+        # near the goal first, and then away from it
+        goal = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+        start = torch.tensor([[0.6, 0.6], [-1.4, 0.1]], dtype=torch.float64)
+        inject(env, goal=goal * sides, start=start * sides[:, None])
         for _ in range(110):
             action = torch.rand(2) * 2 - 1
             data = step(env, torch.stack([action, action * torch.tensor([-1.0, 1.0])]))
             left, right = data["observation"] * sides.float()
             # the original rounds actions in float32, and that differs between the two sides
             torch.testing.assert_close(left, right)
-            assert data["reward"][0] == data["reward"][1]
+            for name in ("reward", "success", "inner_done"):
+                assert data[name][0] == data[name][1]
+            rewards += float(data["reward"][0])
+        assert 0 < rewards < 110
 
     def test_start_in_the_goal_is_not_paid(self) -> None:
         env = PointRobotEnv(1)

@@ -30,15 +30,17 @@ from torchrl.objectives import ClipPPOLoss
 from tests.training._helpers import KEYS, MEMORIES, Countdown, make_operator
 from torchrl_shm import SHM, SHMModule, WindEnv
 from torchrl_shm.configs import MEMORIES as CONFIGS
+from torchrl_shm.configs import TUNED
+from torchrl_shm.envs import PointRobotEnv
 from torchrl_shm.modules import LSTM
 from torchrl_shm.networks import Encoder, EnvSpecs, make_actor_critic
 from torchrl_shm.networks.heads import Choices, Head
 from torchrl_shm.training import RolloutCollector
 
 
-def collect(operator: Any) -> Any:
+def collect(operator: Any, make_env: Any = WindEnv) -> Any:
     collector = RolloutCollector(
-        partial(WindEnv, max_steps=7), operator.get_policy_operator(), num_envs=3,
+        partial(make_env, max_steps=7), operator.get_policy_operator(), num_envs=3,
         rollout_length=10, total_frames=60,
     )  # fmt: skip
     *_, batch = collector
@@ -71,35 +73,50 @@ def test_entries_and_sizes(memory: str) -> None:
     assert embedding.in_features == 2
 
 
-@pytest.mark.parametrize("action_scale", ["global", "state"])
-def test_initial_actions(action_scale: Any) -> None:
+def test_initial_actions() -> None:
     """Near zero, with the scale asked for: small steps in every direction."""
-    operator = make_actor_critic(
-        WindEnv(64), SHMModule, policy_keys=KEYS, init_scale=0.7, action_scale=action_scale
-    )
+    operator = make_actor_critic(WindEnv(64), SHMModule, policy_keys=KEYS, init_scale=0.7)
     batch = collect(operator)
-    assert_close(batch["scale"], torch.full_like(batch["scale"], 0.7), atol=0.05, rtol=0)
+    assert_close(batch["scale"], torch.full_like(batch["scale"], 0.7))
     assert batch["loc"].abs().max() < 0.05
-    # only the state's differs from step to step
-    assert (batch["scale"].std() > 0) == (action_scale == "state")
 
 
-def test_the_scale_of_a_state() -> None:
-    """It has a gradient in every state, and ends at a fifteenth of the first one."""
+@pytest.mark.parametrize("init_scale", [0.02, 0.3, 100.0])
+def test_the_scale_of_a_state(init_scale: float) -> None:
+    """It starts as the other does, in any unit, is learned, and ends at a fifteenth of that."""
     operator = make_actor_critic(
-        WindEnv(4), SHMModule, policy_keys=KEYS, init_scale=0.6, action_scale="state"
+        WindEnv(4), SHMModule, policy_keys=KEYS, init_scale=init_scale, action_scale="state"
     )
-    head = next(m for m in operator.get_policy_operator().modules() if isinstance(m, Head))
-    last: Any = head.layers[-1]
+    policy: Any = operator.get_policy_operator()
+    last: Any = next(m for m in policy.modules() if isinstance(m, Head)).layers[-1]
     assert last.out_features == 4
     batch = collect(operator)
+    assert_close(batch["scale"] / init_scale, torch.ones_like(batch["scale"]), atol=0.1, rtol=0)
+    assert (batch["scale"].flatten(0, 1).std(0) > 0).all()
     with set_recurrent_mode(True):
-        operator.get_policy_operator().get_dist(batch).stddev.sum().backward()
+        policy.get_dist(batch).stddev.sum().backward()
     assert (last.bias.grad == 0).tolist() == [True, True, False, False]
     with torch.no_grad():
         last.bias[2:] = -100.0
-    batch = collect(operator)
-    assert_close(batch["scale"], torch.full_like(batch["scale"], 0.04))
+    least = collect(operator)["scale"]
+    assert_close(least, torch.full_like(least, init_scale / 15))
+
+
+def test_the_ratio_is_one_where_the_scale_is_of_the_state() -> None:
+    operator = make_actor_critic(
+        WindEnv(3), SHMModule, policy_keys=KEYS, action_scale="state", hidden_sizes=(8,)
+    )
+    batch = collect(operator).exclude("loc", "scale")
+    with set_recurrent_mode(True):
+        found = operator.get_policy_operator().get_dist(batch).log_prob(batch["action"])
+    assert_close(found, batch["action_log_prob"])
+
+
+def test_the_preset_of_point_robot_has_the_scale_of_the_state() -> None:
+    values: Any = dict(TUNED["ppo"]["point_robot"]["network"])
+    operator = make_actor_critic(PointRobotEnv(3), SHMModule, **values)
+    batch = collect(operator, PointRobotEnv)
+    assert (batch["scale"].flatten(0, 1).std(0) > 0).all()
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (2, 2), (16, 2)])

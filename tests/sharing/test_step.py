@@ -58,6 +58,7 @@ KINDS: dict[str, Any] = {
     "indices": (partial(popgym.BattleshipEnv, joint_action=False), make_actor_critic, {}),
     "squashed": (WindEnv, make_soft_actor_critic, {}),
     "index of soft actor-critic": (MemoryLengthEnv, make_soft_actor_critic, {}),
+    "scale of a state": (WindEnv, make_actor_critic, {"action_scale": "state"}),
     "time": (WindEnv, make_actor_critic, {"time_size": 8}),
     "image": (IMAGE, make_actor_critic, {}),
     "normalized": (WindEnv, make_actor_critic, {"normalize": True}),

@@ -68,7 +68,7 @@ _ENVS: dict[str, Callable[[], Any]] = {
     "point_robot_hard": _preset(PointRobotEnv, **_HARD, **_POINT),
     "point_robot_original": _preset(
         PointRobotEnv, num_tasks=100, num_train_tasks=80, num_test_tasks=20, goal_radius=0.2,
-        max_steps=60, **_POINT,
+        max_steps=60, shaping_radii=(0.001, 10.0),
     ),
     "t_maze_passive": _preset(TMazeEnv, length=50),
     "t_maze_active": _preset(TMazeEnv, length=50, passive=False),

@@ -22,7 +22,7 @@ _LONG: dict[str, Any] = {
 }  # fmt: skip
 # the step of the episode: a memory that is addressed by content then finds what was k steps ago
 _TIME: dict[str, Any] = {"time_size": 32}
-# the tasks in the plane, with a goal that is small beside the way to it
+# tasks in the plane, with a goal that is small beside the way to it
 _WIND = ("wind", "wind_hard")
 _POINT = ("point_robot", "point_robot_hard")
 _FINE: dict[str, Any] = {"encoder": "fourier"}
@@ -103,7 +103,7 @@ def _ppo(env: str) -> Values | None:
 
 def _whole_episodes(env: str) -> Values:
     """What suits a task under algorithms that want whole episodes, beginning with their length."""
-    # those of the plane, and numbers of environments, were tried with PPO alone
+    # those of tasks in the plane, and numbers of environments, were tried with PPO alone
     nothing: Values = {"experiment": {}, "algo": {}, "network": {}}
     values = nothing if env in (*_WIND, *_POINT) else _ppo(env) or nothing
     kept = {"rollout_length": values["algo"].get("rollout_length", 100)}

@@ -9,7 +9,7 @@ from torchrl_shm.networks.encoder import (
     FourierEncoder,
     ImageEncoder,
 )
-from torchrl_shm.networks.heads import Head, make_actor
+from torchrl_shm.networks.heads import ActionScale, Head, make_actor
 from torchrl_shm.networks.image import Convolution, is_image
 from torchrl_shm.networks.normalization import Moments, Normalized, find_normalized
 from torchrl_shm.networks.policy import Behavior, Layer, Operator, Policy
@@ -17,6 +17,7 @@ from torchrl_shm.networks.soft_actor_critic import SoftOperator, make_soft_actor
 from torchrl_shm.networks.specs import EnvSpecs
 
 __all__ = [
+    "ActionScale",
     "Behavior",
     "Clock",
     "Convolution",

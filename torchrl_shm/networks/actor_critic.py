@@ -11,7 +11,6 @@ from tensordict.nn import TensorDictSequential as Sequential
 from torchrl.envs import EnvBase
 from torchrl.modules import ActorCriticWrapper, ActorValueOperator
 
-from torchrl_shm.checks import check_option
 from torchrl_shm.networks.backbone import CRITIC, BackboneMaker, MemoryFactory, check_sizes
 from torchrl_shm.networks.encoder import EncoderFactory
 from torchrl_shm.networks.heads import HEAD_KEYS, ActionScale, Head, make_actor
@@ -62,8 +61,8 @@ def make_actor_critic(
         embedding_size: features per step that the memory reads and writes.
         hidden_sizes: widths of the hidden layers of each head.
         init_scale: initial standard deviation of continuous actions, in units of the action.
-        action_scale: `"global"` learns one standard deviation for all states, `"state"` computes it
-            from the features of each, down to a fifteenth of `init_scale`.
+        action_scale: `"global"` learns one standard deviation of continuous actions for all states,
+            `"state"` computes it from the features of each, down to a fifteenth of `init_scale`.
         shared_memory: whether embedding and memory serve both heads. If not, the critic has its
             own, whose entries start with `critic_`.
         device: device of the parameters.
@@ -92,7 +91,6 @@ def make_actor_critic(
     """
     if not init_scale > 0:
         raise ValueError(f"network.init_scale={init_scale} must be positive")
-    check_option("network.action_scale", action_scale, ActionScale)
     check_sizes(embedding_size, hidden_sizes)
     backbone = BackboneMaker(
         env, policy_keys, time_size, encoder, normalize, embedding_size, device

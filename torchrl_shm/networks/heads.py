@@ -34,7 +34,7 @@ from torchrl.modules import (
 )
 from torchrl.objectives import A2CLoss
 
-from torchrl_shm.checks import ACTION_MASK
+from torchrl_shm.checks import ACTION_MASK, check_option
 from torchrl_shm.networks.policy import Layer
 from torchrl_shm.torchrl_private import find_caller
 
@@ -106,6 +106,24 @@ def _refuse_collected(inputs: tuple[torch.Tensor, ...]) -> None:
         )
 
 
+class _StateScale(nn.Module):
+    """Split `[..., 2 N]` into means and standard deviations, `[..., N]` each.
+
+    Zeros give `init_scale`. The least is a fifteenth of it: a density without a bound would let a
+    policy that has become sure run away.
+    """
+
+    def __init__(self, init_scale: float) -> None:
+        super().__init__()
+        # the map of the library has a unit of its own, in which small and large ones are not exact
+        self.extractor = NormalParamExtractor("biased_softplus_0.3", 0.02)
+        self.unit = init_scale / 0.3
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loc, scale = self.extractor(x)
+        return loc, scale * self.unit
+
+
 def make_actor(
     spec: TensorSpec,
     sizes: tuple[int, ...],
@@ -129,15 +147,16 @@ def make_actor(
         device: device of the parameters.
         mask_size: number of flags of the entry `ACTION_MASK`, bool, which says what may be chosen;
             `None` where there is none.
-        action_scale: see `ActionScale`.
+        action_scale: see `ActionScale`; continuous actions only.
 
     Returns:
         An actor that reads `HEAD_KEYS`, and the mask, and writes `action` and its log-probability.
 
     Raises:
         TypeError: actions of this kind are not supported.
-        ValueError: the mask has not one flag per choice.
+        ValueError: the mask has not one flag per choice, or `action_scale` is unknown.
     """
+    check_option("network.action_scale", action_scale, ActionScale)
     size, keys, distribution = _head_of(spec, mask_size is not None)
     if mask_size not in (None, size) or (mask_size and keys != ["logits"]):
         raise ValueError(
@@ -149,8 +168,7 @@ def make_actor(
     if keys == ["loc", "scale"]:
         if action_scale == "state":
             outputs *= 2
-            # a density without a bound would let a policy that has become sure run away
-            scale = NormalParamExtractor(f"biased_softplus_{init_scale}", init_scale / 15)
+            scale = _StateScale(init_scale)
         else:
             scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
         head.append(Layer(scale, ["loc"], keys))
