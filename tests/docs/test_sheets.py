@@ -78,8 +78,9 @@ def metrics_of(source: str) -> list[Path]:
 
 @pytest.mark.parametrize(
     "source",
-    ["paper_credit/summary.csv", "paper_popgym/summary.csv", "wind/summary.csv", "memories/wind"],
-)
+    ["paper_credit/summary.csv", "paper_popgym/summary.csv", "paper_meta/summary.csv",
+     "wind/summary.csv", "memories/wind"],
+)  # fmt: skip
 def test_values_are_those_with_which_it_was_trained(sheets: dict[str, Any], source: str) -> None:
     presets = sheets["load"]()[source]
     values = {

@@ -84,7 +84,9 @@ def plot_trajectories(
 
     columns = min(2, num_paths)
     rows = -(-num_paths // columns)
-    figure = new_figure(2.7 * rows + 0.4)
+    # no taller than the paths need
+    width, height = (positions.amax((0, 1)) - positions.amin((0, 1))).clamp(min=1e-3).tolist()
+    figure = new_figure(min(2.7, 0.7 + 2.1 * height / width) * rows + 0.4)
     # the same scale everywhere: distances compare
     grid: Any = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes in grid[num_paths:]:
