@@ -116,7 +116,8 @@ class _StateScale(nn.Module):
     def __init__(self, init_scale: float) -> None:
         super().__init__()
         # the map of the library has a unit of its own, in which small and large ones are not exact
-        self.extractor = NormalParamExtractor("biased_softplus_0.3", 0.02)
+        least: Any = 0.02
+        self.extractor = NormalParamExtractor("biased_softplus_0.3", least)
         self.unit = init_scale / 0.3
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
