@@ -110,7 +110,8 @@ class _StateScale(nn.Module):
     """Split `[..., 2 N]` into means and standard deviations, `[..., N]` each.
 
     Zeros give `init_scale`. The least is a fifteenth of it: a density without a bound would let a
-    policy that has become sure run away.
+    policy that has become sure run away. A state that is there has no gradient of its own, and
+    leaves it by what is learned in others.
     """
 
     def __init__(self, init_scale: float) -> None:
