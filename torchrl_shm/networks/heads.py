@@ -165,16 +165,17 @@ def make_actor(
             f"{ACTION_MASK!r} of {mask_size} flags does not fit actions like {spec}: it needs one "
             "flag per choice of an index, of several indices one block after the other"
         )
-    outputs = size
-    head: list[Any] = []
-    if keys == ["loc", "scale"]:
-        if action_scale == "state":
-            outputs *= 2
-            scale = _StateScale(init_scale)
-        else:
-            scale = AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
+    continuous = keys == ["loc", "scale"]
+    of_state = continuous and action_scale == "state"
+    outputs = 2 * size if of_state else size
+    head: list[Any] = [Layer(Head((*sizes, outputs), 0.01, device), HEAD_KEYS, keys[:1])]
+    if continuous:
+        scale = (
+            _StateScale(init_scale)
+            if of_state
+            else AddStateIndependentNormalScale(size, init_value=log(init_scale)).to(device)
+        )
         head.append(Layer(scale, ["loc"], keys))
-    head.insert(0, Layer(Head((*sizes, outputs), 0.01, device), HEAD_KEYS, keys[:1]))
     masked: Any = {"mask": ACTION_MASK} if mask_size else {}
     return ProbabilisticActor(
         Sequential(*head),
