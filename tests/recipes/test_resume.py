@@ -259,8 +259,21 @@ class TestAuto:
 
         runs = Path("outputs", "ppo_shm", "2000-01-01")
         stop_after(runs / "older", 1, "experiment.total_frames=240")
-        for tick, name in enumerate(("newer", "running", "finished", "other", "damaged")):
+        names = ("newer", "running", "finished", "other", "unlike", "damaged")
+        for tick, name in enumerate(names):
             config = shutil.copytree(runs / "older", runs / name) / "config.yaml"
+            if name == "newer":
+                # from before there were these options, which have their defaults
+                lines = config.read_text()
+                for line in ("  feature_map: relu\n", "  action_scale: global\n"):
+                    assert line in lines
+                    lines = lines.replace(line, "")
+                config.write_text(lines)
+            if name == "unlike":
+                # from before there was one that the command gives another value than its default
+                lines = config.read_text()
+                assert "  epochs: 2\n" in lines
+                config.write_text(lines.replace("  epochs: 2\n", ""))
             if name == "other":
                 config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
             if name == "damaged":

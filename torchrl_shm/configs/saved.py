@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -159,7 +161,7 @@ def _same(folder: Path, config: DictConfig) -> bool:
     """Whether the folder's run has the configuration, wherever it writes."""
     # one that is of another version or cannot be read is not the same
     with suppress(ValueError, OSError):
-        return comparable(load_config(folder)) == comparable(config)
+        return _equal(comparable(load_config(folder)), comparable(config))
     return False
 
 
@@ -170,3 +172,27 @@ def comparable(config: DictConfig) -> dict[str, Any]:
     for name in ("run_dir", "resume"):
         plain["experiment"].pop(name, None)
     return plain
+
+
+def _equal(saved: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether both build the same; an option that is newer than the run has its default there."""
+    if newer := config.keys() - saved.keys():
+        defaults = _defaults(config)
+        saved = saved | {name: defaults[name] for name in newer & defaults.keys()}
+    if saved.keys() != config.keys():
+        return False
+    pairs = [(saved[name], config[name]) for name in config]
+    return all(
+        _equal(x, y) if isinstance(x, dict) and isinstance(y, dict) else x == y for x, y in pairs
+    )
+
+
+def _defaults(section: dict[str, Any]) -> dict[str, Any]:
+    """What the class or function that a section names takes where the section says nothing."""
+    paths = [section["_target_"]] if "_target_" in section else []
+    # `make_memory` hands its options to the class of the memory
+    paths += [section["cell"]["path"]] if "cell" in section else []
+    parameters = [x for path in paths for x in signature(get_object(path)).parameters.values()]
+    return {
+        x.name: list(x.default) if isinstance(x.default, tuple) else x.default for x in parameters
+    }
