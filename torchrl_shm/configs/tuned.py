@@ -32,6 +32,13 @@ _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
 _LENGTHS = {
     "wind_original": 75, "point_robot": 200, "point_robot_hard": 200, "point_robot_original": 120,
 }  # fmt: skip
+# the same of games of POPGym that look back further than half of a shorter sequence: what lies
+# before a sequence is remembered, but nothing learns to remember it
+_GAMES = {
+    "popgym_autoencode_easy": 103, "popgym_autoencode_medium": 207, "popgym_autoencode_hard": 311,
+    "popgym_concentration_easy": 104, "popgym_concentration_medium": 208,
+    "popgym_concentration_hard": 104, "popgym_repeat_previous_hard": 155,
+}  # fmt: skip
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
@@ -89,6 +96,7 @@ def _ppo(env: str) -> Values | None:
     elif env.startswith("popgym_"):
         # games are about every single step, so the policy must not get sure of some too early
         algo = {**_LONG, "gamma": 0.0 if env.startswith(_ANSWERS) else 0.99, "imitation_coeff": 0.0}
+        algo["rollout_length"] = _GAMES.get(env, 100)
         network = _TIME
         experiment["total_frames"] = 4_000_000
     elif family == "popgym":
