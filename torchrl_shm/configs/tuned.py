@@ -99,6 +99,11 @@ def _ppo(env: str) -> Values | None:
         algo["rollout_length"] = _GAMES.get(env, 100)
         network = _TIME
         experiment["total_frames"] = 4_000_000
+        if env.startswith("popgym_autoencode"):
+            # every card is learned by itself, in many updates: twice as many from as many frames
+            # got further
+            algo["sequences_per_minibatch"] = 8
+            experiment |= {"num_envs": 128, "total_frames": 10_000_000}
     elif family == "popgym":
         algo = {**_DISCRETE, "entropy_coeff": 0.01, "sequences_per_minibatch": 8}
         experiment = _PYTHON
