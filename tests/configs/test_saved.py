@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.configs._helpers import compose_recipe
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import instantiate_saved, load_config
 from torchrl_shm.configs.groups import MEMBERS
-from torchrl_shm.configs.saved import resumed_config
+from torchrl_shm.configs.saved import _equal, comparable, resumed_config
 from torchrl_shm.training import TrainingRun
 
 
@@ -59,6 +60,7 @@ def test_every_member_survives_a_file() -> None:
         (b'!!python/object/apply:os.system ["false"]', "cannot be read: "),
         (b"\xff\xfe\x00", "cannot be read: "),
         (b"- 1\n- 2\n", "is not the configuration of a run"),
+        (b"env: {}\nexperiment:\n", "is not the configuration of a run"),
         (b"env: {}\nalgo: {}\n", "was written by an older version, .*train again"),
         (
             b"env: {}\nexperiment: {}\nmemory: {_zen_target: x.modules.baselines.make_rnn}\n",
@@ -70,6 +72,35 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes, message: str) ->
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=rf"config\.yaml {message}"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "other"),
+    [
+        ("env", "max_steps", 7), ("memory", "revive", False), ("memory", "state", "full"),
+        ("network", "action_scale", "state"), ("network", "hidden_sizes", [5]),
+        ("experiment", "compile", "update"), ("algo", "imitation_coeff", 0.5),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_newer_than_a_run_has_its_default(
+    section: str, option: str, other: Any
+) -> None:
+    config = comparable(compose_recipe())
+    before = deepcopy(config)
+    default = before[section].pop(option)
+    assert _equal(before, config)
+    config[section][option] = other
+    assert not _equal(before, config)
+    # what the command no longer has decided something
+    del config[section][option]
+    assert not _equal(before | {section: before[section] | {option: default}}, config)
+
+
+def test_an_option_may_be_called_like_a_memory() -> None:
+    for cell in (3, None, {"x": 1}):
+        kwargs = {"_target_": "torchrl_shm.envs.WindEnv", "cell": cell}
+        assert _equal(kwargs, {**kwargs, "max_steps": 100})
+        assert not _equal(kwargs, {**kwargs, "unheard_of": 1})
 
 
 class TestResume:

@@ -50,6 +50,8 @@ def load_config(run_dir: str | Path) -> DictConfig:
     # GRU and LSTM were modules of TorchRL, whose parameters have other names
     if "experiment" not in config or ".baselines.make_rnn" in OmegaConf.to_yaml(config):
         raise ValueError(f"{path} was written by an older version, whose names differ; train again")
+    if not isinstance(config.experiment, DictConfig):
+        raise ValueError(f"{path} is not the configuration of a run")
     return config
 
 
@@ -166,33 +168,32 @@ def _same(folder: Path, config: DictConfig) -> bool:
 
 
 def comparable(config: DictConfig) -> dict[str, Any]:
-    """All values that decide what a run computes, without its folder and its command."""
+    """All values that decide what a run computes, without its folder, its names and its command."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain.pop("command", None)
-    for name in ("run_dir", "resume"):
+    for name in ("run_dir", "resume", "names"):
         plain["experiment"].pop(name, None)
     return plain
 
 
-def _equal(saved: dict[str, Any], config: dict[str, Any]) -> bool:
+def _equal(saved: Any, config: Any) -> bool:
     """Whether both build the same; an option that is newer than the run has its default there."""
+    if not (isinstance(saved, dict) and isinstance(config, dict)):
+        return saved == config
     if newer := config.keys() - saved.keys():
-        defaults = _defaults(config)
-        saved = saved | {name: defaults[name] for name in newer & defaults.keys()}
-    if saved.keys() != config.keys():
-        return False
-    pairs = [(saved[name], config[name]) for name in config]
-    return all(
-        _equal(x, y) if isinstance(x, dict) and isinstance(y, dict) else x == y for x, y in pairs
-    )
+        saved = saved | {name: x for name, x in _defaults(config).items() if name in newer}
+    return saved.keys() == config.keys() and all(_equal(saved[x], config[x]) for x in config)
 
 
 def _defaults(section: dict[str, Any]) -> dict[str, Any]:
     """What the class or function that a section names takes where the section says nothing."""
-    paths = [section["_target_"]] if "_target_" in section else []
+    cell = section.get("cell")
     # `make_memory` hands its options to the class of the memory
-    paths += [section["cell"]["path"]] if "cell" in section else []
-    parameters = [x for path in paths for x in signature(get_object(path)).parameters.values()]
+    paths = [section.get("_target_"), cell.get("path") if isinstance(cell, dict) else None]
+    made = [get_object(path) for path in paths if isinstance(path, str)]
+    # the metaclass of environments hides what their constructors take
+    calls = [x.__init__ if isinstance(x, type) else x for x in made]
+    parameters = [x for call in calls for x in signature(call).parameters.values()]
     return {
         x.name: list(x.default) if isinstance(x.default, tuple) else x.default for x in parameters
     }
