@@ -28,11 +28,7 @@ _POINT = ("point_robot", "point_robot_hard")
 _FINE: dict[str, Any] = {"encoder": "fourier"}
 # environments in python are stepped one after the other, so there are fewer of them
 _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
-# steps of an episode, where PPO's sequences are shorter or longer
-_LENGTHS = {
-    "wind_original": 75, "point_robot": 200, "point_robot_hard": 200, "point_robot_original": 120,
-}  # fmt: skip
-# the same of games of POPGym: easy, medium, hard
+# steps of an episode of games of POPGym: easy, medium, hard
 _GAMES = {
     "autoencode": (103, 207, 311), "battleship": (64, 100, 144), "concentration": (104, 208, 104),
     "count_recall": (51, 103, 207), "higher_lower": (51, 103, 155), "mine_sweeper": (14, 30, 54),
@@ -41,11 +37,12 @@ _GAMES = {
     "position_only_pendulum": (200, 150, 100), "repeat_first": (51, 415, 831),
     "repeat_previous": (51, 103, 155), "velocity_only_cart_pole": (200, 400, 600),
 }  # fmt: skip
-_LENGTHS |= {
-    f"popgym_{game}_{level}": steps
-    for game, lengths in _GAMES.items()
-    for level, steps in zip(("easy", "medium", "hard"), lengths, strict=True)
-}
+# the same of all tasks of which PPO's sequences may be shorter or longer
+_LENGTHS = {
+    "wind_original": 75, "point_robot": 200, "point_robot_hard": 200, "point_robot_original": 120,
+    **{f"popgym_{game}_{level}": steps for game, lengths in _GAMES.items()
+       for level, steps in zip(("easy", "medium", "hard"), lengths, strict=True)},
+}  # fmt: skip
 # those of which PPO's sequences are whole episodes: answers lie far back, and with the 100 steps of
 # the others the two that were tried got less far (docs/concepts/spans.md)
 _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previous_hard")
