@@ -23,6 +23,8 @@ ALGOS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "reinforce": ("REINFORCE", Reinforce, make_actor_critic),
     "grpo": ("GRPO", GRPO, make_actor_critic),
 }
+# with these, sequences of all games of POPGym are as long as an episode, which would be a row each
+WHOLE_EPISODES = ("reinforce", "grpo")
 # what is given by other groups, and what does not change what is learned
 OTHERS = {
     "env", "memory", "actor_memory", "device", "threads", "checkpoint_interval",
@@ -90,6 +92,8 @@ def list_presets(algo: str, rows: list[tuple[str, Any, str]]) -> list[str]:
     places: dict[tuple[str, ...], list[str]] = {}
     for env, values in presets.items():
         found = {name: values.get(name, default[name]) for name in columns}
+        if algo in WHOLE_EPISODES and env.startswith("popgym_"):
+            found["algo.rollout_length"] = "an episode"
         # bold is what differs from the default
         cells = (show(x) if x == default[name] else f"**{show(x)}**" for name, x in found.items())
         places.setdefault(tuple(cells), []).append(env)
