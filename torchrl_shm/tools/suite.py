@@ -244,11 +244,12 @@ def _collected(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def _thinned(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and at most 200 rows of a file, evenly spread, the last one among them."""
+    """Header and at most 200 rows of a file, evenly spread, the first and the last among them."""
     with open(path, newline="") as file:
         header, *rows = csv.reader(file)
     step = -(-len(rows) // _ROWS)
-    return header, rows[::-1][::step][::-1]
+    # the first says with what a run began, whatever the step
+    return header, rows[:1] + rows[::-1][::step][::-1][1:]
 
 
 def _write(path: Path, header: list[str], rows: list[list[Any]]) -> None:
