@@ -6,9 +6,10 @@ without values for a task runs with its defaults.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from torchrl_shm.configs.envs import ENVS
+from torchrl_shm.envs.popgym import Level
 
 Values = dict[str, dict[str, Any]]
 
@@ -41,7 +42,7 @@ _GAMES = {
 _LENGTHS = {
     "wind_original": 75, "point_robot": 200, "point_robot_hard": 200, "point_robot_original": 120,
     **{f"popgym_{game}_{level}": steps for game, lengths in _GAMES.items()
-       for level, steps in zip(("easy", "medium", "hard"), lengths, strict=True)},
+       for level, steps in zip(get_args(Level), lengths, strict=True)},
 }  # fmt: skip
 # those of which PPO's sequences are whole episodes: answers lie far back, and with the 100 steps of
 # the others the two that were tried got less far (docs/concepts/spans.md)
@@ -103,7 +104,8 @@ def _ppo(env: str) -> Values | None:
     elif env.startswith("popgym_"):
         # games are about every single step, so the policy must not get sure of some too early
         algo = {**_LONG, "gamma": 0.0 if env.startswith(_ANSWERS) else 0.99, "imitation_coeff": 0.0}
-        algo["rollout_length"] = _LENGTHS[env] if env.startswith(_FAR_BACK) else 100
+        if env.startswith(_FAR_BACK):
+            algo["rollout_length"] = _LENGTHS[env]
         network = _TIME
         experiment["total_frames"] = 4_000_000
         if env.startswith("popgym_autoencode"):
