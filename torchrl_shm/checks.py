@@ -41,7 +41,8 @@ def check_option(name: str, value: object, literal: Any) -> None:
 
 def check_count(name: str, value: float, smallest: int = 1) -> None:
     """Raise ValueError unless an argument is a whole number of at least `smallest`."""
-    if not isinstance(value, Integral):
+    # python counts True as 1
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < smallest:
         raise ValueError(f"{name} must be at least {smallest}, got {value}")

@@ -20,6 +20,7 @@ from torchrl_shm.configs import GRPO, PPO, SAC, Reinforce
         ({"gamma": 1.1}, r"algo\.gamma=1\.1 must be between 0 and 1"),
         ({"lmbda": float("nan")}, r"algo\.lmbda=nan must be between 0 and 1"),
         ({"critic_lmbda": 1.5}, r"algo\.critic_lmbda=1\.5 must be between 0 and 1"),
+        ({"critic_lmbda": True}, r"algo\.critic_lmbda=True must be a number"),
         ({"imitation_coeff": float("inf")}, r"algo\.imitation_coeff=inf must be finite"),
         ({"shaping": float("nan")}, r"algo\.shaping=nan must be finite"),
         ({"entropy_coeff": float("-inf")}, r"algo\.entropy_coeff=-inf must be finite"),
@@ -78,6 +79,8 @@ def test_groups_fill_a_batch() -> None:
         ({"temperature": 0.0}, r"algo\.temperature=0\.0 must be positive"),
         ({"temperature": 1.0, "target_entropy": 0.1}, r"algo\.temperature=1\.0 is fixed; drop one"),
         ({"tau": 1.1}, r"algo\.tau=1\.1 must be between 0 and 1"),
+        ({"temperature": True}, r"algo\.temperature=True must be a number"),
+        ({"target_entropy": False}, r"algo\.target_entropy=False must be a number"),
     ],
 )
 def test_values_of_sac_out_of_range(values: dict[str, Any], message: str) -> None:

@@ -128,6 +128,7 @@ def test_each_group_draws_uniformly() -> None:
     [
         (0, "group_size must be at least 1, got 0"),
         (1.5, r"group_size must be a whole number, got 1\.5"),
+        (True, "group_size must be a whole number, got True"),
         (3, "group_size=3 must divide num_envs=8"),
     ],
 )

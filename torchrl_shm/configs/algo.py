@@ -335,6 +335,11 @@ def _check(
     shares: tuple[str, ...] = (),
 ) -> None:
     """Raise ValueError for the first option that is out of its range, where it is not off."""
+    for field in fields(algo):
+        # hydra-zen does not look into types such as `float | None`, and python counts True as 1
+        value = getattr(algo, field.name)
+        if isinstance(value, bool) and not isinstance(field.default, bool):
+            raise ValueError(f"algo.{field.name}={value} must be a number")
     for name in counts:
         check_count(f"algo.{name}", getattr(algo, name))
     off = {
