@@ -50,7 +50,8 @@ def test_every_recipe(recipe: str, tmp_path: Path) -> None:
     assert any(float(x) == frames for name, x in buffers.items() if "count_" in name)
 
 
-@pytest.mark.parametrize("recipe", ["ppo_shm", pytest.param("sac_shm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ppo_shm", "sac_shm"])
 def test_killed_and_resumed(recipe: str, tmp_path: Path) -> None:
     straight, folder = tmp_path / "straight", tmp_path / "run"
     start(recipe, straight)
