@@ -71,6 +71,7 @@ def test_by_name(encoder: str, found: bool, tmp_path: Path) -> None:
     assert action.shape == (1,)
 
 
+@pytest.mark.slow
 def test_of_ones_own() -> None:
     run = Path("wind_run")
     target = f"{Patch.__module__}.{Patch.__qualname__}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.figures.test_plots import check_picture
 from tests.recipes._helpers import TINY, command
 from tests.tools._helpers import tool
 from torchrl_shm.configs import MEMORIES
 
 
+@pytest.mark.slow
 def test_two_commands_compare_memories(tmp_path: Path) -> None:
     sweep, names = tmp_path / "sweep", {"lru", "mlp"}
     result = command(

@@ -13,6 +13,7 @@ from tests.tools._helpers import tool
 from torchrl_shm.training import RunFolder
 
 
+@pytest.mark.slow
 def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = command(
