@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import sys
 import warnings
@@ -29,6 +30,11 @@ with contextlib.suppress(ModuleNotFoundError):
 MEMBERS: dict[str, object] = {}
 with contextlib.suppress(ModuleNotFoundError):
     from torchrl_shm.configs.groups import MEMBERS
+
+
+def pytest_collection_finish() -> None:
+    # a million objects of packages and tests stay to the end; collections need not visit them
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,19 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 
+# they train for seconds
+SLOW = tuple(
+    f"docs/{name}.md"
+    for name in (
+        "concepts/losses", "tutorials/own_algorithm", "tutorials/own_environment",
+        "tutorials/pipeline", "tutorials/several_agents",
+    )
+)  # fmt: skip
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
 
 def blocks(text: str) -> list[tuple[int, str]]:
     """First line and code of every python block that is to run."""
@@ -32,7 +45,15 @@ def blocks(text: str) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page, id=name_of(page), marks=pytest.mark.slow if name_of(page) in SLOW else ()
+        )
+        for page in PAGES
+    ],
+)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a model card is read where it lies, and pages in the repository
     policy = page.parent.parent.name == "policies"

@@ -22,7 +22,11 @@ def test_sections_are_called_examples(path: Path) -> None:
     assert not re.search(r"^ *Example:$", path.read_text(), re.M)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    # an ONNX file takes seconds
+    [pytest.param(x, marks=pytest.mark.slow if x.endswith("onnx_file") else ()) for x in MODULES],
+)
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if name.endswith("onnx_file"):

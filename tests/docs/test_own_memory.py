@@ -20,7 +20,9 @@ from tests.docs.test_code_blocks import BLOCK, ROOT, blocks
             "traces.py",
             ["env=memory_length", "env.length=3", "memory=traces", "memory.memory_size=7"],
         ),
-        ("own_environment.md", "lamp.py", ["env=lamp", "env.delay=4"]),
+        pytest.param(
+            "own_environment.md", "lamp.py", ["env=lamp", "env.delay=4"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_it_trains_and_is_evaluated(

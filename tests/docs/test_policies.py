@@ -17,7 +17,13 @@ def test_there_are_some() -> None:
     assert FOLDERS
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(x, id=x.name, marks=() if x == FOLDERS[0] else pytest.mark.slow)
+        for x in FOLDERS
+    ],
+)
 def test_it_plays_as_well_as_its_card_says(folder: Path) -> None:
     card = read_policy_file(folder / "config.json")
     assert card.evaluation is not None

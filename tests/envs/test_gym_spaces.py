@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -545,7 +546,8 @@ observations = st.recursive(
 
 
 @settings(
-    max_examples=500, deadline=None, database=None, derandomize=True,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")), deadline=None, database=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )  # fmt: skip
 @given(space=actions, observation=observations, scale=st.sampled_from([0.1, 1.0, 100.0]))

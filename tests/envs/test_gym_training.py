@@ -53,7 +53,7 @@ def train(folder: Path, *options: str, recipe: str = "ppo_shm") -> Path:
     [
         # with the module that registers it
         "gymnasium:Pendulum-v1",
-        "Blackjack-v1",
+        pytest.param("Blackjack-v1", marks=slow),
         pytest.param("MountainCarContinuous-v0", marks=slow),
         pytest.param("Acrobot-v1", marks=slow),
         pytest.param("FrozenLake-v1", marks=slow),

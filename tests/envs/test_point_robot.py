@@ -198,7 +198,14 @@ class Searcher:
         return torch.where(ended, 0.0, (target - seen) / 0.1)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    # its episodes are the longest
+    [
+        pytest.param(x, marks=pytest.mark.slow if x == "point_robot_original" else ())
+        for x in PRESETS
+    ],
+)
 def test_bounds(preset: str) -> None:
     """What docs/tasks/point_robot.md says."""
     best, first, second = {

@@ -121,7 +121,13 @@ def wrap(cell: Any, **options: Any) -> MemoryModule:
     return MemoryModule(cell, **KEYS, **options)
 
 
-@pytest.mark.parametrize("calibration", get_args(Calibration))
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        pytest.param(x, marks=() if x in ("random", "none") else pytest.mark.slow)
+        for x in get_args(Calibration)
+    ],
+)
 def test_shm_passes(calibration: Calibration) -> None:
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         report = check_memory(make_memory(16, calibration=calibration, dtype=dtype))

@@ -22,6 +22,18 @@ from torchrl_shm.modules import SHM, BaseCell, check_memory
 
 # all but the one without a memory
 NAMES = [name for name in MEMORIES if name != "mlp"]
+# where a test takes long, some of each kind; cells that differ from one of these in a number or a
+# word are tested without what takes long
+SLOW = pytest.mark.slow
+FEW = [
+    pytest.param(
+        name, marks=() if name in ("shm", "gru", "lstm", "gpt2", "lru", "mlstm", "dnc") else SLOW
+    )
+    for name in NAMES
+]
+COMPILED = [
+    pytest.param(name, marks=() if name in ("shm", "gru", "mlstm") else SLOW) for name in NAMES
+]
 # those that begin with a LayerNorm
 NORMED = ("shm", "linear_attention", "fast_weights", "mlstm", "lru", "s6")
 
@@ -58,7 +70,7 @@ def gradients(cell: nn.Module, x: Tensor, memory: Tensor, y: Tensor, last: Tenso
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_check_memory(name: str) -> None:
     report = check_memory(build(name, torch.float32))
     assert "state_is_carried" in report.promises
@@ -168,7 +180,7 @@ def test_odd_sizes(name: str, batch: int, steps: int) -> None:
     assert (y.shape, last.shape) == ((5,), cell.memory_shape)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_ratio_of_ppo_is_one(name: str) -> None:
     agent = shared(build(name), torch.float64)
 
@@ -178,7 +190,7 @@ def test_ratio_of_ppo_is_one(name: str) -> None:
     train(agent, WalkEnv(dtype=torch.float64), check, learning_rate=0.05)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_step_mode_compiles_without_graph_breaks(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

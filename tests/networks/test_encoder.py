@@ -218,8 +218,16 @@ class Picture(nn.Module):
 
 
 @pytest.mark.parametrize("encoder", ["auto", "image", "flat", "fourier", partial(Picture, width=3)])
-@pytest.mark.parametrize("memory", ["shm", "gru"])
-@pytest.mark.parametrize("shared_memory", [True, False])
+@pytest.mark.parametrize(
+    ("memory", "shared_memory"),
+    [
+        ("shm", False),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in (("shm", True), ("gru", True), ("gru", False))
+        ),
+    ],
+)
 def test_gates_are_exact(encoder: Any, memory: str, shared_memory: bool) -> None:
     """Step by step it is what recurrent mode computes; the first probability ratio is 1."""
     keys = ["observation"]

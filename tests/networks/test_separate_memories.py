@@ -42,7 +42,12 @@ def collect(operator: Any) -> Any:
 
 # ablations and presets differ from these in a number or a word
 @pytest.mark.parametrize(
-    "memory", [x for x in MEMORIES if not x.startswith(("shm_", "fast_weights_"))]
+    "memory",
+    [
+        pytest.param(x, marks=() if x in ("shm", "gru", "gpt2", "lru") else pytest.mark.slow)
+        for x in MEMORIES
+        if not x.startswith(("shm_", "fast_weights_"))
+    ],
 )
 def test_second_rollout_repeats_what_acted(memory: str) -> None:
     """Both memories start where the first rollout ended."""

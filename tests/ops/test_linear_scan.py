@@ -28,6 +28,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "_WIDE", 0 if request.param == "in order" else 10**9)
 
 
+slow = pytest.mark.slow
 both = pytest.mark.usefixtures("way")
 # dynamo instantiates every autograd function, of which torch warns
 compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -125,7 +126,12 @@ def test_single_precision(shape: tuple[int, ...], dtype: torch.dtype, constant: 
 @both
 @pytest.mark.parametrize(
     ("factors", "dtype"),
-    [((2, 11, 3), COMPLEX), ((1, 1, 3), REAL), ((1, 1, 3), COMPLEX), ((2, 11, 1), REAL)],
+    [
+        ((2, 11, 3), COMPLEX),
+        ((1, 1, 3), REAL),
+        pytest.param((1, 1, 3), COMPLEX, marks=slow),
+        pytest.param((2, 11, 1), REAL, marks=slow),
+    ],
 )
 def test_gradcheck(dtype: torch.dtype, factors: tuple[int, ...]) -> None:
     inputs, is_init = make((2, 11, 3), factors, (dtype, dtype))
@@ -364,7 +370,11 @@ def test_grad_and_jacobian_of_torch_func() -> None:
 @compiles
 @pytest.mark.parametrize(
     ("shape", "resets", "dtype"),
-    [((2, 5, 3), True, REAL), ((2, 33, 3), False, COMPLEX), ((64, 20, 64), True, REAL)],
+    [
+        ((2, 5, 3), True, REAL),
+        pytest.param((2, 33, 3), False, COMPLEX, marks=slow),
+        pytest.param((64, 20, 64), True, REAL, marks=slow),
+    ],
 )
 def test_compiles(shape: tuple[int, ...], resets: bool, dtype: torch.dtype) -> None:
     torch.compiler.reset()

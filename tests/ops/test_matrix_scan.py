@@ -452,8 +452,16 @@ def test_grad_and_vmap_of_torch_func(scan: str) -> None:
 
 
 @compiles
-@every
-@pytest.mark.parametrize(("steps", "resets"), [(5, False), (40, True)])
+@pytest.mark.parametrize(
+    ("scan", "steps", "resets"),
+    [
+        pytest.param(
+            scan, steps, resets, marks=() if scan == "sum" and resets else pytest.mark.slow
+        )
+        for scan in SCANS
+        for steps, resets in ((5, False), (40, True))
+    ],
+)
 def test_compiles(scan: str, steps: int, resets: bool) -> None:
     torch.compiler.reset()
     inputs, is_init = make(scan, (2, steps, 4, 3))

@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 
 from recipes import grpo_shm, ppo_shm, reinforce_shm
@@ -76,6 +77,8 @@ def command(script: str, *arguments: str, terminal: bool = False) -> Result:
     code = 0
     with (
         patch.object(sys, "argv", [path, *arguments, *_QUIET]),
+        # Hydra composes once more, only to ask for a mode that no configuration sets
+        patch.object(Hydra, "get_mode", lambda *_, **__: None),
         # a recipe leaves out members of the others
         patch.dict(MEMBERS),
         redirect_stdout(stdout),

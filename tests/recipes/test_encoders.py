@@ -49,7 +49,14 @@ def convolutions(folder: Path) -> int:
     return sum("convolutions" in name for name in saved_state(folder)["operator"])
 
 
-@pytest.mark.parametrize(("encoder", "found"), [("auto", True), ("image", True), ("flat", False)])
+@pytest.mark.parametrize(
+    ("encoder", "found"),
+    [
+        ("auto", True),
+        pytest.param("image", True, marks=pytest.mark.slow),
+        pytest.param("flat", False, marks=pytest.mark.slow),
+    ],
+)
 def test_by_name(encoder: str, found: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = start(run, *IMAGE, f"network.encoder={encoder}")
@@ -64,6 +71,7 @@ def test_by_name(encoder: str, found: bool, tmp_path: Path) -> None:
     assert action.shape == (1,)
 
 
+@pytest.mark.slow
 def test_of_ones_own() -> None:
     run = Path("wind_run")
     target = f"{Patch.__module__}.{Patch.__qualname__}"
@@ -73,7 +81,7 @@ def test_of_ones_own() -> None:
     shapes = {name: x.shape for name, x in saved_state(run)["operator"].items()}
     assert [shape for name, shape in shapes.items() if name.endswith("first.bias")] == [(3,)]
     # it is found again, but not sent to others
-    assert tool("evaluate", run, "--num-episodes", "2").code == 0
+    assert tool("evaluate", run, "--num-episodes", "2", "--num-paths", 1).code == 0
     refused = tool("export", run)
     assert refused.code == 2
     assert "has an encoder of its own, and a shared policy runs no code" in refused.stderr

@@ -228,9 +228,15 @@ class TestDisk:
     "and_go_on", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "and_go_on"]
 )
 def test_worker_dies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, and_go_on: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    request: pytest.FixtureRequest,
+    and_go_on: bool,
 ) -> None:
     """It is not waited for, and the other processes end."""
+    if not and_go_on:
+        request.getfixturevalue("forked_workers")
     check_ratio, updates = ppo_shm.check_ratio, iter(range(UPDATES))
 
     def kill_a_worker(term: TensorDictBase) -> float:

@@ -28,7 +28,7 @@ from torchrl_shm.configs import MEMORIES as ALL_MEMORIES
 from torchrl_shm.configs import register
 from torchrl_shm.configs.groups import MEMBERS
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
 
 # what runs in no time, and is as small as a run can be; drawn values come on top
 SMALL: dict[str, Any] = {

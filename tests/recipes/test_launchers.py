@@ -112,7 +112,8 @@ def test_without_the_package(launcher: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list(Path.cwd().iterdir())
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
 def test_jobs_are_runs_alone(tmp_path: Path, launcher: str) -> None:
     """Those of a script with names of its own, too; a mistake in one of them is a line."""
     pytest.importorskip(LAUNCHERS[launcher], reason="the launcher is not installed")
@@ -140,21 +141,25 @@ def test_jobs_are_runs_alone(tmp_path: Path, launcher: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "kills", "fork"),
-    [(2, 3, True), pytest.param(20, 3, False, marks=pytest.mark.slow)],
+    ("memories", "seeds", "kills", "fork"),
+    [
+        ("mlp", 2, 1, True),
+        pytest.param("mlp,gru", 2, 3, True, marks=pytest.mark.slow),
+        pytest.param("mlp,gru", 20, 3, False, marks=pytest.mark.slow),
+    ],
 )
-def test_killed_three_times(tmp_path: Path, seeds: int, kills: int, fork: bool) -> None:
+def test_killed(tmp_path: Path, memories: str, seeds: int, kills: int, fork: bool) -> None:
     """Every job is finished once, as in the sweep that nothing stopped."""
     pytest.importorskip(LAUNCHERS["joblib"], reason="comes with the extra cluster")
     swept = (
-        "memory=mlp,gru", f"experiment.seed=range({seeds})", "experiment.checkpoint_interval=1",
+        f"memory={memories}", f"experiment.seed=range({seeds})", "experiment.checkpoint_interval=1",
     )  # fmt: skip
     left_alone, killed = tmp_path / "left_alone", tmp_path / "killed"
     # in this process, so that its forks find all that is loaded late
     result = command("ppo_shm.py", "-m", *TINY, *swept, f"hydra.sweep.dir={left_alone}")
     assert result.code == 0, result.stderr
     jobs = len(folders(left_alone))
-    assert jobs == 2 * seeds
+    assert jobs == len(memories.split(",")) * seeds
     rows, draw = num_rows(left_alone), random.Random(seeds)
     begin = partial(start, killed, *swept, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     done: dict[Path, int] = {}
@@ -185,7 +190,7 @@ def test_killed_three_times(tmp_path: Path, seeds: int, kills: int, fork: bool) 
 LONG = ("memory=mlp", "experiment.total_frames=1_000_000", "experiment.checkpoint_interval=1000")
 
 
-@pytest.mark.parametrize("how", ["terminal", "parent"])
+@pytest.mark.parametrize("how", ["terminal", pytest.param("parent", marks=pytest.mark.slow)])
 def test_signals_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Ctrl-C reaches all processes; where the first alone was ended, the others end with it."""
     pytest.importorskip(LAUNCHERS["joblib"], reason="comes with the extra cluster")
@@ -219,6 +224,7 @@ def members(group: int) -> list[str]:
     return [state for state in found.stdout.split() if state[0] != "Z"]
 
 
+@pytest.mark.slow
 def test_preempted(tmp_path: Path) -> None:
     """What submitit sends before the time is up, or when others need the place."""
     pytest.importorskip(LAUNCHERS["submitit_local"], reason="comes with the extra cluster")

@@ -108,6 +108,20 @@ VALUES = [
     ("collector=multi_sync collector.num_workers=3", "num_workers=3 must divide num_envs=2"),
     ("hydra.run.dir=/proc/nowhere", "/proc/nowhere: "),
 ]
+# some of each kind; all the others together take long
+FAST = (
+    "env=wnd", "env=xyz", "env=gym env.kwargs.wind=1", "memory=transformer", "algo.totl_frames=1",
+    "foo=1", "algo.group_size=8", "algo=grpo", "network/actor_memory=gru", "env.max_step=1",
+    "memory.memory_size=3 memory=gru", "collector.address=auto", "+algo.foo=1", "algo.epochs",
+    "algo.epochs=[1", "~algo", "algo.epochs=abc", "network.hidden_sizes=abc", "algo.epochs=0",
+    "algo.sequences_per_minibatch=9", "experiment.device=gpu", "experiment.resume=nowhere",
+    "memory.memory_size=0", "env.max_steps=0", "network.policy_keys=[place]",
+    "collector=multi_sync collector.num_workers=3", "hydra.run.dir=/proc/nowhere",
+)  # fmt: skip
+CASES = [
+    pytest.param(given, message, marks=() if given in FAST else pytest.mark.slow)
+    for given, message in (*UNKNOWN, *UNREADABLE, *TYPES, *VALUES)
+]
 
 
 def check(arguments: list[str], message: str, stdout: str, stderr: str, code: int) -> None:
@@ -117,7 +131,7 @@ def check(arguments: list[str], message: str, stdout: str, stderr: str, code: in
     assert message in stderr
 
 
-@pytest.mark.parametrize(("given", "message"), [*UNKNOWN, *UNREADABLE, *TYPES, *VALUES])
+@pytest.mark.parametrize(("given", "message"), CASES)
 def test_a_mistake_is_a_line(
     given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +178,7 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_line_alone(tmp_path: Path) -> None:
     result = process("ppo_shm.py", *SMALL, "memory.memory_size=0", cwd=tmp_path)
     check([], "memory_size must be", result.stdout, result.stderr, result.code)

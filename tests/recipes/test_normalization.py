@@ -17,7 +17,7 @@ from torchrl_shm.sharing import export_policy, load_policy
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
-SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("reinforce_shm", "grpo_shm")]
+SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("reinforce_shm", "grpo_shm", "sac_shm")]
 
 
 def start(recipe: str, folder: Path, *arguments: str) -> Any:
@@ -35,7 +35,7 @@ def statistics(folder: Path) -> dict[str, torch.Tensor]:
     return {name: x for name, x in operator.items() if "count_" in name or "loc_" in name}
 
 
-@pytest.mark.parametrize("recipe", ["ppo_shm", "sac_shm", *SLOW])
+@pytest.mark.parametrize("recipe", ["ppo_shm", *SLOW])
 def test_every_recipe(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(recipe, run)
@@ -50,7 +50,8 @@ def test_every_recipe(recipe: str, tmp_path: Path) -> None:
     assert any(float(x) == frames for name, x in buffers.items() if "count_" in name)
 
 
-@pytest.mark.parametrize("recipe", ["ppo_shm", pytest.param("sac_shm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ppo_shm", "sac_shm"])
 def test_killed_and_resumed(recipe: str, tmp_path: Path) -> None:
     straight, folder = tmp_path / "straight", tmp_path / "run"
     start(recipe, straight)

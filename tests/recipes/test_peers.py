@@ -13,7 +13,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         sb3_frames_per_second()
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sb3(shared: bool) -> None:
     pytest.importorskip("sb3_contrib")
     speed = sb3_frames_per_second(4, 60, epochs=1, minibatches=2, width=8, shared=shared)

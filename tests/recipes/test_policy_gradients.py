@@ -76,8 +76,14 @@ class TestRun:
         assert without_time(again) == without_time(folder)
         assert without_time(other) != without_time(folder)
 
-    @pytest.mark.parametrize("options", [("memory=mlp",), ("memory=gru",),
-                                         ("network.shared_memory=false",)])  # fmt: skip
+    @pytest.mark.parametrize(
+        "options",
+        [
+            pytest.param(("memory=mlp",), marks=pytest.mark.slow),
+            pytest.param(("memory=gru",), marks=pytest.mark.slow),
+            ("network.shared_memory=false",),
+        ],
+    )
     def test_other_networks(self, recipe: str, options: tuple[str, ...], tmp_path: Path) -> None:
         result = run(recipe, tmp_path / "run", *options)
         assert (result.code, result.stderr) == (0, "")
@@ -248,7 +254,7 @@ class TestGRPO:
             torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)
         assert counted == [True] * UPDATES
 
-    @pytest.mark.parametrize("kl_coeff", [0.0, 0.3])
+    @pytest.mark.parametrize("kl_coeff", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
     def test_first_ratio(self, tmp_path: Path, kl_coeff: float) -> None:
         """Whatever was learned before, the loss begins with the policy that acted."""
         train(tmp_path, "grpo_shm", kl_coeff=kl_coeff, learning_rate=1e-2)
@@ -284,11 +290,16 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("override", "answer"),
         [
-            ("algo.group_size=1", "algo.group_size must be at least 2, got 1"),
             ("algo.group_size=3", "algo.group_size=3 must divide experiment.num_envs=8"),
-            ("algo.spread_eps=0", "algo.spread_eps=0.0 must be positive"),
-            ("algo.credit=token", "'episode' or 'step'"),
-            ("algo.kl_coeff=-1", "algo.kl_coeff=-1.0 must not be negative"),
+            *(
+                pytest.param(*x, marks=pytest.mark.slow)
+                for x in (
+                    ("algo.group_size=1", "algo.group_size must be at least 2, got 1"),
+                    ("algo.spread_eps=0", "algo.spread_eps=0.0 must be positive"),
+                    ("algo.credit=token", "'episode' or 'step'"),
+                    ("algo.kl_coeff=-1", "algo.kl_coeff=-1.0 must not be negative"),
+                )
+            ),
             ("experiment.on_nonfinite=skip", "groups need all of theirs; use stop"),
             (
                 "collector=multi_sync collector.num_workers=4 algo.group_size=4",

@@ -99,11 +99,18 @@ class TestRun:
         assert {"operator", "optimizer", "schedule", "collector"} < set(saved_state(folder))
         assert saved_state(folder)["updates"] == UPDATES
 
-    def test_equal_seeds_give_equal_metrics(self, run: tuple[Path, Result], tmp_path: Path) -> None:
-        """In another process, too."""
+    @pytest.mark.parametrize(
+        "in_a_process",
+        [False, pytest.param(True, marks=pytest.mark.slow)],
+        ids=["here", "in a process"],
+    )
+    def test_equal_seeds_give_equal_metrics(
+        self, run: tuple[Path, Result], tmp_path: Path, in_a_process: bool
+    ) -> None:
         here, result = run
         there, other = tmp_path / "there", tmp_path / "other"
-        found = process("ppo_shm.py", *TINY, f"hydra.run.dir={there}", cwd=Path.cwd())
+        start = partial(process, cwd=Path.cwd()) if in_a_process else command
+        found = start("ppo_shm.py", *TINY, f"hydra.run.dir={there}")
         assert (found.code, found.stderr) == (0, "")
         assert without_time(there) == without_time(here)
         assert found.summary["eval_return"] == result.summary["eval_return"]
@@ -112,7 +119,9 @@ class TestRun:
         assert without_time(other) != without_time(here)
 
 
-@pytest.mark.parametrize("memory", ["gru", "lstm", "mlp"])
+@pytest.mark.parametrize(
+    "memory", ["gru", *(pytest.param(x, marks=pytest.mark.slow) for x in ("lstm", "mlp"))]
+)
 def test_other_memories(tmp_path: Path, memory: str) -> None:
     train(tmp_path, memory=MEMORIES[memory])
     check_metrics(tmp_path)
@@ -140,6 +149,7 @@ def test_sweep_makes_a_folder_per_combination(tmp_path: Path) -> None:
 
 
 def test_collecting_in_a_worker(tmp_path: Path) -> None:
+    """In a process that starts as for a user; elsewhere workers are forks."""
     arguments = (*TINY, "collector=multi_sync", "collector.num_workers=1")
     result = command("ppo_shm.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert result.code == 0, result.stderr
@@ -336,6 +346,7 @@ class Calm(WindEnv):
         return {key: x for key, x in seen.items() if key not in ("success", "shaping")}
 
 
+@pytest.mark.usefixtures("curves")
 def test_task_without_success_and_shaping(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     summary = train(folder, env=partial(Calm, max_steps=30), total_frames=480)

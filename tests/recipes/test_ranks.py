@@ -111,7 +111,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestResume:
-    @pytest.mark.parametrize("number", [0, 1])
+    # the first one writes, and the others find one another through it
+    @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
     def test_one_is_killed(self, number: int, straight: Path, tmp_path: Path) -> None:
         folder = tmp_path / "run"
         with ranks(partial(train, folder), tmp_path) as children:

@@ -39,8 +39,9 @@ SMALL = (
 FRAMES_PER_UPDATE = 120
 
 # a task in the plane, one on a grid, one of cards; actor and critic share the memory or do not
-CASES = {
-    "wind": ("env=wind", "memory=shm"),
+CASES: dict[str, tuple[str, ...]] = {
+    # as without options
+    "wind": (),
     "key_to_door": ("env=key_to_door_100", "memory=gru", "network.shared_memory=false"),
     "popgym": (
         "env=popgym_repeat_previous_easy", "memory=shm", "network.shared_memory=false",
@@ -106,10 +107,14 @@ def check_killed_and_resumed(
 
 
 class TestKilled:
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize(
+        "case", ["wind", *(pytest.param(x, marks=pytest.mark.slow) for x in CASES if x != "wind")]
+    )
     def test_and_resumed(self, straight: Any, tmp_path: Path, case: str) -> None:
         check_killed_and_resumed(tmp_path, straight(*CASES[case]), *CASES[case])
 
+    # tests of signals interrupt and resume them, too
+    @pytest.mark.slow
     @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"ppo_shm"}))
     def test_other_recipes(self, straight: Any, tmp_path: Path, recipe: str) -> None:
         whole = straight(*CASES["wind"], recipe=recipe)
@@ -293,7 +298,8 @@ class TestAuto:
 
     def test_sweep(self, tmp_path: Path) -> None:
         """Finished members are repeated, unfinished ones resumed."""
-        arguments = ("-m", *SMALL, "experiment.total_frames=240", "experiment.seed=0,1")
+        seeds = ("memory=mlp", "experiment.seed=0,1")
+        arguments = ("-m", *SMALL, "experiment.total_frames=240", *seeds)
         auto = ("experiment.resume=auto", f"hydra.sweep.dir={tmp_path / 'sweep'}")
         first = command("ppo_shm.py", *arguments, *auto)
         assert first.code == 0, first.stderr

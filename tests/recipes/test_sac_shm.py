@@ -96,8 +96,12 @@ def train(folder: Path, **replace: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+# its memory is checkpointed, exported and read back as the others are
+ACTOR = pytest.param("actor", marks=pytest.mark.slow)
+
+
 class TestRun:
+    @pytest.mark.parametrize("case", CASES)
     def test_what_is_left(self, straight: Any, case: str) -> None:
         folder = straight(*CASES[case])
         summary = json.loads((folder / "summary.json").read_text())
@@ -116,6 +120,7 @@ class TestRun:
         )
         assert {"operator", "loss", "slow", "optimizer", "replay"} < set(saved_state(folder))
 
+    @pytest.mark.parametrize("case", ["continuous", "discrete", ACTOR])
     def test_killed_and_resumed(self, straight: Any, tmp_path: Path, case: str) -> None:
         """With the replay buffer, in which old sequences were replaced."""
         folder = tmp_path / "run"
@@ -131,10 +136,11 @@ class TestRun:
         )
         assert one == other
 
+    @pytest.mark.parametrize("case", ["continuous", "discrete", ACTOR])
     def test_evaluated_and_exported(self, straight: Any, tmp_path: Path, case: str) -> None:
         run = Path(shutil.copytree(straight(*CASES[case]), tmp_path / "run"))
         expected = json.loads((run / "summary.json").read_text())
-        result = tool("evaluate", run)
+        result = tool("evaluate", run, "--num-paths", 1)
         assert (result.code, result.stderr) == (0, "")
         assert result.summary["eval_return"] == expected["eval_return"]
         result = tool("export", run, "--to", tmp_path / "shared")
@@ -148,6 +154,7 @@ class TestRun:
         assert ("GRU" in json.dumps(config["memory"])) == (case != "continuous")
 
 
+@pytest.mark.slow
 def test_compared_with_another_algorithm(straight: Any, tmp_path: Path) -> None:
     other = tmp_path / "ppo"
     tiny = [x for x in TINY if x.startswith("experiment.") or "rollout" in x]
@@ -158,7 +165,7 @@ def test_compared_with_another_algorithm(straight: Any, tmp_path: Path) -> None:
     assert (tmp_path / "both.png").exists()
 
 
-@pytest.mark.parametrize("time_size", [0, 4])
+@pytest.mark.parametrize("time_size", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_without_a_memory(tmp_path: Path, time_size: int) -> None:
     """For comparisons; what came next is then a matter of one observation."""
     network = partial(make_soft_actor_critic, time_size=time_size)
@@ -172,10 +179,15 @@ class TestMistakes:
         [
             ("algo.buffer_size=60", "algo.buffer_size=60 steps hold 3 sequences of "
              "algo.rollout_length=20, less than algo.batch_size=4"),
-            ("algo.batch_size=21", "less than algo.batch_size=21"),
             ("algo.burn_in=20", "algo.burn_in=20 leaves nothing of sequences of"),
-            ("algo.storage=tape", "'memory' or 'disk'"),
-            ("algo.temperature=0", "algo.temperature=0.0 must be positive"),
+            *(
+                pytest.param(*x, marks=pytest.mark.slow)
+                for x in (
+                    ("algo.batch_size=21", "less than algo.batch_size=21"),
+                    ("algo.storage=tape", "'memory' or 'disk'"),
+                    ("algo.temperature=0", "algo.temperature=0.0 must be positive"),
+                )
+            ),
             ("experiment.compile=all", "experiment.compile='all' is not offered by this recipe"),
             ("network.actor_memory=gru", "write network/actor_memory=gru, with a slash"),
         ],
@@ -197,6 +209,7 @@ class TestMistakes:
         assert "it takes a continuous action with bounds, or an index" in result.stderr
 
 
+@pytest.mark.slow
 def test_full_disk(tmp_path: Path, capsys: Any) -> None:
     """Checkpoints and what they need stay; with room again the run is what it would have been."""
     with small_disk(tmp_path / "disk", "4m") as disk:
@@ -227,6 +240,6 @@ def test_gradient_that_is_not_finite(tmp_path: Path, monkeypatch: Any, capsys: A
 
 
 def test_parts_of_episodes_and_burn_in_change_what_is_learned(tmp_path: Path) -> None:
-    train(tmp_path / "whole")
-    train(tmp_path / "burn", burn_in=10)
+    train(tmp_path / "whole", total_frames=360)
+    train(tmp_path / "burn", total_frames=360, burn_in=10)
     assert without_time(tmp_path / "whole") != without_time(tmp_path / "burn")

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache
+from multiprocessing import set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.recipes._helpers import (
     TINY,
     UPDATES,
     check_same_runs,
+    command,
     read_metrics,
     saved_state,
     train,
@@ -105,7 +108,7 @@ def test_other_recipes(
     check_same_runs(tmp_path, expected)
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(80, marks=pytest.mark.slow)])
 def test_random_moments(tmp_path: Path, straight: Callable[[], Path], times: int) -> None:
     """Between the first moment at which signals are handled and the end of the process."""
     draw = random.Random(times)
@@ -154,25 +157,56 @@ def descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
+def check_no_worker_is_left_behind(
+    folder: Path, output: Path, workers: set[int], *, saved: bool = True
+) -> None:
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=SECONDS)
+    if saved:
+        state = saved_state(folder)
+        assert state["frames"] == FRAMES_PER_UPDATE * state["updates"] > 0
+        # workers say nothing of their own
+        assert output.read_text().startswith("stopped; all up to frame")
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
     ("how", "codes"),
     [
         # Ctrl-C reaches every process of the group
-        ("terminal", (0,)),
+        ("terminal of a fork", (0,)),
+        pytest.param("terminal", (0,), marks=pytest.mark.slow),
         pytest.param("terminate", (0,), marks=pytest.mark.slow),
         pytest.param("twice", (0, -signal.SIGINT), marks=pytest.mark.slow),
         pytest.param("kill", (-signal.SIGKILL,), marks=pytest.mark.slow),
     ],
 )
 def test_no_worker_is_left_behind(tmp_path: Path, how: str, codes: tuple[int, ...]) -> None:
-    """In a process of its own, as a user starts it."""
+    """In a process of its own, as a user starts it, or in a fork, whose worker is a fork, too."""
     folder, output = tmp_path / "run", tmp_path / "out"
     script = str(ROOT / "recipes" / "ppo_shm.py")
     arguments = [
         *TINY, "experiment.total_frames=1_000_000", "experiment.checkpoint_interval=100",
         "collector=multi_sync", "collector.num_workers=1", f"hydra.run.dir={folder}",
     ]  # fmt: skip
+    if how == "terminal of a fork":
+
+        def run() -> None:
+            os.setsid()
+            set_start_method("fork", force=True)
+            # not safe where there are threads; torch and numba are told to start none
+            warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
+            result = command(script, *arguments)
+            print(result.stderr, end="", flush=True)
+            raise SystemExit(result.code)
+
+        with Child(run, output) as child:
+            wait_until((folder / "metrics.csv").exists, child)
+            workers = descendants(child.pid)
+            assert workers, child.text()
+            os.killpg(child.pid, signal.SIGINT)
+            assert child.wait(SECONDS) in codes, child.text()
+        check_no_worker_is_left_behind(folder, output, workers)
+        return
     with (
         open(output, "w") as file,
         subprocess.Popen(
@@ -197,9 +231,4 @@ def test_no_worker_is_left_behind(tmp_path: Path, how: str, codes: tuple[int, ..
             assert process.wait(SECONDS) in codes, output.read_text()
         finally:
             process.kill()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=SECONDS)
-    if codes == (0,):
-        state = saved_state(folder)
-        assert state["frames"] == FRAMES_PER_UPDATE * state["updates"] > 0
-        # workers say nothing of their own
-        assert output.read_text().startswith("stopped; all up to frame")
+    check_no_worker_is_left_behind(folder, output, workers, saved=codes == (0,))

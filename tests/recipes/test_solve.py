@@ -12,6 +12,9 @@ from tests.recipes._helpers import FRAMES, FRAMES_PER_UPDATE, TINY
 
 TASK = ["env=wind", "memory=lru", *TINY]
 
+# each starts a process, which imports for seconds
+pytestmark = pytest.mark.slow
+
 
 def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     # every return reaches it; the episodes of 30 steps end in the second update
@@ -27,10 +30,7 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert medians.splitlines()[-1] == f"| lru | {frames} | {seconds} | 1 of 1 |"
 
 
-@pytest.mark.parametrize(
-    ("limit", "frames"),
-    [(math.inf, FRAMES), pytest.param(1, FRAMES_PER_UPDATE, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("limit", "frames"), [(math.inf, FRAMES), (1, FRAMES_PER_UPDATE)])
 def test_target_out_of_reach(limit: float, frames: int) -> None:
     run = solve.solve(TASK, target=1e9, frames=limit)
     assert run.frames == frames

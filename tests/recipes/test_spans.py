@@ -36,6 +36,7 @@ def test_answers(task: str, length: int) -> None:
         assert_close(symbols[:, :length].flip(1).argmax(-1), answers)
 
 
+@pytest.mark.slow
 def test_a_memory_learns_and_none_does_not() -> None:
     found = {
         name: train(Case(name, "previous", 4, 32, 0.12, "span", 0), 250) for name in ("lru", "mlp")

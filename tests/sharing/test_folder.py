@@ -128,8 +128,16 @@ def check_acts_like_the_run(run: Path, folder: Path, steps: int = 8) -> None:
 
 
 # those that are left out differ from one of these in a number or a word
+FAST = ("shm", "lstm", "gpt2", "dnc", "mlp")
+
+
 @pytest.mark.parametrize(
-    "memory", [x for x in MEMORIES if not x.startswith(("shm_", "fast_weights_"))]
+    "memory",
+    [
+        pytest.param(x, marks=() if x in FAST else pytest.mark.slow)
+        for x in MEMORIES
+        if not x.startswith(("shm_", "fast_weights_"))
+    ],
 )
 def test_every_memory(memory: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "env.max_steps=5", memory=memory)
@@ -169,6 +177,7 @@ def test_the_value_head_is_left_out(shared: Path) -> None:
     assert len(found) == len(checkpoint) - len(values)
 
 
+@pytest.mark.slow
 def test_loading_does_not_need_the_environment(original: Path) -> None:
     code = f"""
 import sys

@@ -34,7 +34,7 @@ from torchrl_shm.networks import (
 )
 from torchrl_shm.sharing import PlainPolicy, PolicyStep, write_onnx
 
-STEPS, BATCH = 100, 3
+STEPS, BATCH = 40, 3
 NESTED = EnvSpecs(
     Composite(
         arm=Composite(
@@ -78,8 +78,10 @@ KINDS: dict[str, Any] = {
     ),
     "nested": (lambda _: NESTED, make_actor_critic, {"normalize": True}),
 }
-# the others are slow: a file takes ten seconds
-FAST = ("shm", "gru")
+# the others are slow: a file takes seconds
+FAST = ("shm",)
+# of what a policy reads, and what it gives
+FAST_KINDS = ("index", "squashed", "scale of a state", "image", "bits", "nested")
 
 
 def make(kind: str = "", memory: Any = FEW["shm"]) -> PolicyStep:
@@ -103,7 +105,7 @@ def draw_observations(step: PolicyStep, steps: int = STEPS) -> list[dict[Any, Te
     return [{key: data[key] for key in step.policy.specs.policy_keys} for data in drawn]
 
 
-def play(function: Any, step: PolicyStep, observations: Any, start_at: int = 50) -> list[Any]:
+def play(function: Any, step: PolicyStep, observations: Any, start_at: int = 20) -> list[Any]:
     """What a function of the tensors of a step gives; a row starts an episode in between."""
     torch.manual_seed(1)
     state, outputs = step.initial_state(BATCH), []
@@ -118,7 +120,7 @@ def play(function: Any, step: PolicyStep, observations: Any, start_at: int = 50)
     return outputs
 
 
-def play_policy(step: PolicyStep, observations: Any, start_at: int = 50) -> list[Tensor]:
+def play_policy(step: PolicyStep, observations: Any, start_at: int = 20) -> list[Tensor]:
     torch.manual_seed(1)
     memory, actions = step.policy.initial_memory(BATCH), []
     for number, observation in enumerate(observations):
@@ -177,7 +179,10 @@ def test_every_memory(memory: str, tmp_path: Path) -> None:
     check_onnx(step, tmp_path / "policy.onnx", check_program(step))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(x, marks=() if x in FAST_KINDS else pytest.mark.slow) for x in KINDS],
+)
 def test_every_kind_of_policy(kind: str) -> None:
     check_program(make(kind))
 

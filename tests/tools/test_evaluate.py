@@ -28,7 +28,7 @@ def frames(run: Path) -> int:
         return getattr(picture, "n_frames", 1)
 
 
-@pytest.mark.parametrize("memory", ["shm", "lstm"])
+@pytest.mark.parametrize("memory", ["shm", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_numbers_of_the_run(finished: Any, tmp_path: Path, memory: str) -> None:
     run = Path(shutil.copytree(finished(memory), tmp_path / "run"))
     before = {path.name for path in run.iterdir()}
@@ -52,14 +52,15 @@ def test_numbers_of_the_run(finished: Any, tmp_path: Path, memory: str) -> None:
     assert [(run / name).read_bytes() for name in pictures] == drawn
 
 
-def test_number_of_paths(run: Path) -> None:
+def test_number_of_paths(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchrl_shm.tools.evaluate.save_animation", lambda *_: None)
     heights: list[int] = []
-    for count in (1, 12):
+    for count in (1, 3):
         evaluate(run, "--num-paths", count)
         with Image.open(run / "trajectories.png") as picture:
             heights.append(picture.size[1])
     # two in a row, in inches at 150 dots
-    assert heights == [round(150 * (2.7 * rows + 0.4)) for rows in (1, 6)]
+    assert heights == [round(150 * (2.7 * rows + 0.4)) for rows in (1, 2)]
     assert tool("evaluate", run, "--num-paths", 0).code == 2
 
 
@@ -74,22 +75,23 @@ def test_another_task_in_the_plane(run: Path) -> None:
     config["experiment"]["names"]["env"] = "point_robot"
     config["network"]["policy_keys"] = ["observation", "previous_action"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    first = evaluate(run)
+    first = evaluate(run, "--num-paths", 1)
     assert first["env"] == "point_robot"
     assert (run / "trajectories.png").exists()
     assert frames(run) == 40 + 1
     # starts are drawn, and the same every time
-    assert evaluate(run) == first
+    assert evaluate(run, "--num-paths", 1) == first
 
 
 @pytest.mark.parametrize("env", ["key_to_door_100", "gym"])
 def test_tasks_without_a_plane_are_filmed(env: str, tmp_path: Path) -> None:
     if env == "gym":
         pytest.importorskip("popgym", reason="gymnasium comes with the extra popgym")
+    short = ("env.frames=[2,4,3]",) if env != "gym" else ()
     result = command(
-        "ppo_shm.py", f"env={env}", f"hydra.run.dir={tmp_path}", "experiment.total_frames=40",
-        "experiment.num_envs=2", "algo.rollout_length=10", "algo.sequences_per_minibatch=2",
-        "algo.epochs=1", "experiment.num_test_episodes=2",
+        "ppo_shm.py", f"env={env}", *short, f"hydra.run.dir={tmp_path}",
+        "experiment.total_frames=40", "experiment.num_envs=2", "algo.rollout_length=10",
+        "algo.sequences_per_minibatch=2", "algo.epochs=1", "experiment.num_test_episodes=2",
     )  # fmt: skip
     assert result.code == 0, result.stderr
     summary = evaluate(tmp_path)
@@ -99,15 +101,17 @@ def test_tasks_without_a_plane_are_filmed(env: str, tmp_path: Path) -> None:
     assert frames(tmp_path) > 1
 
 
-def test_the_best_checkpoint(run: Path) -> None:
+def test_the_best_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is that of the highest return in training."""
+    monkeypatch.setattr("torchrl_shm.tools.evaluate.save_animation", lambda *_: None)
     checkpoints = RunFolder(run).checkpoints
     state = checkpoints.load()
     shutil.rmtree(run / "checkpoints")
     for step, metric in ((160, 1.0), (320, 3.0), (480, 2.0)):
         checkpoints.save(state | {"frames": step}, step=step, metric=metric)
-    assert evaluate(run)["frames"] == 480
-    assert evaluate(run, "--checkpoint", "best")["frames"] == 320
+    few = ("--num-paths", 1)
+    assert evaluate(run, *few)["frames"] == 480
+    assert evaluate(run, "--checkpoint", "best", *few)["frames"] == 320
 
 
 def test_a_shared_policy(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +119,7 @@ def test_a_shared_policy(finished: Any, tmp_path: Path, monkeypatch: pytest.Monk
     run, folder = finished("shm"), tmp_path / "shared"
     assert tool("export", run, "--to", folder).code == 0
     monkeypatch.chdir(tmp_path)
-    found = evaluate(folder)
+    found = evaluate(folder, "--num-paths", 1)
     expected = json.loads((run / "summary.json").read_text())
     place = Path("outputs", "evaluate", "shared")
     pictures = [str(place / name) for name in ("episode.gif", "trajectories.png")]
@@ -136,8 +140,8 @@ def test_a_shared_policy(finished: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_number_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = command(
-        "ppo_shm.py", "env=t_maze_passive", f"hydra.run.dir={tmp_path / 'run'}",
-        "experiment.total_frames=102", "experiment.num_envs=2",
+        "ppo_shm.py", "env=t_maze_passive", "env.length=8", f"hydra.run.dir={tmp_path / 'run'}",
+        "experiment.total_frames=20", "algo.rollout_length=10", "experiment.num_envs=2",
         "algo.sequences_per_minibatch=2", "algo.epochs=1", "experiment.num_test_episodes=3",
     )  # fmt: skip
     assert result.code == 0, result.stderr
@@ -149,6 +153,8 @@ def test_number_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return make_test_env(make_env, num_episodes=num_episodes, **options)
 
     monkeypatch.setattr("torchrl_shm.tools.evaluate.make_test_env", make)
+    # the pictures of an episode are the same, however many there are
+    monkeypatch.setattr("torchrl_shm.tools.evaluate.save_animation", lambda *_: None)
     for folder, options in (("run", ()), ("policy", ()), ("policy", ("--num-episodes", 5))):
         evaluate(tmp_path / folder, "--pictures", tmp_path / "pictures", *options)
     assert played == [3, 256, 5]

@@ -29,7 +29,7 @@ def test_evaluate_and_export(runs: Path, tmp_path: Path, recipe: str) -> None:
     policy = tmp_path / "policy"
     assert tool("export", runs / recipe, "--to", policy).code == 0
     for folder in (runs / recipe, policy):
-        result = tool("evaluate", folder, "--pictures", tmp_path / "pictures")
+        result = tool("evaluate", folder, "--pictures", tmp_path / "pictures", "--num-paths", 1)
         assert (result.code, result.stderr) == (0, "")
         found = result.summary
         assert (found["frames"], found["eval_return"]) == (FRAMES, summary["eval_return"])

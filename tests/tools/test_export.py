@@ -97,6 +97,7 @@ def test_page_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names["done"]
 
 
+@pytest.mark.slow
 def test_page_on_production(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="comes with the extra onnx")
     pytest.importorskip("onnxruntime", reason="comes with the extra onnx")

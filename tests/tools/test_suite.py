@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests._processes import Child, wait_until
 from tests.configs._helpers import compose_recipe
 from tests.recipes._helpers import TINY
 from tests.tools._helpers import tool
@@ -20,14 +18,33 @@ from torchrl_shm.tools import suite
 
 ROOT = Path(__file__).parents[2]
 RUNS = [SuiteRun("wind", name, 0, "short", TINY) for name in ("mlp", "gru")]
+# leaves what a recipe leaves, and spares the seconds of its imports
+RECIPE = """
+import json
+import shlex
+import sys
+from pathlib import Path
+
+given = dict(option.split("=", 1) for option in sys.argv[1:])
+folder = Path(given["hydra.run.dir"])
+command = shlex.join(["python", "recipes/ppo_shm.py", *sys.argv[1:]])
+config = {"env": {}, "experiment": {}, "command": command}
+(folder / "config.yaml").write_text(json.dumps(config))
+(folder / "metrics.csv").write_text("frames,return,seconds\\n160,nan,0.5\\n320,1.5,1.0\\n")
+names = {key: given[key] for key in ("env", "memory")}
+numbers = {"seed": 0, "frames": 320, "seconds": 1.0, "eval_return": 2.5, "eval_success": 0.5}
+(folder / "summary.json").write_text(json.dumps(names | numbers))
+"""
 
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(suite, "SUITES", {"short": RUNS})
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "ppo_shm.py").write_text(RECIPE)
     return [
         "short", "--runs", tmp_path / "runs", "--results", tmp_path / "results",
-        "--recipes", ROOT / "recipes",
+        "--recipes", tmp_path / "recipes",
     ]  # fmt: skip
 
 
@@ -36,9 +53,13 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_runs_are_distinct_and_compose() -> None:
+def test_runs_are_distinct() -> None:
     for name, runs in SUITES.items():
         assert len({run.name for run in runs}) == len(runs), name
+
+
+@pytest.mark.slow
+def test_runs_compose() -> None:
     # composing all of them would take minutes
     some = {(name, run.recipe, run.options): run for name, runs in SUITES.items() for run in runs}
     assert len(some) > 10
@@ -103,30 +124,31 @@ def test_a_failure_is_named(places: list[object], tmp_path: Path) -> None:
     assert "no such thing" in (tmp_path / "runs/short" / RUNS[0].name / "log").read_text()
 
 
-def test_what_was_stopped_goes_on(places: list[object], tmp_path: Path) -> None:
-    run = SuiteRun("wind", "mlp", 0, options=(*TINY[1:], "experiment.total_frames=16000"))
-    code = (
-        "import sys; from torchrl_shm.configs import SuiteRun; from torchrl_shm.tools import suite;"
-        f"suite.SUITES = {{'short': [{run!r}]}}; suite.main(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", code, "run", *map(str, places)]
+def test_what_was_stopped_goes_on(
+    places: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the recipe itself, in processes of its own."""
+    run = SuiteRun("wind", "mlp", 0, options=(*TINY[1:], "experiment.total_frames=8000"))
+    monkeypatch.setattr(suite, "SUITES", {"short": [run]})
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    arguments = ["run", *map(str, places[:-1]), str(ROOT / "recipes")]
     metrics = tmp_path / "runs/short" / run.name / "metrics.csv"
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    end = time.monotonic() + 120
-    while not (metrics.exists() and read(metrics)):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    with Child(partial(suite.main, arguments), tmp_path / "out") as child:
+        wait_until(lambda: metrics.exists() and read(metrics), child, seconds=120)
+        child.signal(signal.SIGTERM)
+        assert child.wait() == 0, child.text()
     stopped = read(metrics)
     assert stopped
     assert not metrics.with_name("summary.json").exists()
-    assert subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300
-    )
+    result = tool("suite", *arguments)
+    assert result.code == 0, result.stderr
     assert read(metrics)[: len(stopped)] == stopped
     assert metrics.with_name("summary.json").exists()
+    (row,) = read(tmp_path / "results/short/summary.csv")
+    assert (row["memory"], row["frames"]) == ("mlp", "8000")
+    assert "memory=mlp" in row["command"]
+    assert "hydra.run.dir" not in row["command"]
+    assert read(tmp_path / "results/short" / f"{run.name}.csv") == read(metrics)
 
 
 def test_long_metrics_are_thinned(tmp_path: Path) -> None:

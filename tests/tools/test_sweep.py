@@ -13,11 +13,13 @@ from tests.tools._helpers import tool
 from torchrl_shm.training import RunFolder
 
 
+@pytest.mark.slow
 def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = command(
-        "ppo_shm.py", "-m", *TINY, "memory=mlp,gru", "experiment.seed=range(2)", "hydra.sweep.dir=s"
-    )
+        "ppo_shm.py", "-m", *TINY, "experiment.total_frames=320", "memory=mlp,gru",
+        "experiment.seed=range(2)", "hydra.sweep.dir=s",
+    )  # fmt: skip
     assert result.code == 0, result.stderr
     # one was stopped, one goes on, and one was never started
     first, second, third, fourth = sorted((tmp_path / "s").glob("?_*"))
@@ -36,7 +38,7 @@ def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("3", "memory=gru", "experiment.seed=1", "missing"),
     ]
     assert "return" in lines[0]
-    assert lines[1][-3:] == ["at", "frame", "640"]
+    assert lines[1][-3:] == ["at", "frame", "320"]
     assert result.stdout.splitlines()[-1] == "1 finished, 1 running, 1 stopped, 1 missing"
     assert first.exists()
 

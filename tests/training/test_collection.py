@@ -237,8 +237,13 @@ class TestWorkers:
         """As in a process that has loaded TorchRL before it set its number of threads."""
         monkeypatch.setattr("torchrl._THREAD_POOL_INIT", 4)
 
-    def test_life(self, capfd: pytest.CaptureFixture[str]) -> None:
-        """Two workers, which start in seconds: batches, new parameters, failure, the end."""
+    @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+    def test_life(
+        self, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest, start: str
+    ) -> None:
+        """Two workers: batches, new parameters, failure, the end."""
+        if start == "fork":
+            request.getfixturevalue("forked_workers")
         operator = make_operator()
         policy = operator.get_policy_operator()
         with time_limit(120):
@@ -336,6 +341,7 @@ class TestWorkers:
         assert torch.get_num_threads() == 1
         assert "transform container" not in capfd.readouterr().err
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("forked_workers")
     def test_returns_are_of_one_distribution(self) -> None:
         """What two workers earn is what one process earns, which environments of others are not."""

@@ -325,7 +325,9 @@ class TestSignals:
         # once
         assert steps == [[], [20], [20]]
 
-    @pytest.mark.parametrize("number", STOPS)
+    @pytest.mark.parametrize(
+        "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    )
     def test_the_second_one_ends_at_once(self, tmp_path: Path, number: int) -> None:
         def wait() -> None:
             (tmp_path / "ready").touch()
@@ -418,10 +420,11 @@ class TestSignals:
         assert within == before
         assert saved_state(tmp_path)["updates"] == 4
 
-    def test_20_at_random_moments(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+    def test_at_random_moments(self, tmp_path: Path, times: int) -> None:
         """Updates only save, so that most signals come while files are written."""
         draw = random.Random(0)
-        for i in range(20):
+        for i in range(times):
             folder = tmp_path / str(i)
             with Child(lambda folder=folder: train(folder, returns=(1.0,) * 100_000)) as child:
                 wait_until(lambda folder=folder: (folder / "metrics.csv").exists(), child)

@@ -114,13 +114,23 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         assert (ours[key].dtype, ours[key].device) == (expected.dtype, expected.device), key
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("name", ENVS)
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [
+        # every task with one memory, and every memory in one task
+        pytest.param(x, y, marks=() if x == "end one by one" or y == "lean" else slow)
+        for x in ENVS
+        for y in MEMORIES
+    ],
+)
 def test_same_data(name: str, memory: str) -> None:
     assert check_same(name, MEMORIES[memory])
 
 
-@pytest.mark.parametrize("memory", ["mlp", "gru", "lru", "frame_stack"])
+@pytest.mark.parametrize("memory", ["mlp", pytest.param("gru", marks=slow), "lru", "frame_stack"])
 def test_same_data_of_other_memories(memory: str) -> None:
     assert check_same("end one by one", instantiate(CONFIGS[memory]))
 
@@ -137,13 +147,24 @@ def test_devices_that_are_not_given() -> None:
     assert check_same("end one by one", SHMModule, device=None)
 
 
-@pytest.mark.parametrize("name", ["all end together", "end one by one", "actions are numbers"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "end one by one",
+        *(pytest.param(x, marks=slow) for x in ("all end together", "actions are numbers")),
+    ],
+)
 def test_numbers_of_episodes(name: str) -> None:
     assert check_same(name, SHMModule, track_traj_ids=True)
 
 
 @pytest.mark.parametrize(
-    "name", ["layouts are drawn for all", "end one by one", "actions are numbers"]
+    "name",
+    [
+        "layouts are drawn for all",
+        pytest.param("end one by one", marks=slow),
+        pytest.param("actions are numbers", marks=slow),
+    ],
 )
 def test_every_batch_starts_with_a_reset(name: str) -> None:
     for memory in ("lean", "of TorchRL"):
@@ -199,8 +220,14 @@ def test_other_policies_run_on_tensordicts(get_policy: Any) -> None:
     assert check_same("end one by one", SHMModule, get_policy=get_policy)
 
 
-@pytest.mark.parametrize("start", [0, 2])
-@pytest.mark.parametrize("memory", ["lean", "stored"])
+@pytest.mark.parametrize(
+    ("memory", "start"),
+    [
+        ("lean", 0),
+        ("stored", 2),
+        *(pytest.param(*x, marks=slow) for x in (("lean", 2), ("stored", 0))),
+    ],
+)
 def test_policies_that_return_a_copy(memory: str, start: int) -> None:
     options = {"get_policy": lambda x: Copying(get_behavior(x), start), "use_buffers": False}
     assert check_same("end one by one", MEMORIES[memory], **options)
@@ -210,8 +237,11 @@ def test_policies_that_return_a_copy(memory: str, start: int) -> None:
     "other",
     [
         partial(StepCounter, 6),
-        partial(RewardSum, in_keys=["reward"], out_keys=["total"]),
-        partial(TensorDictPrimer, {"x": Unbounded(5)}, default_value=1.0, expand_specs=True),
+        pytest.param(partial(RewardSum, in_keys=["reward"], out_keys=["total"]), marks=slow),
+        pytest.param(
+            partial(TensorDictPrimer, {"x": Unbounded(5)}, default_value=1.0, expand_specs=True),
+            marks=slow,
+        ),
     ],
 )
 def test_other_transforms_go_the_way_of_torchrl(other: Any) -> None:
@@ -222,8 +252,8 @@ def test_other_transforms_go_the_way_of_torchrl(other: Any) -> None:
     "options",
     [
         {"init_random_frames": 150},
-        {"compact_obs": True},
-        {"set_truncated": True},
+        pytest.param({"compact_obs": True}, marks=slow),
+        pytest.param({"set_truncated": True}, marks=slow),
         {"pre_collect_hook": lambda: None},
     ],
     ids=lambda options: next(iter(options)),

@@ -13,9 +13,15 @@ pytest.importorskip("popgym", reason="compares with the popgym package")
 # numpy 2.4 warns about what gymnasium's pendulum does
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("count", "level"),
+    [
+        (3, "easy"),
+        *(pytest.param(3, level, marks=pytest.mark.slow) for level in LEVELS[1:]),
+        *(pytest.param(100, level, marks=pytest.mark.slow) for level in LEVELS),
+    ],
+)
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_episodes_are_those_of_the_original(name: str, level: str, count: int) -> None:
     # from players at random to experts who rarely err
     share = torch.linspace(0, 0.9, count)

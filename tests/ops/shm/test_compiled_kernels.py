@@ -21,7 +21,7 @@ MAX_SPILL_BYTES = 256
     ("capability", "group", "widths"),
     [
         (90, "default", {64}),
-        (90, "options", {64}),
+        pytest.param(90, "options", {64}, marks=pytest.mark.slow),
         pytest.param(90, "default", {*tiles.LINES} - {64}, marks=pytest.mark.slow),
         pytest.param(80, "default", {*tiles.LINES}, marks=pytest.mark.slow),
     ],

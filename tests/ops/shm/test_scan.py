@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,16 @@ ON_CPU: tuple[Backend, ...] = ("chunked", "numba")
 DOUBLE: tuple[Backend, ...] = ("reference", "chunked")
 fast = pytest.mark.parametrize("backend", [*ON_CPU, "triton"])
 every = pytest.mark.parametrize("backend", ["reference", *ON_CPU, "triton"])
+slow = pytest.mark.slow
+
+
+def all_but_few(values: Sequence[Any], *, of_triton: Sequence[Any]) -> Any:
+    """Every backend with all values; with the others of them, the interpreter of triton is slow."""
+    return [
+        pytest.param(x, backend, marks=slow if backend == "triton" and x not in of_triton else ())
+        for x in values
+        for backend in ("reference", *ON_CPU, "triton")
+    ]
 
 
 def precise(backend: Backend) -> tuple[torch.dtype, dict[str, float]]:
@@ -48,7 +59,13 @@ def precise(backend: Backend) -> tuple[torch.dtype, dict[str, float]]:
 
 @pytest.mark.parametrize("backend", DOUBLE)
 @pytest.mark.parametrize(
-    ("resets", "clamp"), [(False, None), (True, None), (True, 0.8)], ids=["plain", "reset", "clamp"]
+    ("resets", "clamp"),
+    [
+        pytest.param(False, None, marks=slow),
+        pytest.param(True, None, marks=slow),
+        (True, 0.8),
+    ],
+    ids=["plain", "reset", "clamp"],
 )
 def test_gradcheck(backend: Backend, resets: bool, clamp: float | None) -> None:
     # longer than a chunk and no multiple of it
@@ -100,7 +117,7 @@ def test_float64_against_reference() -> None:
 
 @every
 def test_bfloat16_inputs_float32_state(backend: Backend) -> None:
-    inputs, is_init = make(2, 20, 12, backend=backend)
+    inputs, is_init = make(1, 20, 12, backend=backend)
     rounded = [x.detach().bfloat16().requires_grad_() for x in inputs[:5]] + inputs[5:]
     expected = run(double(rounded), is_init)
     actual = run(rounded, is_init, backend=backend)
@@ -111,7 +128,7 @@ def test_bfloat16_inputs_float32_state(backend: Backend) -> None:
 
 @every
 def test_two_calls_are_bit_equal_under_autocast_too(backend: Backend) -> None:
-    inputs, is_init = make(3, 13, 11, backend=backend)
+    inputs, is_init = make(1, 13, 11, backend=backend)
     expected, again = (run(inputs, is_init, backend=backend) for _ in range(2))
     with torch.autocast(inputs[0].device.type, torch.bfloat16):
         rounded = run(inputs, is_init, backend=backend)
@@ -120,16 +137,14 @@ def test_two_calls_are_bit_equal_under_autocast_too(backend: Backend) -> None:
         assert torch.equal(b, e)
 
 
-@every
 # of numpy, on which the interpreter of triton computes
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize(
-    ("value", "reset", "clamp"),
-    [(float("nan"), STORE, 1.5), (float("inf"), 5, None)],
+    ("case", "backend"),
+    all_but_few(RESETS := [(math.nan, STORE, 1.5), (math.inf, 5, None)], of_triton=RESETS[:1]),
 )
-def test_nothing_passes_a_reset(
-    backend: Backend, value: float, reset: int, clamp: float | None
-) -> None:
+def test_nothing_passes_a_reset(backend: Backend, case: tuple[float, int, float | None]) -> None:
+    value, reset, clamp = case
     dtype, tolerance = precise(backend)
     check_reset(backend, dtype, value, reset, clamp, tolerance=tolerance)
 
@@ -220,11 +235,10 @@ def test_step_keeps_its_state_in_float32() -> None:
     assert torch.equal(inputs[5], before)
 
 
-@every
-@pytest.mark.parametrize("at", [STORE, 13])
+@pytest.mark.parametrize(("at", "backend"), all_but_few([STORE, 13], of_triton=[13]))
 def test_two_calls_with_carried_memory_are_one(backend: Backend, at: int) -> None:
     dtype, tolerance = precise(backend)
-    inputs, is_init = make(3, 21, 5, dtype, backend)
+    inputs, is_init = make(2, 21, 5, dtype, backend)
 
     def scan(part: slice, memory: Tensor) -> tuple[Tensor, Tensor]:
         vectors = (x[:, part] for x in inputs[:5])
@@ -239,8 +253,7 @@ def test_two_calls_with_carried_memory_are_one(backend: Backend, at: int) -> Non
     assert_close(*results, **tolerance)
 
 
-@every
-@pytest.mark.parametrize("wanted", ["vc", "memory"])
+@pytest.mark.parametrize(("wanted", "backend"), all_but_few(["vc", "memory"], of_triton=["memory"]))
 def test_gradient_of_one_input_alone(backend: Backend, wanted: str) -> None:
     inputs, is_init = make(2, 11, 4, backend=backend)
     n = NAMES.index(wanted)
@@ -285,7 +298,7 @@ def test_output_may_be_changed_in_place(backend: Backend, shape: tuple[int, int,
     assert_close(actual, expected)
 
 
-@pytest.mark.slow
+@slow
 # torch.compile does that itself to an autograd function it traces
 @pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["reference", *ON_CPU])
@@ -355,7 +368,7 @@ def test_memory_does_not_grow_with_steps_times_matrix(
     assert inference.largest <= max((STORE + 1) * matrix, vectors)
 
 
-@fast
+@pytest.mark.parametrize("backend", [pytest.param("chunked", marks=slow), "numba", "triton"])
 def test_is_an_operator_of_torch(backend: Backend) -> None:
     inputs, is_init = make(2, 5, 4, backend=backend)
     operators, options = torch.ops.torchrl_shm, (1.5, False, None, backend)
@@ -367,14 +380,15 @@ def test_is_an_operator_of_torch(backend: Backend) -> None:
     )
 
 
-@every
-@pytest.mark.parametrize("batched", [NAMES[:5], ("memory",)], ids=str)
+@pytest.mark.parametrize(
+    ("batched", "backend"), all_but_few([NAMES[:5], ("memory",)], of_triton=[NAMES[:5]])
+)
 def test_vmap(backend: Backend, batched: tuple[str, ...]) -> None:
     dtype, tolerance = precise(backend)
-    inputs, is_init = make(3 * 2, 9, 3, dtype, backend)
+    inputs, is_init = make(2 * 2, 9, 3, dtype, backend)
     stacks: list[Tensor] = []
     for name, x in zip(NAMES, inputs, strict=True):
-        parts = x.detach().unflatten(0, (3, 2))
+        parts = x.detach().unflatten(0, (2, 2))
         stacks.append((parts if name in batched else parts[0]).clone().requires_grad_())
     dims = tuple(0 if name in batched else None for name in NAMES)
 
@@ -384,7 +398,7 @@ def test_vmap(backend: Backend, batched: tuple[str, ...]) -> None:
     actual = torch.vmap(scan, in_dims=dims)(*stacks)
     singles = [
         scan(*(x if dim is None else x[n] for x, dim in zip(stacks, dims, strict=True)))
-        for n in range(3)
+        for n in range(2)
     ]
     expected = tuple(torch.stack(x) for x in zip(*singles, strict=True))
     assert_close(actual, expected, **tolerance)

@@ -19,6 +19,8 @@ from torchrl_shm.ops import shm_scan, shm_step
 from torchrl_shm.ops.shm import tiles, triton_scan
 from torchrl_shm.ops.shm.backend import STORE, Options
 
+slow = pytest.mark.slow
+
 
 def make(batch: int, steps: int, size: int) -> tuple[list[Tensor], Tensor]:
     return _helpers.make(batch, steps, size, backend="triton")
@@ -34,14 +36,16 @@ def one_step(*batch: int, size: int) -> tuple[list[Tensor], Tensor]:
 @pytest.mark.parametrize(
     ("shape", "resets", "clamp"),
     [
-        ((2, 17, 24), True, None),
+        pytest.param((2, 9, 24), True, None, marks=slow),
         ((3, 11, 5), True, 1.5),
-        ((1, 9, 33), False, 1.5),
         # every width of the table, full or not
         ((1, 5, 16), False, None),
         ((1, 5, 64), True, None),
-        ((1, 5, 125), True, None),
-        ((1, 2, 253), True, None),
+        ((1, 2, 65), True, None),
+        pytest.param((2, 17, 24), True, None, marks=slow),
+        pytest.param((1, 9, 33), False, 1.5, marks=slow),
+        pytest.param((1, 5, 125), True, None, marks=slow),
+        pytest.param((1, 2, 253), True, None, marks=slow),
     ],
 )
 def test_against_reference(shape: tuple[int, int, int], resets: bool, clamp: float | None) -> None:
@@ -49,7 +53,9 @@ def test_against_reference(shape: tuple[int, int, int], resets: bool, clamp: flo
     check_float32(inputs, is_init if resets else None, clamp, "triton")
 
 
-@pytest.mark.parametrize(("lines", "chunk"), [(4, 8), (8, 4), (16, 2)])
+@pytest.mark.parametrize(
+    ("lines", "chunk"), [(4, 8), pytest.param(8, 4, marks=slow), pytest.param(16, 2, marks=slow)]
+)
 def test_any_tile(lines: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiles.LINES, 16, lines)
     monkeypatch.setitem(tiles.CHUNK, 16, chunk)
@@ -63,7 +69,7 @@ def test_any_tile(lines: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
         # the backward kernel is launched for steps 32 to 36, 16 to 31 and 0 to 15
         ((1, 37, 18), 1.5, 1),
         # segments of steps 0 to 39 and 40 to 69; the second has no step in the last span
-        ((1, 70, 5), None, 2),
+        pytest.param((1, 70, 5), None, 2, marks=slow),
     ],
 )
 def test_several_spans(
@@ -82,18 +88,20 @@ def test_a_span_has_a_stored_state_at_least() -> None:
     assert tiles.backward_span(4096, 256) == STORE
 
 
+@slow
 def test_takes_a_thirtieth_of_the_memory_of_the_loop() -> None:
     """Counted from the sizes of tensors; nothing is computed."""
     theirs, ours = gpu_memory.compare((512, 1024, 64))
     assert 0 < 30 * ours <= theirs
 
 
-@pytest.mark.parametrize(("segments", "resets"), [(2, False), (7, True)])
+@pytest.mark.parametrize(("segments", "resets"), [pytest.param(2, False, marks=slow), (5, True)])
 def test_segments_of_time(segments: int, resets: bool) -> None:
-    inputs, is_init = make(2, 37, 5)
+    inputs, is_init = make(1, 37, 5)
     check_float32(inputs, is_init if resets else None, None, "triton", segments)
 
 
+@slow
 def test_two_calls_with_segments_are_bit_equal() -> None:
     inputs, is_init = make(1, 9, 18)
     first, second = (run(inputs, is_init, None, "triton", 2) for _ in range(2))
@@ -101,6 +109,7 @@ def test_two_calls_with_segments_are_bit_equal() -> None:
         assert torch.equal(a, b)
 
 
+@slow
 @pytest.mark.parametrize(("segments", "chunk"), [(4, 8), (1, 4)])
 def test_nothing_passes_a_reset(segments: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # with chunks of 4, that of steps 8 to 11 holds the reset and that of 12 to 15 replays it
@@ -108,6 +117,7 @@ def test_nothing_passes_a_reset(segments: int, chunk: int, monkeypatch: pytest.M
     check_reset("triton", torch.float32, float("nan"), 10, segments=segments)
 
 
+@slow
 def test_gradients_of_outputs_need_not_be_contiguous() -> None:
     inputs, is_init = make(2, 9, 5)
     y, memory = shm_scan(*inputs, is_init=is_init, backend="triton", segments=2)
