@@ -114,8 +114,13 @@ class TestKilled:
         check_killed_and_resumed(tmp_path, straight(*CASES[case]), *CASES[case])
 
     # tests of signals interrupt and resume them, too
-    @pytest.mark.slow
-    @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"ppo_shm"}))
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            x if x == "grpo_shm" else pytest.param(x, marks=pytest.mark.slow)
+            for x in sorted(RECIPES.keys() - {"ppo_shm"})
+        ],
+    )
     def test_other_recipes(self, straight: Any, tmp_path: Path, recipe: str) -> None:
         whole = straight(*CASES["wind"], recipe=recipe)
         check_killed_and_resumed(tmp_path, whole, *CASES["wind"], recipe=recipe)

@@ -209,7 +209,6 @@ class TestMistakes:
         assert "it takes a continuous action with bounds, or an index" in result.stderr
 
 
-@pytest.mark.slow
 def test_full_disk(tmp_path: Path, capsys: Any) -> None:
     """Checkpoints and what they need stay; with room again the run is what it would have been."""
     with small_disk(tmp_path / "disk", "4m") as disk:
