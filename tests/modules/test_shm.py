@@ -529,6 +529,7 @@ def test_autocast_rounds_the_outputs_and_keeps_gradients() -> None:
     [
         ({"clamp": -1.0}, "clamp=-1.0 must be positive, or None for no bound"),
         ({"clamp": math.nan}, "clamp=nan must be positive"),
+        ({"clamp": True}, "clamp=True must be positive"),
     ],
     ids=str,
 )

@@ -135,7 +135,8 @@ class SHM(nn.Module):
             )
         check_option("feature_map", feature_map, FeatureMap)
         check_option("backend", backend, Backend)
-        if clamp is not None and not clamp > 0:
+        # python counts True as 1
+        if clamp is not None and (isinstance(clamp, bool) or not clamp > 0):
             raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
         self.input_size = input_size
         self.output_size = output_size
