@@ -48,6 +48,11 @@ def test_values_of_others_out_of_range(algo: Any, values: dict[str, Any], messag
         algo(**values)
 
 
+def test_what_is_no_option_is_not_called_a_number() -> None:
+    with pytest.raises(ValueError, match=r"algo\.credit=True is unknown; choose one of"):
+        GRPO(credit=True)  # pyright: ignore[reportArgumentType]
+
+
 def test_bounds_are_allowed() -> None:
     assert PPO(critic_lmbda=0).critic_lmbda == 0
     assert (PPO(gamma=0, lmbda=0).gamma, PPO(gamma=1, lmbda=1).gamma) == (0, 1)

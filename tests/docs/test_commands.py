@@ -52,16 +52,11 @@ def test_they_are_found() -> None:
 
 
 # the pages that are read first, and those of the recipes
-FAST = re.compile(r"README\.md|docs/recipes/\w*_shm\.md|docs/tutorials/.*")
 
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=() if FAST.fullmatch(page) else pytest.mark.slow)
-        for page, found in recipes().items()
-        if found
-    ],
+    [page for page, found in recipes().items() if found],
 )
 def test_recipes_understand_them(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -98,6 +98,10 @@ VALUES = [
     ("memory.calibration=rnd", "calibration='rnd' is unknown"),
     ("memory.backend=numba2", "backend='numba2' is unknown"),
     ("memory.clamp=-1", "clamp=-1 must be positive"),
+    (
+        "algo.critic_lmbda=true",
+        "algo.critic_lmbda=true: Value 'True' of type 'bool' could not be converted to Float",
+    ),
     ("memory.state=full", "state='full'"),
     ("network.embedding_size=0", "network.embedding_size must be at least 1"),
     ("network.hidden_sizes=[0]", "network.hidden_sizes must be at least 1"),
@@ -116,8 +120,10 @@ FAST = (
     "algo.epochs=[1", "~algo", "algo.epochs=abc", "network.hidden_sizes=abc", "algo.epochs=0",
     "algo.sequences_per_minibatch=9", "experiment.device=gpu", "experiment.resume=nowhere",
     "memory.memory_size=0", "env.max_steps=0", "network.policy_keys=[place]",
-    "collector=multi_sync collector.num_workers=3", "hydra.run.dir=/proc/nowhere",
+    "algo.critic_lmbda=true", "collector=multi_sync collector.num_workers=3",
+    "hydra.run.dir=/proc/nowhere",
 )  # fmt: skip
+assert {*FAST} <= {given for given, _ in (*UNKNOWN, *UNREADABLE, *TYPES, *VALUES)}
 CASES = [
     pytest.param(given, message, marks=() if given in FAST else pytest.mark.slow)
     for given, message in (*UNKNOWN, *UNREADABLE, *TYPES, *VALUES)

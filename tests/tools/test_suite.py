@@ -58,7 +58,6 @@ def test_runs_are_distinct() -> None:
         assert len({run.name for run in runs}) == len(runs), name
 
 
-@pytest.mark.slow
 def test_runs_compose() -> None:
     # composing all of them would take minutes
     some = {(name, run.recipe, run.options): run for name, runs in SUITES.items() for run in runs}
@@ -128,7 +127,7 @@ def test_what_was_stopped_goes_on(
     places: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the recipe itself, in processes of its own."""
-    run = SuiteRun("wind", "mlp", 0, options=(*TINY[1:], "experiment.total_frames=8000"))
+    run = SuiteRun("wind", "mlp", 0, options=(*TINY[1:], "experiment.total_frames=16000"))
     monkeypatch.setattr(suite, "SUITES", {"short": [run]})
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     arguments = ["run", *map(str, places[:-1]), str(ROOT / "recipes")]
@@ -145,7 +144,7 @@ def test_what_was_stopped_goes_on(
     assert read(metrics)[: len(stopped)] == stopped
     assert metrics.with_name("summary.json").exists()
     (row,) = read(tmp_path / "results/short/summary.csv")
-    assert (row["memory"], row["frames"]) == ("mlp", "8000")
+    assert (row["memory"], row["frames"]) == ("mlp", "16000")
     assert "memory=mlp" in row["command"]
     assert "hydra.run.dir" not in row["command"]
     assert read(tmp_path / "results/short" / f"{run.name}.csv") == read(metrics)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Strict
 
 from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.training import ReplayStorage
 
+Number = Annotated[float, Strict()]
+"""A float. `Number | None` is checked on the command line, `float | None` is not."""
 Credit = Literal["episode", "step"]
 """What GRPO compares: whole episodes, or what follows each step."""
 ImitationPriority = Literal["return", "step"]
@@ -58,7 +62,7 @@ class PPO:
     anneal_lr: bool = True
     gamma: float = 0.9
     lmbda: float = 0.95
-    critic_lmbda: float | None = None
+    critic_lmbda: Number | None = None
     clip_epsilon: float = 0.2
     entropy_coeff: float = 0.0
     critic_coeff: float = 0.5
@@ -143,10 +147,10 @@ class SAC:
     gamma: float = 0.99
     tau: float = 0.005
     reward_scale: float = 1.0
-    temperature: float | None = None
+    temperature: Number | None = None
     initial_temperature: float = 0.1
     temperature_learning_rate: float = 3e-3
-    target_entropy: float | None = None
+    target_entropy: Number | None = None
     max_grad_norm: float = 10.0
     shaping: float = 1.0
 
@@ -336,9 +340,9 @@ def _check(
 ) -> None:
     """Raise ValueError for the first option that is out of its range, where it is not off."""
     for field in fields(algo):
-        # hydra-zen does not look into types such as `float | None`, and python counts True as 1
+        # python counts True as 1
         value = getattr(algo, field.name)
-        if isinstance(value, bool) and not isinstance(field.default, bool):
+        if isinstance(value, bool) and not isinstance(field.default, bool | str):
             raise ValueError(f"algo.{field.name}={value} must be a number")
     for name in counts:
         check_count(f"algo.{name}", getattr(algo, name))

@@ -27,6 +27,8 @@ _TIME: dict[str, Any] = {"time_size": 32}
 _WIND = ("wind", "wind_hard")
 _POINT = ("point_robot", "point_robot_hard")
 _FINE: dict[str, Any] = {"encoder": "fourier"}
+# an observation and a choice of many cards
+_WIDE: dict[str, Any] = {"embedding_size": 128, "hidden_sizes": [128, 128]}
 # environments in python are stepped one after the other, so there are fewer of them
 _PYTHON = {"num_envs": 32, "total_frames": 500_000, "num_test_episodes": 64}
 # steps of an episode of games of POPGym: easy, medium, hard
@@ -114,11 +116,10 @@ def _ppo(env: str) -> Values | None:
             algo["sequences_per_minibatch"] = 8
             experiment |= {"num_envs": 128, "total_frames": 10_000_000}
         elif env.startswith("popgym_concentration"):
-            # a card is turned over for the sake of the next one or two, and what comes later is
-            # noise; which of 52 or 104 cards not to touch is a lot to learn, for which networks
-            # of the default width are slow
+            # a card is turned over for the sake of the next one or two; networks of the default
+            # width are slow to learn which of 52 cards not to touch (docs/results/popgym.md)
             algo |= {"gamma": 0.4, "entropy_coeff": 0.02, "learning_rate": 1e-3}
-            network = {**_TIME, "embedding_size": 128, "hidden_sizes": [128, 128]}
+            network = {**_TIME, **_WIDE}
     elif family == "popgym":
         algo = {**_DISCRETE, "entropy_coeff": 0.01, "sequences_per_minibatch": 8}
         experiment = _PYTHON
@@ -131,13 +132,15 @@ def _ppo(env: str) -> Values | None:
 
 def _whole_episodes(env: str) -> Values:
     """What suits a task under algorithms that want whole episodes, beginning with their length."""
-    # those of tasks in the plane, and numbers of environments, were tried with PPO alone
+    # those of tasks in the plane, numbers of environments and wide networks were tried with PPO
+    # alone
     nothing: Values = {"experiment": {}, "algo": {}, "network": {}}
     values = nothing if env in (*_WIND, *_POINT) else _ppo(env) or nothing
     kept = {"rollout_length": values["algo"].get("rollout_length", 100)}
     kept |= {"rollout_length": _LENGTHS[env]} if env in _LENGTHS else {}
     experiment = {key: x for key, x in values["experiment"].items() if key != "num_envs"}
-    return {"experiment": experiment, "algo": kept, "network": values["network"]}
+    network = {key: x for key, x in values["network"].items() if key not in _WIDE}
+    return {"experiment": experiment, "algo": kept, "network": network}
 
 
 def _reinforce(env: str) -> Values:
