@@ -56,7 +56,12 @@ def test_they_are_found() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page, found in recipes().items() if found],
+    [
+        # there are the commands of suites, one kind of which each is composed by a test of theirs
+        pytest.param(page, marks=pytest.mark.slow if page.endswith("sheets.md") else ())
+        for page, found in recipes().items()
+        if found
+    ],
 )
 def test_recipes_understand_them(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
