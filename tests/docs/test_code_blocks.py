@@ -12,6 +12,8 @@ from unittest.mock import patch
 import gymnasium
 import pytest
 
+from tests._night import at_night
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
@@ -47,12 +49,8 @@ def blocks(text: str) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(
-            page, id=name_of(page), marks=pytest.mark.slow if name_of(page) in SLOW else ()
-        )
-        for page in PAGES
-    ],
+    at_night(PAGES, unless=lambda page: name_of(page) not in SLOW),
+    ids=name_of,
 )
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a model card is read where it lies, and pages in the repository

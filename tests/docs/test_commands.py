@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests._night import at_night
 from tests.docs._commands import all_commands
 from tests.docs.test_code_blocks import ROOT
 from tests.recipes._helpers import command
@@ -51,17 +52,13 @@ def test_they_are_found() -> None:
     ]  # fmt: skip
 
 
-# the pages that are read first, and those of the recipes
-
-
 @pytest.mark.parametrize(
     "page",
-    [
+    at_night(
+        [page for page, found in recipes().items() if found],
         # there are the commands of suites, one kind of which each is composed by a test of theirs
-        pytest.param(page, marks=pytest.mark.slow if page.endswith("sheets.md") else ())
-        for page, found in recipes().items()
-        if found
-    ],
+        unless=lambda page: not page.endswith("sheets.md"),
+    ),
 )
 def test_recipes_understand_them(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests._night import at_night
+
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {"gymnasium", "popgym", "triton"}
 FILES = sorted((ROOT / "torchrl_shm").rglob("*.py"))
@@ -25,7 +27,7 @@ def test_sections_are_called_examples(path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     # an ONNX file takes seconds
-    [pytest.param(x, marks=pytest.mark.slow if x.endswith("onnx_file") else ()) for x in MODULES],
+    at_night(MODULES, unless=lambda name: not name.endswith("onnx_file")),
 )
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

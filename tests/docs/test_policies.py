@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests._night import at_night
 from torchrl_shm.sharing import load_policy, load_task
 from torchrl_shm.sharing.policy_file import read_policy_file
 from torchrl_shm.training import evaluate, make_test_env
@@ -19,10 +20,8 @@ def test_there_are_some() -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    [
-        pytest.param(x, id=x.name, marks=() if x == FOLDERS[0] else pytest.mark.slow)
-        for x in FOLDERS
-    ],
+    at_night(FOLDERS, unless=lambda folder: folder == FOLDERS[0]),
+    ids=lambda folder: folder.name,
 )
 def test_it_plays_as_well_as_its_card_says(folder: Path) -> None:
     card = read_policy_file(folder / "config.json")

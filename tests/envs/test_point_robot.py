@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests._night import at_night
 from tests.envs._helpers import inject, step
 from torchrl_shm.envs import PointRobotEnv
 
@@ -201,10 +202,7 @@ class Searcher:
 @pytest.mark.parametrize(
     "preset",
     # its episodes are the longest
-    [
-        pytest.param(x, marks=pytest.mark.slow if x == "point_robot_original" else ())
-        for x in PRESETS
-    ],
+    at_night(PRESETS, unless=lambda preset: preset != "point_robot_original"),
 )
 def test_bounds(preset: str) -> None:
     """What docs/tasks/point_robot.md says."""

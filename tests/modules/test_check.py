@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules import GRUModule, LSTMModule
 
+from tests._night import at_night
 from tests.modules._helpers import SIZE, Trace, join, make_memory
 from torchrl_shm.modules import (
     SHM,
@@ -122,11 +123,7 @@ def wrap(cell: Any, **options: Any) -> MemoryModule:
 
 
 @pytest.mark.parametrize(
-    "calibration",
-    [
-        pytest.param(x, marks=() if x in ("random", "none") else pytest.mark.slow)
-        for x in get_args(Calibration)
-    ],
+    "calibration", at_night(get_args(Calibration), unless=lambda x: x in ("random", "none"))
 )
 def test_shm_passes(calibration: Calibration) -> None:
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.modules import set_recurrent_mode
 
+from tests._night import at_night
 from tests.modules._helpers import EXACT, SIZE, STEP, WalkEnv, make_inputs, run_steps
 from tests.modules.test_ppo_exactness import ratio_error, shared, train
 from torchrl_shm import modules
@@ -24,16 +25,10 @@ from torchrl_shm.modules import SHM, BaseCell, check_memory
 NAMES = [name for name in MEMORIES if name != "mlp"]
 # where a test takes long, some of each kind; cells that differ from one of these in a number or a
 # word are tested without what takes long
-SLOW = pytest.mark.slow
-FEW = [
-    pytest.param(
-        name, marks=() if name in ("shm", "gru", "lstm", "gpt2", "lru", "mlstm", "dnc") else SLOW
-    )
-    for name in NAMES
-]
-COMPILED = [
-    pytest.param(name, marks=() if name in ("shm", "gru", "mlstm") else SLOW) for name in NAMES
-]
+FEW = at_night(
+    NAMES, unless=lambda name: name in ("shm", "gru", "lstm", "gpt2", "lru", "mlstm", "dnc")
+)
+COMPILED = at_night(NAMES, unless=lambda name: name in ("shm", "gru", "mlstm"))
 # those that begin with a LayerNorm
 NORMED = ("shm", "linear_attention", "fast_weights", "mlstm", "lru", "s6")
 

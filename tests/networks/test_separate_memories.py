@@ -12,6 +12,7 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from tests._night import at_night
 from torchrl_shm import SHMModule, WindEnv
 from torchrl_shm.configs import MEMORIES
 from torchrl_shm.networks import Policy, get_behavior, make_actor_critic
@@ -43,11 +44,10 @@ def collect(operator: Any) -> Any:
 # ablations and presets differ from these in a number or a word
 @pytest.mark.parametrize(
     "memory",
-    [
-        pytest.param(x, marks=() if x in ("shm", "gru", "gpt2", "lru") else pytest.mark.slow)
-        for x in MEMORIES
-        if not x.startswith(("shm_", "fast_weights_"))
-    ],
+    at_night(
+        [x for x in MEMORIES if not x.startswith(("shm_", "fast_weights_"))],
+        unless=lambda name: name in ("shm", "gru", "gpt2", "lru"),
+    ),
 )
 def test_second_rollout_repeats_what_acted(memory: str) -> None:
     """Both memories start where the first rollout ended."""

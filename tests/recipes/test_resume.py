@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests._night import at_night
 from tests._processes import Child, wait_until
 from tests.recipes._helpers import (
     RECIPES,
@@ -107,19 +108,14 @@ def check_killed_and_resumed(
 
 
 class TestKilled:
-    @pytest.mark.parametrize(
-        "case", ["wind", *(pytest.param(x, marks=pytest.mark.slow) for x in CASES if x != "wind")]
-    )
+    @pytest.mark.parametrize("case", at_night(CASES, unless=lambda case: case == "wind"))
     def test_and_resumed(self, straight: Any, tmp_path: Path, case: str) -> None:
         check_killed_and_resumed(tmp_path, straight(*CASES[case]), *CASES[case])
 
     # tests of signals interrupt and resume them, too
     @pytest.mark.parametrize(
         "recipe",
-        [
-            x if x == "grpo_shm" else pytest.param(x, marks=pytest.mark.slow)
-            for x in sorted(RECIPES.keys() - {"ppo_shm"})
-        ],
+        at_night(sorted(RECIPES.keys() - {"ppo_shm"}), unless=lambda recipe: recipe == "grpo_shm"),
     )
     def test_other_recipes(self, straight: Any, tmp_path: Path, recipe: str) -> None:
         whole = straight(*CASES["wind"], recipe=recipe)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.modules._features import FeatureMap, column_weights, input_norm
 from torchrl_shm.ops import Backend, shm_scan, shm_step
+from torchrl_shm.ops.shm.checks import check_clamp
 
 Calibration = Literal["random", "fixed", "neural", "none", "constant", "noise"]
 """How the calibration C of the memory is computed; see `SHM`."""
@@ -135,9 +136,7 @@ class SHM(nn.Module):
             )
         check_option("feature_map", feature_map, FeatureMap)
         check_option("backend", backend, Backend)
-        # python counts True as 1
-        if clamp is not None and (isinstance(clamp, bool) or not clamp > 0):
-            raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
+        check_clamp(clamp)
         self.input_size = input_size
         self.output_size = output_size
         self.memory_size = memory_size

@@ -29,8 +29,7 @@ def check(vectors: Vectors, memory: Tensor | None, clamp: float | None, ndim: in
         raise TypeError(
             f"inputs are {theta.dtype}, expected one of {_INPUT_DTYPES}; cast them with .float()"
         )
-    if clamp is not None and not clamp > 0:
-        raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
+    check_clamp(clamp)
     batch = theta.shape[:1] if ndim == 3 else theta.shape[:-1]
     size = theta.shape[-1]
     dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
@@ -62,3 +61,10 @@ def check_segments(segments: int | None, clamp: float | None) -> None:
             f"segments={segments} with clamp={clamp}: a clamped memory cannot be computed in "
             "parallel over time; leave one of them out"
         )
+
+
+def check_clamp(clamp: float | None) -> None:
+    """Raise ValueError unless a bound is positive, or there is none."""
+    # python counts True as 1
+    if clamp is not None and (isinstance(clamp, bool) or not clamp > 0):
+        raise ValueError(f"clamp={clamp} must be positive, or None for no bound")
