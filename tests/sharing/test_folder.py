@@ -23,6 +23,7 @@ from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, OneHot,
 from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules.utils import get_env_transforms_from_module
 
+from tests._night import at_night
 from tests.configs._helpers import compose_recipe
 from torchrl_shm import WindEnv
 from torchrl_shm.configs import ENVS, MEMORIES, add_memory, instantiate_saved
@@ -133,11 +134,10 @@ FAST = ("shm", "lstm", "gpt2", "dnc", "mlp")
 
 @pytest.mark.parametrize(
     "memory",
-    [
-        pytest.param(x, marks=() if x in FAST else pytest.mark.slow)
-        for x in MEMORIES
-        if not x.startswith(("shm_", "fast_weights_"))
-    ],
+    at_night(
+        [x for x in MEMORIES if not x.startswith(("shm_", "fast_weights_"))],
+        unless=lambda memory: memory in FAST,
+    ),
 )
 def test_every_memory(memory: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "env.max_steps=5", memory=memory)

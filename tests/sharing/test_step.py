@@ -21,6 +21,7 @@ from torchrl.data import (
     Unbounded,
 )
 
+from tests._night import at_night
 from tests.training._helpers import MEMORIES as FEW
 from torchrl_shm import MemoryLengthEnv, VisualMatchEnv, WindEnv
 from torchrl_shm.configs import MEMORIES
@@ -167,22 +168,18 @@ def check_onnx(step: PolicyStep, path: Path, observations: Any) -> None:
 
 @pytest.mark.parametrize(
     "memory",
-    [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-        for name in MEMORIES
-        # these are others of the same cells with other sizes
-        if name not in ("shm_popgym", "shm_pomdp")
-    ],
+    at_night(
+        # these two are others of the same cells with other sizes
+        [name for name in MEMORIES if name not in ("shm_popgym", "shm_pomdp")],
+        unless=lambda name: name in FAST,
+    ),
 )
 def test_every_memory(memory: str, tmp_path: Path) -> None:
     step = make(memory=instantiate(MEMORIES[memory]))
     check_onnx(step, tmp_path / "policy.onnx", check_program(step))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(x, marks=() if x in FAST_KINDS else pytest.mark.slow) for x in KINDS],
-)
+@pytest.mark.parametrize("kind", at_night(KINDS, unless=lambda kind: kind in FAST_KINDS))
 def test_every_kind_of_policy(kind: str) -> None:
     check_program(make(kind))
 
