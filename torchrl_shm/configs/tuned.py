@@ -114,7 +114,7 @@ def _ppo(env: str) -> Values | None:
             # every card is learned by itself, in many updates: with twice as many from as many
             # frames one run of the easy level got to 0.57 instead of 0.49
             algo["sequences_per_minibatch"] = 8
-            experiment |= {"num_envs": 128, "total_frames": 10_000_000}
+            experiment["num_envs"] = 128
         elif env.startswith("popgym_concentration"):
             # a card is turned over for the sake of the next one or two; networks of the default
             # width are slow to learn which of 52 cards not to touch (docs/results/popgym.md)
