@@ -8,7 +8,8 @@ Supervised, with the networks of the recipes around the memory: `recall`, one of
 shown for ten steps and asked for after `length` steps of noise; `previous`, at every step the
 symbol of `length` steps ago; `recite`, `length` symbols, then the same in reverse. All memories
 have about as many parameters (`size=params`); those of SHM's family start for the span
-(`span=length`), or as released with `--start released`.
+(`span=length`), as released with `--start released`, or with a calibration ten times nearer to one
+(`span=100 * length`) with `--start near`.
 
 A run ends when the moving average of the accuracy, 64 new sequences per update, reaches 98 %, or
 after `--updates`. Chance is one in four.
@@ -41,6 +42,8 @@ SYMBOLS, NOISE, WIDTH, BATCH = 4, 8, 64, 64
 SHOWN = 10
 LENGTHS = {"recall": (50, 100, 250, 500, 1000), "previous": (4, 32, 64), "recite": (13, 52)}
 GOAL = 0.98
+# spans that SHM is started for, in lengths of the task
+STARTS = {"span": 1, "near": 100}
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def make_batch(task: str, length: int) -> tuple[Tensor, Tensor]:
 def build(case: Case) -> TensorDictSequential:
     """Clock, embedding, memory and head, as `make_actor_critic` has them."""
     options = SIZES["params"].get(case.memory, {})
-    if case.memory.startswith("shm") and case.start == "span":
-        options = {**options, "span": case.length}
+    if case.memory.startswith("shm") and case.start != "released":
+        options = {**options, "span": case.length * STARTS[case.start]}
     memory = instantiate(MEMORIES[case.memory], **options)(
         input_size=WIDTH, output_size=WIDTH, in_key="embedding", out_key="features"
     )
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--time-size", type=int, default=32, help="of the clock; 0 for none")
     parser.add_argument("--slowest", type=float, default=0.12, help="lowest frequency of the clock")
-    parser.add_argument("--start", choices=["span", "released"], default="span")
+    parser.add_argument("--start", choices=["released", *STARTS], default="span")
     parser.add_argument("--updates", type=int, default=1_500)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()

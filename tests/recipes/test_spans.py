@@ -48,12 +48,14 @@ def test_a_memory_learns_and_none_does_not() -> None:
 
 def test_the_start_follows_the_span() -> None:
     models = [
-        build(Case("shm", "recall", 500, 0, 0.12, start, 0)) for start in ("released", "span")
+        build(Case("shm", "recall", 500, 0, 0.12, start, 0))
+        for start in ("released", "span", "near")
     ]
-    released, ours = (
+    released, ours, near = (
         float(dict(model.named_parameters())[THETA].detach().std()) for model in models
     )
     assert ours < 0.3 * released
+    assert near == pytest.approx(ours / 10, rel=0.05)
 
 
 def test_table() -> None:
