@@ -292,3 +292,22 @@ class TestMistakes:
         key = override.partition("=")[0]
         with pytest.raises(ConfigCompositionException, match=re.escape(key)):
             compose_recipe(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "span"),
+    [
+        (["env=wind"], 100),
+        (["env=visual_match_250", "memory=shm_none"], 275),
+        (["env=visual_match_250", "algo.rollout_length=50"], 50),
+        # episodes of 103 steps, of which nothing may be forgotten
+        (["env=popgym_autoencode_easy"], 10_300),
+        (["env=popgym_autoencode_hard", "memory=shm_neural", "size=params"], 31_100),
+        (["env=popgym_autoencode_easy", "memory.span=7"], 7),
+        (["env=popgym_autoencode_easy", "memory.span=null"], None),
+    ],
+)
+def test_the_start_suits_the_task(overrides: list[str], span: int | None) -> None:
+    assert compose_recipe(*overrides).memory.span == span
+    others = [x for x in overrides if not x.startswith("memory")]
+    assert "span" not in compose_recipe(*others, "memory=gru").memory

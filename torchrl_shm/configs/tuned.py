@@ -1,7 +1,8 @@
 """Values of experiment, algorithm and network that suit a task: `tuned/<algo>/<env>`.
 
 Choosing a task and an algorithm chooses them; the command line overrides them. An algorithm
-without values for a task runs with its defaults.
+without values for a task runs with its defaults. Options of one memory that suit a task are
+`tuned/memory/<env>_<memory>`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from torchrl_shm.configs.envs import ENVS
+from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.envs.popgym import Level
 
 Values = dict[str, dict[str, Any]]
@@ -216,6 +218,14 @@ def _sac(env: str) -> Values | None:
         return None
     return {"experiment": experiment, "algo": algo, "network": network}
 
+
+MEMORY: dict[str, dict[str, Any]] = {
+    # all cards are to be kept until the end, so C starts ten times nearer to one
+    f"{env}_{memory}": {"span": 100 * _LENGTHS[env]}
+    for env in ENVS if env.startswith("popgym_autoencode")
+    for memory in MEMORIES if memory.startswith("shm")
+}  # fmt: skip
+"""Options of a memory by task and memory, with every algorithm."""
 
 _MAKERS = {"ppo": _ppo, "sac": _sac, "reinforce": _reinforce, "grpo": _grpo}
 TUNED: dict[str, dict[str, Values]] = {
