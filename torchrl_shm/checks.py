@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral
 from typing import Any, get_args
 
@@ -47,14 +46,6 @@ def check_count(name: str, value: float, smallest: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < smallest:
         raise ValueError(f"{name} must be at least {smallest}, got {value}")
-
-
-def check_size(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise ValueError unless an argument is finite and positive, or zero where that is allowed."""
-    # python counts True as 1
-    if isinstance(value, bool) or not (value >= 0 if zero else value > 0) or math.isinf(value):
-        kind = "not negative" if zero else "positive"
-        raise ValueError(f"{name} must be finite and {kind}, got {value}")
 
 
 def check_device(name: str, value: str) -> None:

@@ -292,26 +292,3 @@ class TestMistakes:
         key = override.partition("=")[0]
         with pytest.raises(ConfigCompositionException, match=re.escape(key)):
             compose_recipe(override)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "span", "scale"),
-    [
-        (["env=wind"], 100, 1.0),
-        (["env=visual_match_250", "memory=shm_none"], 275, 1.0),
-        (["env=visual_match_250", "algo.rollout_length=50"], 50, 1.0),
-        (["env=wind", "memory.span=null"], None, 1.0),
-        # the preset of a task for one memory
-        (["env=popgym_autoencode_easy"], 103, 0.05),
-        (["env=popgym_autoencode_easy", "memory=shm_neural", "size=params"], 103, 0.05),
-        (["env=popgym_autoencode_easy", "memory.theta_scale=0.5"], 103, 0.5),
-        (["env=popgym_autoencode_hard"], 311, 1.0),
-    ],
-)
-def test_the_calibration_suits_the_task(
-    overrides: list[str], span: int | None, scale: float
-) -> None:
-    memory = compose_recipe(*overrides).memory
-    assert (memory.span, memory.theta_scale) == (span, scale)
-    others = [x for x in overrides if not x.startswith("memory")]
-    assert not {"span", "theta_scale"} & compose_recipe(*others, "memory=gru").memory.keys()

@@ -360,7 +360,7 @@ def test_rows_that_forget(calibration: Calibration) -> None:
     assert_close(memory, last)
     y.sum().backward()
     assert (cell.vc.bias.grad != 0).all()
-    assert "span=100, forget=True, theta_scale=1.0, feature_map='relu', revive=True" in repr(cell)
+    assert "span=100, forget=True, feature_map='relu', revive=True, clamp=None" in repr(cell)
 
 
 def test_rows_that_forget_in_a_low_precision() -> None:
@@ -483,52 +483,9 @@ def test_reset_parameters_draws_all_again(calibration: Calibration) -> None:
 
 def test_sizes_are_shown() -> None:
     shown = (
-        "memory_size=6, num_theta=7, calibration='random', span=None, forget=False, "
-        "theta_scale=1.0, feature_map='relu', revive=True"
+        "memory_size=6, num_theta=7, calibration='random', span=None, forget=False, feature_map="
     )
-    assert shown in repr(make())
-
-
-@every_calibration
-def test_scaled_theta_moves_less(calibration: Calibration) -> None:
-    """The cell starts the same; a step of Adam moves theta as much less, and all else as before."""
-    cells: list[SHM] = []
-    for scale in (1.0, 0.05):
-        torch.manual_seed(0)
-        cells.append(make(calibration, span=20, theta_scale=scale).double())
-    plain, scaled = cells
-    x, memory, is_init = make_inputs()
-    index = None if plain.num_choices is None else torch.randint(plain.num_choices, x.shape[:2])
-    assert_close(scaled(x, memory, is_init, index)[0], plain(x, memory, is_init, index)[0])
-    starts = [effective_theta(cell) for cell in cells]
-    if starts[0] is not None:
-        assert_close(starts[1], starts[0])
-    for cell in cells:
-        optimizer = torch.optim.Adam(cell.parameters(), lr=1e-3, eps=1e-30)
-        cell(x, memory, is_init, index)[0].square().sum().backward()
-        optimizer.step()
-    for name, parameter in plain.named_parameters():
-        if not name.startswith("theta"):
-            assert_close(scaled.get_parameter(name), parameter)
-    if calibration in ("random", "fixed", "neural", "constant"):
-        moves = [effective_theta(cell) - start for cell, start in zip(cells, starts, strict=True)]
-        assert moves[0].abs().max() > 0.9e-3
-        assert_close(moves[1], 0.05 * moves[0])
-
-
-def effective_theta(cell: SHM) -> Any:
-    """What the calibration is made of, of theta or of its linear map."""
-    theta: Any = cell.theta
-    if theta is None:
-        return None
-    theta = theta.weight if isinstance(theta, torch.nn.Linear) else theta
-    return cell.theta_scale * theta.detach().clone()
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan"), True])
-def test_theta_scale_is_positive(scale: float) -> None:
-    with pytest.raises(ValueError, match=f"theta_scale must be finite and positive, got {scale}"):
-        SHM(5, 3, theta_scale=scale)
+    assert f"{shown}'relu', revive=True" in repr(make())
 
 
 # precision

@@ -107,7 +107,6 @@ def register(name: str, *, algo: str, network: str = "actor_critic") -> None:
             {"optional sized": "${size}_${memory}"},
             # a start that suits the length of the sequences, where the memory has one
             {"optional spanned": "${memory}"},
-            {"optional tuned/memory": "${env}_${memory}"},
             {"network": network},
             # a memory of another kind for the actor
             *([{"network/actor_memory": None}] if network == "soft_actor_critic" else []),

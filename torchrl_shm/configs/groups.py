@@ -23,7 +23,7 @@ from torchrl_shm.configs.envs import ENVS
 from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.configs.presets import factory_config
 from torchrl_shm.configs.sizes import SIZES
-from torchrl_shm.configs.tuned import MEMORY, TUNED
+from torchrl_shm.configs.tuned import TUNED
 from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector, make_logger
 
@@ -106,8 +106,6 @@ for _name in ENVS:
 for _algo, _envs in TUNED.items():
     for _name, _values in _envs.items():
         MEMBERS[f"tuned/{_algo}/{_name}"] = Member(partial(dict, _values), "_global_")
-for _name, _options in MEMORY.items():
-    MEMBERS[f"tuned/memory/{_name}"] = Member(partial(dict, _options), "memory")
 
 for _name in MEMORIES:
     for _group in MEMORY_GROUPS:

@@ -1,8 +1,7 @@
 """Values of experiment, algorithm and network that suit a task: `tuned/<algo>/<env>`.
 
 Choosing a task and an algorithm chooses them; the command line overrides them. An algorithm
-without values for a task runs with its defaults. Options of one memory that suit a task are
-`tuned/memory/<env>_<memory>`.
+without values for a task runs with its defaults.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from torchrl_shm.configs.envs import ENVS
-from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.envs.popgym import Level
 
 Values = dict[str, dict[str, Any]]
@@ -222,14 +220,6 @@ def _sac(env: str) -> Values | None:
         return None
     return {"experiment": experiment, "algo": algo, "network": network}
 
-
-MEMORY: dict[str, dict[str, Any]] = {
-    # slow seeds get on sooner with a calibration that moves less; on the hard level the one that
-    # was tried did not (docs/results/popgym.md)
-    f"popgym_autoencode_easy_{memory}": {"theta_scale": 0.05}
-    for memory in MEMORIES if memory.startswith("shm")
-}  # fmt: skip
-"""Options of a memory by task and memory, with every algorithm."""
 
 _MAKERS = {"ppo": _ppo, "sac": _sac, "reinforce": _reinforce, "grpo": _grpo}
 TUNED: dict[str, dict[str, Values]] = {

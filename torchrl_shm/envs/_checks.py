@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 
+def check_size(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise ValueError unless an argument is finite and positive, or zero where that is allowed."""
+    # python counts True as 1
+    if isinstance(value, bool) or not (value >= 0 if zero else value > 0) or math.isinf(value):
+        kind = "not negative" if zero else "positive"
+        raise ValueError(f"{name} must be finite and {kind}, got {value}")
+
+
 def exact(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert an entry of a layout; raise ValueError if that would change a value."""
     converted = value.to(dtype)

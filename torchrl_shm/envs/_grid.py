@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, TensorSpec, Unbounded
 
-from torchrl_shm.checks import check_count, check_option, check_size
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.envs._checks import check_size
 from torchrl_shm.envs._situations import (
     ACTIONS,
     APPLE,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data import Binary, Bounded, TensorSpec, Unbounded
 
-from torchrl_shm.checks import check_count, check_option, check_size
+from torchrl_shm.checks import check_count, check_option
+from torchrl_shm.envs._checks import check_size
 from torchrl_shm.envs.base import BatchedEnv
 from torchrl_shm.envs.contract import Split, State
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_shm.checks import check_size
+from torchrl_shm.envs._checks import check_size
 from torchrl_shm.envs._navigation import NavigationEnv
 from torchrl_shm.envs.contract import Entry, Plane, Split, State, Transition
 

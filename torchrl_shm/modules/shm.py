@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_shm.checks import check_count, check_option, check_size
+from torchrl_shm.checks import check_count, check_option
 from torchrl_shm.modules._features import FeatureMap, column_weights, input_norm
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 from torchrl_shm.ops.shm.checks import check_clamp
@@ -70,12 +70,6 @@ class SHM(nn.Module):
             the last few steps tell, such as a velocity, is hard to read from a memory that only
             adds, since all that came before is read with it. With "random" and "fixed", and a
             `span`; not inside an ensemble that draws its parameters anew, which mixes the rows.
-        theta_scale: what the parameter `theta` is multiplied by; its start is divided by it, so the
-            cell starts as it would without. Optimizers such as Adam move every parameter about as
-            far per step, whatever its size. With 0.05 they move theta a twentieth as far. What a
-            step does to C, a sequence of `T` steps does `T` times, and the memory of a long one
-            grows out of bounds when theta moves as fast as the rest. As with the eigenvalues of
-            linear recurrences, which are commonly given a smaller learning rate.
         feature_map: what makes keys and queries positive before they are divided by their sum, see
             `torchrl_shm.modules.FeatureMap`.
         revive: let keys and queries learn that the ReLU has silenced in all columns. They are zero
@@ -115,7 +109,6 @@ class SHM(nn.Module):
         norm: bool = True,
         span: int | None = None,
         forget: bool = False,
-        theta_scale: float = 1.0,
         feature_map: FeatureMap = "relu",
         revive: bool = True,
         clamp: float | None = None,
@@ -141,7 +134,6 @@ class SHM(nn.Module):
                 f"forget=True with span={span} and calibration={calibration!r}: it needs a span, "
                 f"of steps, and the calibration 'random' or 'fixed'"
             )
-        check_size("theta_scale", theta_scale)
         check_option("feature_map", feature_map, FeatureMap)
         check_option("backend", backend, Backend)
         check_clamp(clamp)
@@ -150,7 +142,6 @@ class SHM(nn.Module):
         self.memory_size = memory_size
         self.span = span
         self.forget = forget
-        self.theta_scale = theta_scale
         self.feature_map: FeatureMap = feature_map
         self.revive = revive
         self.calibration: Calibration = calibration
@@ -219,10 +210,6 @@ class SHM(nn.Module):
                 nn.init.uniform_(self.theta, -bound, bound)
         if self.forget:
             self._start_to_forget()
-        if self.theta is not None and self.theta_scale != 1.0:
-            with torch.no_grad():
-                started = self.theta.weight if isinstance(self.theta, nn.Linear) else self.theta
-                started.div_(self.theta_scale)
         if isinstance(self.vc, Tensor):
             # spread like the vc_t of a normalized input at initialization
             nn.init.uniform_(self.vc, -1.0, 1.0)
@@ -383,8 +370,8 @@ class SHM(nn.Module):
         return (
             f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
             f"calibration={self.calibration!r}, span={self.span}, forget={self.forget}, "
-            f"theta_scale={self.theta_scale}, feature_map={self.feature_map!r}, "
-            f"revive={self.revive}, clamp={self.clamp}, backend={self.backend!r}"
+            f"feature_map={self.feature_map!r}, revive={self.revive}, clamp={self.clamp}, "
+            f"backend={self.backend!r}"
         )
 
     def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:
@@ -424,8 +411,6 @@ class SHM(nn.Module):
             rest.pop(0) if isinstance(source, nn.Linear) else _factor(source, v, theta_index)
             for source in (self.theta, self.vc)
         )
-        if self.theta_scale != 1.0:
-            theta = theta * self.theta_scale
         if self.forget:
             assert isinstance(self.vc, nn.Linear)
             vc = vc + self.vc.bias

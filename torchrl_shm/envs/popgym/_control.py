@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchrl_shm.checks import check_size
-from torchrl_shm.envs._checks import check_range
+from torchrl_shm.envs._checks import check_range, check_size
 from torchrl_shm.envs.contract import Entry, State
 from torchrl_shm.envs.popgym._base import POPGymEnv, level_count, level_value
 
