@@ -52,6 +52,17 @@ def test_numbers_of_the_run(finished: Any, tmp_path: Path, memory: str) -> None:
     assert [(run / name).read_bytes() for name in pictures] == drawn
 
 
+def test_actions_can_be_drawn(run: Path) -> None:
+    def drawn(*options: str) -> list[bytes]:
+        evaluate(run, *options)
+        return [(run / name).read_bytes() for name in ("episode.gif", "trajectories.png")]
+
+    most_likely, first, second = drawn(), drawn("--draw-actions"), drawn("--draw-actions")
+    # both pictures show them
+    assert not {*most_likely} & {*first}
+    assert second == first
+
+
 def test_number_of_paths(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchrl_shm.tools.evaluate.save_animation", lambda *_: None)
     heights: list[int] = []

@@ -55,6 +55,23 @@ def test_every_task_once_with_the_mean_action(policy: Any) -> None:
     assert not rollout["is_init"][:, 1:].any()
 
 
+def test_actions_are_drawn_when_asked(policy: Any) -> None:
+    env = make_test_env()
+    first, second, other = (
+        evaluate(policy, env, seed=seed, deterministic=False, keep_rollout=True).rollout
+        for seed in (0, 0, 1)
+    )
+    assert first is not None
+    # as far from the mean as in training
+    spread = ((first["action"] - first["loc"]) / first["scale"]).std()
+    assert 0.8 < float(spread) < 1.2
+    # and the same again
+    assert second is not None
+    assert other is not None
+    assert torch.equal(first["action"], second["action"])
+    assert not torch.equal(first["action"], other["action"])
+
+
 def test_repeats_and_leaves_no_trace(policy: Any) -> None:
     env = make_test_env()
     generator = torch.get_rng_state()

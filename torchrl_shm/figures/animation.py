@@ -51,7 +51,9 @@ class Episode:
 
 
 @torch.no_grad()
-def record_episode(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0) -> Episode:
+def record_episode(
+    policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0, deterministic: bool = True
+) -> Episode:
     """Play the episode of the first environment in `evaluate(policy, env, seed=seed)`.
 
     For a task in the plane (`plane()` of the environment, see `BatchedEnv`), a picture is the path
@@ -68,6 +70,7 @@ def record_episode(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0)
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
         seed: seed of torch's default generator meanwhile, and of the environment.
+        deterministic: take the mean, or the most likely action; else draw it as in training.
 
     Returns:
         The episode.
@@ -93,7 +96,8 @@ def record_episode(policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0)
     actions: list[Tensor] = []
     rewards: list[Tensor] = []
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
+    mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    with torch.random.fork_rng(cuda), set_exploration_type(mode):
         torch.manual_seed(seed)
         transformed.set_seed(TEST_SEED + seed)
         data = transformed.reset()

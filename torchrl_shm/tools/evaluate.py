@@ -59,6 +59,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the environments and of random gates"
     )
+    parser.add_argument(
+        "--draw-actions", action="store_true",
+        help="as in training; default: the mean, or the most likely action",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     check_device("--device", options.device)
     torch.set_num_threads(options.threads)
@@ -67,12 +71,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     policy, env = loaded.policy, loaded.env
     # of which paths are drawn
     plane = callable(ask_env(env, "plane"))
-    result = evaluate(policy, env, seed=options.seed, keep_rollout=plane)
+    how = {"seed": options.seed, "deterministic": not options.draw_actions}
+    result = evaluate(policy, env, **how, keep_rollout=plane)
 
     folder = options.pictures or loaded.pictures
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [folder / "episode.gif"]
-    save_animation(record_episode(policy, env, seed=options.seed), pictures[0])
+    save_animation(record_episode(policy, env, **how), pictures[0])
     paths = folder / "trajectories.png"
     if result.rollout is not None and plot_trajectories(
         env, result.rollout, paths, num_paths=options.num_paths

@@ -109,9 +109,14 @@ def make_test_env(
 
 @torch.no_grad()
 def evaluate(
-    policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0, keep_rollout: bool = False
+    policy: TensorDictModuleBase,
+    env: EnvBase,
+    *,
+    seed: int = 0,
+    deterministic: bool = True,
+    keep_rollout: bool = False,
 ) -> Evaluation:
-    """Run one episode per environment with the mean action.
+    """Run one episode per environment, with the mean or the most likely action.
 
     Random gates of a memory stay random, as in the released code, but they and all that the
     environment draws come from a forked generator with a fixed seed: evaluation neither changes
@@ -121,6 +126,9 @@ def evaluate(
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
         seed: seed of torch's default generator and of the environment during the evaluation.
+        deterministic: take the mean, or the most likely action; else draw it as in training. Who
+            has to guess, and hears that the guess was wrong, guesses the same again and again with
+            the most likely action.
         keep_rollout: keep all steps. Without, memory does not grow with the length of the episodes.
 
     Returns:
@@ -142,7 +150,8 @@ def evaluate(
     transformed = TransformedEnv(env, transforms, auto_unwrap=False)
     transformed.append_transform(FiniteSteps())
     cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), set_exploration_type(ExplorationType.DETERMINISTIC):
+    actions = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    with torch.random.fork_rng(cuda), set_exploration_type(actions):
         torch.manual_seed(seed)
         transformed.set_seed(TEST_SEED + seed)
         step = transformed.reset()
