@@ -63,12 +63,14 @@ class TestWhatIsPlayed:
         ],
         ids=lambda env: type(env).__name__,
     )
-    def test_it_is_an_episode_of_the_evaluation(self, env: Any) -> None:
+    @pytest.mark.parametrize("deterministic", [True, False])
+    def test_it_is_an_episode_of_the_evaluation(self, env: Any, deterministic: bool) -> None:
         policy = make_policy(env)
-        first: Any = evaluate(policy, env, seed=3, keep_rollout=True)
+        how: Any = {"seed": 3, "deterministic": deterministic}
+        first: Any = evaluate(policy, env, **how, keep_rollout=True)
         # whatever was played in between
         env.rollout(5)
-        episode = record_episode(policy, env, seed=3)
+        episode = record_episode(policy, env, **how)
         assert torch.equal(episode.rewards, first.rollout["next", "reward"][0, :, 0])
         assert episode.total == first.returns[0]
 

@@ -52,13 +52,13 @@ def test_numbers_of_the_run(finished: Any, tmp_path: Path, memory: str) -> None:
     assert [(run / name).read_bytes() for name in pictures] == drawn
 
 
-def test_actions_can_be_drawn(run: Path) -> None:
-    def drawn(*options: str) -> list[bytes]:
-        evaluate(run, *options)
+def test_actions_can_be_sampled(run: Path) -> None:
+    def pictures(*options: str) -> list[bytes]:
+        assert evaluate(run, *options).get("sampled_actions", False) == bool(options)
         return [(run / name).read_bytes() for name in ("episode.gif", "trajectories.png")]
 
-    most_likely, first, second = drawn(), drawn("--draw-actions"), drawn("--draw-actions")
-    # both pictures show them
+    most_likely, first, second = (pictures(*how) for how in ((), *[("--sample-actions",)] * 2))
+    # both show them
     assert not {*most_likely} & {*first}
     assert second == first
 

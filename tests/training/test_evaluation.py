@@ -13,6 +13,8 @@ from torchrl.envs import ExplorationType, exploration_type
 from tests.training._helpers import MEMORIES, Countdown, make_operator
 from torchrl_shm import SHMModule, WindEnv, training
 from torchrl_shm.envs import PointRobotEnv, TMazeEnv
+from torchrl_shm.envs.popgym import BattleshipEnv
+from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.training import evaluate
 
 make_test_env = partial(
@@ -55,8 +57,9 @@ def test_every_task_once_with_the_mean_action(policy: Any) -> None:
     assert not rollout["is_init"][:, 1:].any()
 
 
-def test_actions_are_drawn_when_asked(policy: Any) -> None:
+def test_actions_are_sampled_when_asked(policy: Any) -> None:
     env = make_test_env()
+    generator = torch.get_rng_state()
     first, second, other = (
         evaluate(policy, env, seed=seed, deterministic=False, keep_rollout=True).rollout
         for seed in (0, 0, 1)
@@ -70,6 +73,21 @@ def test_actions_are_drawn_when_asked(policy: Any) -> None:
     assert other is not None
     assert torch.equal(first["action"], second["action"])
     assert not torch.equal(first["action"], other["action"])
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_choices_are_sampled_when_asked() -> None:
+    env = BattleshipEnv(64)
+    policy = make_actor_critic(env, SHMModule).get_policy_operator()
+    likely, sampled = (
+        evaluate(policy, env, deterministic=x, keep_rollout=True).rollout for x in (True, False)
+    )
+    assert likely is not None
+    assert sampled is not None
+    assert torch.equal(likely["action"], likely["logits"].argmax(-1))
+    # a new policy is nearly uniform over 64 cells
+    repeated = (sampled["action"] == sampled["logits"].argmax(-1)).double().mean()
+    assert 0.005 < float(repeated) < 0.05
 
 
 def test_repeats_and_leaves_no_trace(policy: Any) -> None:

@@ -54,7 +54,7 @@ class Episode:
 def record_episode(
     policy: TensorDictModuleBase, env: EnvBase, *, seed: int = 0, deterministic: bool = True
 ) -> Episode:
-    """Play the episode of the first environment in `evaluate(policy, env, seed=seed)`.
+    """Play the episode of the first environment in `evaluate` with the same seed and actions.
 
     For a task in the plane (`plane()` of the environment, see `BatchedEnv`), a picture is the path
     so far, the goal and the drift. For other environments with a method `render(index)` it is the
@@ -70,7 +70,7 @@ def record_episode(
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
         seed: seed of torch's default generator meanwhile, and of the environment.
-        deterministic: take the mean, or the most likely action; else draw it as in training.
+        deterministic: take the mean, or the most likely action; else sample it, as in training.
 
     Returns:
         The episode.

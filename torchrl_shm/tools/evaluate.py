@@ -57,11 +57,11 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--threads", type=count, default=1, help="threads of torch")
     parser.add_argument("--num-paths", type=count, default=8, help="paths, for tasks in the plane")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the environments and of random gates"
+        "--seed", type=int, default=0, help="of the environments, random gates, sampled actions"
     )
     parser.add_argument(
-        "--draw-actions", action="store_true",
-        help="as in training; default: the mean, or the most likely action",
+        "--sample-actions", action="store_true",
+        help="sample actions, as in training, instead of the mean or the most likely one",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     check_device("--device", options.device)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     policy, env = loaded.policy, loaded.env
     # of which paths are drawn
     plane = callable(ask_env(env, "plane"))
-    how = {"seed": options.seed, "deterministic": not options.draw_actions}
+    how = {"seed": options.seed, "deterministic": not options.sample_actions}
     result = evaluate(policy, env, **how, keep_rollout=plane)
 
     folder = options.pictures or loaded.pictures
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         pictures.append(paths)
     summary = {
         **loaded.facts,
+        **({"sampled_actions": True} if options.sample_actions else {}),
         "eval_return": round(result.mean_return, 4),
         "eval_success": result.success_rate,
         "pictures": [str(picture) for picture in pictures],

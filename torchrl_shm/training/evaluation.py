@@ -118,17 +118,17 @@ def evaluate(
 ) -> Evaluation:
     """Run one episode per environment, with the mean or the most likely action.
 
-    Random gates of a memory stay random, as in the released code, but they and all that the
-    environment draws come from a forked generator with a fixed seed: evaluation neither changes
-    training nor differs between calls.
+    Random gates of a memory stay random, as in the released code, but they, sampled actions and all
+    that the environment draws come from a forked generator with a fixed seed: evaluation neither
+    changes training nor differs between calls.
 
     Args:
         policy: the policy; its memory's transforms are added to the environment.
         env: environment of shape `[B]` that ends every episode by itself.
         seed: seed of torch's default generator and of the environment during the evaluation.
-        deterministic: take the mean, or the most likely action; else draw it as in training. Who
-            has to guess, and hears that the guess was wrong, guesses the same again and again with
-            the most likely action.
+        deterministic: take the mean, or the most likely action; else sample it, as in training. An
+            agent that has to guess, and is told that it was wrong, may repeat the same guess if the
+            most likely action is always taken.
         keep_rollout: keep all steps. Without, memory does not grow with the length of the episodes.
 
     Returns:
