@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 # raw data, and the page about them as a link of the page of all results
 SOURCES = {
     "paper_credit/summary.csv": "[Visual Match and Key-to-Door](credit.md)",
-    "paper_popgym/summary.csv": "[POPGym](popgym.md)",
+    "paper_popgym/summary.csv": "[POPGym](popgym_presets.md)",
     "wind/summary.csv": "[Wind](wind.md)",
     "paper_meta/summary.csv": "[Point Robot](point_robot.md)",
     "memories/wind": "[All memories on Wind](memories.md), a quarter of the frames",
