@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torchrl.envs import TransformedEnv
+from torchrl.envs import EnvBase, ExplorationType, TransformedEnv, set_exploration_type
 
 State = dict[str, Tensor]
 """What an episode is made of: tensors `[B, ...]`, replaced as a whole, never written to."""
@@ -79,3 +81,31 @@ def ask_env(env: Any, name: str, default: Any = None) -> Any:
     # not `hasattr`: batches of other environments forward names that their members may lack
     own = name in vars(env) or hasattr(type(env), name)
     return getattr(env, name) if own else default
+
+
+@contextmanager
+def play_test(env: EnvBase, seed: int, deterministic: bool) -> Generator[None]:
+    """Play the same episodes of a test each time, without a trace in what is drawn afterwards.
+
+    Args:
+        env: environment, with all transforms; it is seeded anew.
+        seed: seed of torch's default generator meanwhile, and with `TEST_SEED` of the environment.
+        deterministic: policies take the mean, or the most likely action; else they sample it.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_shm import WindEnv
+        >>> from torchrl_shm.envs.contract import play_test
+        >>> drawn = []
+        >>> for _ in range(2):
+        ...     with play_test(WindEnv(2), seed=0, deterministic=True):
+        ...         drawn.append(torch.rand(()))
+        >>> bool(drawn[0] == drawn[1])
+        True
+    """
+    cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
+    actions = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    with torch.random.fork_rng(cuda), set_exploration_type(actions):
+        torch.manual_seed(seed)
+        env.set_seed(TEST_SEED + seed)
+        yield

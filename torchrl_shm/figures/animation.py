@@ -11,16 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import (
-    EnvBase,
-    ExplorationType,
-    TensorDictPrimer,
-    TransformedEnv,
-    set_exploration_type,
-)
+from torchrl.envs import EnvBase, TensorDictPrimer, TransformedEnv
 from torchrl.modules.utils import get_env_transforms_from_module
 
-from torchrl_shm.envs.contract import TEST_SEED, Plane, ask_env
+from torchrl_shm.envs.contract import Plane, ask_env, play_test
 from torchrl_shm.figures.panels import HEIGHT, as_matrix, draw_matrices, draw_path, draw_series
 
 if TYPE_CHECKING:
@@ -95,11 +89,7 @@ def record_episode(
     states: list[list[Tensor]] = []
     actions: list[Tensor] = []
     rewards: list[Tensor] = []
-    cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
-    mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-    with torch.random.fork_rng(cuda), set_exploration_type(mode):
-        torch.manual_seed(seed)
-        transformed.set_seed(TEST_SEED + seed)
+    with play_test(transformed, seed, deterministic):
         data = transformed.reset()
         task = plane()
         going = torch.ones_like(data["done"])

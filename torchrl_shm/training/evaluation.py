@@ -11,17 +11,11 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import (
-    EnvBase,
-    ExplorationType,
-    StepCounter,
-    TransformedEnv,
-    set_exploration_type,
-)
+from torchrl.envs import EnvBase, StepCounter, TransformedEnv
 from torchrl.envs.utils import step_mdp
 from torchrl.modules.utils import get_env_transforms_from_module
 
-from torchrl_shm.envs.contract import TEST_SEED, ask_env
+from torchrl_shm.envs.contract import TEST_SEED, ask_env, play_test
 from torchrl_shm.training.finite import FiniteSteps
 
 # of an evaluation in an environment that may never end an episode
@@ -149,11 +143,7 @@ def evaluate(
     transforms = get_env_transforms_from_module(policy)
     transformed = TransformedEnv(env, transforms, auto_unwrap=False)
     transformed.append_transform(FiniteSteps())
-    cuda = [env.device] if env.device is not None and env.device.type == "cuda" else []
-    actions = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-    with torch.random.fork_rng(cuda), set_exploration_type(actions):
-        torch.manual_seed(seed)
-        transformed.set_seed(TEST_SEED + seed)
+    with play_test(transformed, seed, deterministic):
         step = transformed.reset()
         returns = torch.zeros(step.shape, dtype=torch.float64, device=step.device)
         success: Tensor | None = None
