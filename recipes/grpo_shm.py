@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torchrl.envs import EnvBase
 from torchrl.objectives.value.functional import reward2go
@@ -31,7 +31,7 @@ from torchrl_shm.training import (
     make_test_env,
 )
 
-LOGGED = ("loss_objective", "entropy", "kl_approx", "clip_fraction", "grad_norm")
+LOGGED = ("loss_objective", "entropy", "kl_approx", "clip_fraction")
 
 
 def main(
@@ -111,7 +111,7 @@ def main(
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, and leaves out what does not count
             batch = batch.select(*loss.in_keys, ("collector", "mask"), strict=False)
-            terms: list[TensorDictBase] = []
+            terms: list[Tensor] = []
             for _ in range(algo.epochs):
                 order = torch.randperm(len(batch), device=batch.device)
                 for minibatch in batch[order].split(algo.sequences_per_minibatch):
@@ -124,13 +124,14 @@ def main(
                     if not terms:
                         ratio = check_ratio(term)
                     optimizer.step()
-                    terms.append(term.detach().set("grad_norm", norm))
+                    terms.append(torch.stack([*(term[key].detach() for key in LOGGED), norm]))
             if not terms:
                 raise FloatingPointError(f"no minibatch of update {run.updates} was finite")
             rate = schedule.get_last_lr()[0]
             schedule.step()
             rollouts.update_policy()
-            means = {key: float(x.mean()) for key, x in TensorDict.maybe_dense_stack(terms).items()}
+            means = torch.stack(terms).mean(0).tolist()
+            logged = zip((*LOGGED, "grad_norm"), means, strict=True)
             run.log(
                 {
                     "max_ratio": ratio,
@@ -140,7 +141,7 @@ def main(
                     # groups whose episodes were all as good teach nothing
                     "mixed_groups": float((spread > 1e-6).double().mean()),
                 }
-                | {key: means[key] for key in LOGGED}
+                | dict(logged)
             )
 
         # evaluate: every test task once, with the mean action and the task's own reward

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torchrl.envs import EnvBase
 from torchrl.modules import PopArtValueNorm, set_recurrent_mode
@@ -42,7 +42,7 @@ from torchrl_shm.training import (
     standardize,
 )
 
-LOGGED = ("loss_objective", "loss_critic", "kl_approx", "clip_fraction", "grad_norm")
+LOGGED = ("loss_objective", "loss_critic", "kl_approx", "clip_fraction")
 
 
 def main(
@@ -161,7 +161,7 @@ def main(
             # update: minibatches of whole sequences; the loss replays the memory with the gates
             # that acted, from the memory with which the sequence started
             batch = batch.select(*loss.in_keys, strict=False)
-            terms: list[TensorDictBase] = []
+            terms: list[Tensor] = []
             for _ in range(algo.epochs):
                 order = torch.randperm(len(batch), device=batch.device)
                 # shuffled as a whole, of which minibatches are views
@@ -177,16 +177,15 @@ def main(
                     if not terms:
                         ratio = check_ratio(term)
                     optimizer.step()
-                    terms.append(term.detach().set("grad_norm", norm))
+                    terms.append(torch.stack([*(term[key].detach() for key in LOGGED), norm]))
             if not terms:
                 raise FloatingPointError(f"no minibatch of update {run.updates} was finite")
             rate = schedule.get_last_lr()[0]
             schedule.step()
             rollouts.update_policy()
-            means = {key: float(x.mean()) for key, x in TensorDict.maybe_dense_stack(terms).items()}
-            run.log(
-                {"max_ratio": ratio, "learning_rate": rate} | {key: means[key] for key in LOGGED}
-            )
+            means = torch.stack(terms).mean(0).tolist()
+            logged = zip((*LOGGED, "grad_norm"), means, strict=True)
+            run.log({"max_ratio": ratio, "learning_rate": rate} | dict(logged))
 
         # evaluate: every test task once, with the mean action and the task's own reward
         return run.finish(policy, test_env)

@@ -248,6 +248,8 @@ class RolloutCollector:
                 auto_register_policy_transforms=True,
                 **options,
             )
+        # on another device the collector has a copy
+        self._shares_policy = backend == "single" and self._collector.policy is policy
         self._policy = policy
         # what the last batch adds to the statistics of a policy that normalizes observations
         self._seen: list[Any] = []
@@ -297,7 +299,8 @@ class RolloutCollector:
             for moments in everyone(own):
                 part.update(moments)
         self._seen = []
-        if not self._ray:
+        # the policy that learns may be the one that acts
+        if not (self._ray or self._shares_policy):
             self._collector.update_policy_weights_()
 
     def state_dict(self) -> dict[str, Any]:
