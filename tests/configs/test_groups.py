@@ -72,10 +72,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "logger/tensorboard": {"kind": "tensorboard"},
     "logger/wandb": {"kind": "wandb"},
     "memory/fast_weights_additive": {"rule": "additive"},
-    "memory/shm_popgym": {"memory_size": 128},
-    "memory/shm_pomdp": {"clamp": 100.0},
+    "memory/shm": {"qk_norm": "l2"},
+    "memory/shm_popgym": {"qk_norm": "l2", "memory_size": 128},
+    "memory/shm_pomdp": {"qk_norm": "l2", "clamp": 100.0},
     **{
-        f"memory/shm_{kind}": {"calibration": kind}
+        f"memory/shm_{kind}": {"qk_norm": "l2", "calibration": kind}
         for kind in ("fixed", "neural", "none", "constant", "noise")
     },
 }  # fmt: skip
@@ -115,7 +116,7 @@ def test_members() -> None:
     assert set(FACTORIES) == CHOICES.keys() | {f"memory/{name}" for name in MEMORIES}
     own = {path.removeprefix(ACTOR_MEMORY) for path in MEMBERS if path.startswith(ACTOR_MEMORY)}
     assert own == set(MEMORIES)
-    others = {"algo", "experiment", "size", "sized", "spanned", "tuned"}
+    others = {"algo", "experiment", "size", "sized", "spanned", "keyed", "tuned"}
     assert {path.partition("/")[0] for path in MEMBERS} == RUNTIME.keys() | others
 
 
@@ -292,3 +293,21 @@ class TestMistakes:
         key = override.partition("=")[0]
         with pytest.raises(ConfigCompositionException, match=re.escape(key)):
             compose_recipe(override)
+
+
+@pytest.mark.parametrize(
+    ("env", "memory", "keys"),
+    [
+        ("wind", "shm", ("relu", "l2")),
+        ("popgym_repeat_previous_hard", "shm", ("relu", "l2")),
+        ("popgym_autoencode_medium", "shm", ("identity", "l2")),
+        ("popgym_autoencode_easy", "shm_none", ("identity", "l2")),
+        ("popgym_autoencode_easy", "gru", (None, None)),
+    ],
+)
+def test_keys_suit_the_task(env: str, memory: str, keys: tuple[str | None, str | None]) -> None:
+    config = compose_recipe(f"env={env}", f"memory={memory}")
+    assert (config.memory.get("feature_map"), config.memory.get("qk_norm")) == keys
+    # the command line has the last word
+    chosen = compose_recipe(f"env={env}", "memory=shm", "memory.feature_map=softplus")
+    assert chosen.memory.feature_map == "softplus"

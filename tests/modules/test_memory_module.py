@@ -142,8 +142,9 @@ def test_a_cell_or_its_sizes() -> None:
 def test_every_option_reaches_the_cell() -> None:
     options: dict[str, Any] = {
         "memory_size": 5, "num_theta": 7, "calibration": "random", "shortcut": False, "norm": False,
-        "span": 9, "forget": True, "feature_map": "softplus", "revive": False, "clamp": 3.0,
-        "backend": "reference", "fast_gate": True, "device": "cpu", "dtype": torch.float64,
+        "span": 9, "forget": True, "feature_map": "softplus", "qk_norm": "l2", "revive": False,
+        "clamp": 3.0, "backend": "reference", "fast_gate": True, "device": "cpu",
+        "dtype": torch.float64,
     }  # fmt: skip
     defaults = {name: parameter.default for name, parameter in signature(SHM).parameters.items()}
     assert {"input_size", "output_size", *options} == {*defaults}
@@ -151,7 +152,7 @@ def test_every_option_reaches_the_cell() -> None:
     # all of them are shown, or are parts or tensors
     assert repr(made) == repr(SHM(SIZE, 3, **options))
     assert {p.dtype for p in made.parameters()} == {torch.float64}
-    for name in ("feature_map", "revive", "fast_gate"):
+    for name in ("feature_map", "qk_norm", "revive", "fast_gate"):
         assert getattr(made, name) is options[name] is not defaults[name]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.modules._helpers import EXACT, run_steps
-from torchrl_shm.modules import SHM, Calibration, SHMModule
+from torchrl_shm.modules import SHM, Calibration, FeatureMap, QKNorm, SHMModule
 from torchrl_shm.modules._features import column_weights
 from torchrl_shm.ops import Backend
 
@@ -360,7 +360,7 @@ def test_rows_that_forget(calibration: Calibration) -> None:
     assert_close(memory, last)
     y.sum().backward()
     assert (cell.vc.bias.grad != 0).all()
-    assert "span=100, forget=True, feature_map='relu', revive=True, clamp=None" in repr(cell)
+    assert "span=100, forget=True, feature_map='relu', qk_norm='sum', revive=True, " in repr(cell)
 
 
 def test_rows_that_forget_in_a_low_precision() -> None:
@@ -421,9 +421,52 @@ def test_softplus_leaves_no_column_at_zero() -> None:
     assert grad.isfinite().all()
 
 
-def test_steps_with_softplus_are_those_of_the_sequence() -> None:
+def test_l2_divides_by_the_length() -> None:
+    x = torch.tensor([[3.0, -1.0, 4.0], [-1.0, -2.0, -3.0]], requires_grad=True)
+    weights = column_weights(x, "relu", revive=True, qk_norm="l2")
+    assert_close(weights, torch.tensor([[0.6, 0.0, 0.8], [0.0, 0.0, 0.0]]))
+    (grad,) = torch.autograd.grad(weights[:, 0].sum(), x)
+    # across its own direction, for its length is nothing that could be learned; what is silent
+    # gets the gradient as it is
+    assert_close(grad, torch.tensor([[0.64 / 5, 0.0, -0.48 / 5], [1.0, 0.0, 0.0]]))
+    released = column_weights(x, "relu", revive=False, qk_norm="l2")
+    (grad,) = torch.autograd.grad(released[1].sum(), x)
+    assert not grad.any()
+    weights = column_weights(x, "softplus", revive=False, qk_norm="l2")
+    assert (weights > 0).all()
+    assert_close(weights.norm(dim=-1)[0], torch.tensor(1.0))
+
+
+def test_identity_keeps_signs() -> None:
+    x = torch.tensor([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    weights = column_weights(x, "identity", revive=True, qk_norm="l2")
+    assert_close(weights, torch.tensor([[0.6, -0.8, 0.0], [0.0, 0.0, 0.0]]))
+    (grad,) = torch.autograd.grad(weights.sum(), x)
+    assert grad.isfinite().all()
+    assert bool(grad.any(-1).all())
+    message = r"identity.*qk_norm='sum'.*pass qk_norm='l2'"
+    with pytest.raises(ValueError, match=message):
+        SHM(8, 8, feature_map="identity")
+
+
+def test_the_gradient_of_a_key_that_is_nearly_silent_is_bounded() -> None:
+    x = torch.tensor([[1e-4, 1e-4, -1.0]], requires_grad=True)
+    for qk_norm, low, high in (("sum", 1e3, 1e4), ("l2", 9.0, 11.0)):
+        weights = column_weights(x, "relu", revive=True, qk_norm=qk_norm)
+        (grad,) = torch.autograd.grad(weights[0, 0], x)
+        assert low < grad.norm() < high
+    # there it is shorter than one
+    assert weights.norm() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("feature_map", "qk_norm"), [("softplus", "sum"), ("relu", "l2"), ("identity", "l2")]
+)
+def test_steps_with_other_keys_are_those_of_the_sequence(
+    feature_map: FeatureMap, qk_norm: QKNorm
+) -> None:
     torch.manual_seed(0)
-    cell = make(feature_map="softplus")
+    cell = make(feature_map=feature_map, qk_norm=qk_norm)
     x, memory, _ = make_inputs()
     y, end, theta_index = cell(x, memory)
     assert theta_index is not None
@@ -432,8 +475,8 @@ def test_steps_with_softplus_are_those_of_the_sequence() -> None:
         assert_close(step, y[:, t])
     assert_close(memory, end)
     gradients = torch.autograd.grad(y.sum(), [cell.key.weight, cell.query.weight])
-    # every column of every key is learned, whatever the ReLU would leave
-    assert all(bool((gradient != 0).all()) for gradient in gradients)
+    # with the softplus every column of every key is learned, whatever the ReLU would leave
+    assert feature_map == "relu" or all(bool((gradient != 0).all()) for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", ["key", "query"])
@@ -485,7 +528,7 @@ def test_sizes_are_shown() -> None:
     shown = (
         "memory_size=6, num_theta=7, calibration='random', span=None, forget=False, feature_map="
     )
-    assert f"{shown}'relu', revive=True" in repr(make())
+    assert f"{shown}'relu', qk_norm='sum', revive=True, clamp=None" in repr(make())
 
 
 # precision

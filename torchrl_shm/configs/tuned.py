@@ -52,6 +52,10 @@ _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previou
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
+# tasks that write everything once and read it once: columns need not be emptied for what comes
+# later, which takes keys that share none, and keys with signs are told apart sooner
+WRITTEN_ONCE = ("popgym_autoencode",)
+
 
 def _ppo(env: str) -> Values | None:
     family = env.partition("/")[0]

@@ -1,6 +1,6 @@
 """Memories: cells on plain tensors, and the TensorDict modules around them."""
 
-from torchrl_shm.modules._features import FeatureMap
+from torchrl_shm.modules._features import FeatureMap, QKNorm
 from torchrl_shm.modules.base_cell import BaseCell
 from torchrl_shm.modules.check import MemoryCheckError, MemoryReport, check_memory
 from torchrl_shm.modules.dnc import DNC
@@ -49,6 +49,7 @@ __all__ = [
     "MemoryPrimer",
     "MemoryReport",
     "MemorySize",
+    "QKNorm",
     "SHMModule",
     "State",
     "check_memory",

@@ -8,12 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FeatureMap = Literal["relu", "softplus"]
-"""What makes keys and queries positive: `"relu"`, as released, or `"softplus"`, a ReLU whose corner
-is round, `log(1 + exp(5 x)) / 5`, so that columns just below zero are still learned."""
+FeatureMap = Literal["relu", "softplus", "identity"]
+"""What becomes of features before they are keys and queries.
+
+`"relu"`, as released, makes them positive, and `"softplus"`, a ReLU whose corner is round,
+`log(1 + exp(5 x)) / 5`, does so with a gradient for columns just below zero. `"identity"` leaves
+their signs: any two keys can be orthogonal from the start, and none is silent.
+"""
+
+QKNorm = Literal["sum", "l2"]
+"""What keys and queries are divided by: their sum, as released, or their length.
+
+Divided by its sum, a key finds the less of what was written under it the more columns it is spread
+over; divided by its length it finds all of it, `k @ k = 1`.
+"""
 
 # keeps the sum from zero, of a ReLU that silences every unit for example
 _EPS = 1e-5
+# of the length: what is shorter is nearly silent, and its gradient would be as large as it is short
+_SHORTEST = 0.1
 # of the round corner: features of a new cell have a standard deviation of about 0.6
 _SHARPNESS = 5.0
 
@@ -84,8 +97,10 @@ class _PassOn(torch.autograd.Function):
         return grad, grad * (weights.sum(-1, keepdim=True) == 0)
 
 
-def column_weights(x: Tensor, feature_map: FeatureMap, revive: bool) -> Tensor:
-    """Weights of columns: what a feature map makes of `x`, divided by its sum.
+def column_weights(
+    x: Tensor, feature_map: FeatureMap, revive: bool, qk_norm: QKNorm = "sum"
+) -> Tensor:
+    """Weights of columns: what a feature map makes of `x`, divided by its sum or its length.
 
     Where nothing is positive all weights of `"relu"` are zero, and so is their gradient with
     respect to `x`: nothing that is learned from such features brings them back.
@@ -95,11 +110,19 @@ def column_weights(x: Tensor, feature_map: FeatureMap, revive: bool) -> Tensor:
         feature_map: see `FeatureMap`.
         revive: with `"relu"`, pass the gradient on where nothing is positive, as though the weights
             were the features themselves. The weights are the same.
+        qk_norm: see `QKNorm`.
 
     Returns:
-        Weights of shape `[..., H]`, which sum to one, or to less where features are all but zero.
+        Weights of shape `[..., H]`, whose sum or length is one, or less where features are all but
+        zero.
     """
-    if feature_map == "softplus":
-        return sum_to_one(F.softplus(x, beta=_SHARPNESS))
-    weights = sum_to_one(torch.relu(x))
-    return _PassOn.apply(weights, x) if revive and torch.is_grad_enabled() else weights
+    if feature_map == "relu":
+        features = torch.relu(x)
+    else:
+        features = x if feature_map == "identity" else F.softplus(x, beta=_SHARPNESS)
+    if qk_norm == "l2":
+        weights = F.normalize(features, dim=-1, eps=_SHORTEST)
+    else:
+        weights = sum_to_one(features)
+    learns = revive and feature_map == "relu" and torch.is_grad_enabled()
+    return _PassOn.apply(weights, x) if learns else weights

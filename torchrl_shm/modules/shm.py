@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_shm.checks import check_count, check_option
-from torchrl_shm.modules._features import FeatureMap, column_weights, input_norm
+from torchrl_shm.modules._features import FeatureMap, QKNorm, column_weights, input_norm
 from torchrl_shm.ops import Backend, shm_scan, shm_step
 from torchrl_shm.ops.shm.checks import check_clamp
 
@@ -32,8 +32,8 @@ _REFERENCE_NAMES = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
 class SHM(nn.Module):
     """A matrix memory that is calibrated and updated element by element.
 
-    With `x̂ = LayerNorm(x)`, keys and queries `k, q = relu(W x̂)` normalized to sum one, and a
-    memory that starts at zero:
+    With `x̂ = LayerNorm(x)`, keys and queries `k, q = relu(W x̂)` normalized to sum (or length) one,
+    and a memory that starts at zero:
 
         C_t = 1 + tanh(theta_t ⊗ vc_t)          calibration, in (0, 2)
         M_t = M_{t-1} ⊙ C_t + eta_t v_t ⊗ k_t   write
@@ -70,12 +70,14 @@ class SHM(nn.Module):
             the last few steps tell, such as a velocity, is hard to read from a memory that only
             adds, since all that came before is read with it. With "random" and "fixed", and a
             `span`; not inside an ensemble that draws its parameters anew, which mixes the rows.
-        feature_map: what makes keys and queries positive before they are divided by their sum, see
-            `torchrl_shm.modules.FeatureMap`.
+        feature_map: what becomes of features before they are keys and queries, see
+            `torchrl_shm.modules.FeatureMap`; "identity" needs `qk_norm="l2"`, for a sum of numbers
+            with signs may be zero.
+        qk_norm: what keys and queries are divided by, see `torchrl_shm.modules.QKNorm`.
         revive: let keys and queries learn that the ReLU has silenced in all columns. They are zero
             either way, but in the released code (`False`) so is their gradient, and what they
-            stand for, a step of the episode for example, may never be written or read again. The
-            softplus has a gradient of its own, and this changes nothing.
+            stand for, a step of the episode for example, may never be written or read again. With
+            the other feature maps none is silent, and this changes nothing.
         clamp: bound on `|M|` after every write, or `None`. The authors' POMDP code uses 100.
         backend: implementation of the scan, see `torchrl_shm.ops.shm_scan`.
         fast_gate: allow the approximate tanh of the hardware, see `torchrl_shm.ops.shm_scan`.
@@ -84,7 +86,8 @@ class SHM(nn.Module):
 
     Raises:
         ValueError: a size is not positive, an option is unknown, `input_size` is below 3 with
-            `norm`, or `forget` comes without a `span` or with another calibration.
+            `norm`, `forget` comes without a `span` or with another calibration, or "identity"
+            without "l2".
 
     Examples:
         >>> import torch
@@ -110,6 +113,7 @@ class SHM(nn.Module):
         span: int | None = None,
         forget: bool = False,
         feature_map: FeatureMap = "relu",
+        qk_norm: QKNorm = "sum",
         revive: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
@@ -135,6 +139,12 @@ class SHM(nn.Module):
                 f"of steps, and the calibration 'random' or 'fixed'"
             )
         check_option("feature_map", feature_map, FeatureMap)
+        check_option("qk_norm", qk_norm, QKNorm)
+        if feature_map == "identity" and qk_norm == "sum":
+            raise ValueError(
+                "feature_map='identity' with qk_norm='sum': a sum of numbers with signs may be "
+                "zero; pass qk_norm='l2'"
+            )
         check_option("backend", backend, Backend)
         check_clamp(clamp)
         self.input_size = input_size
@@ -143,6 +153,7 @@ class SHM(nn.Module):
         self.span = span
         self.forget = forget
         self.feature_map: FeatureMap = feature_map
+        self.qk_norm: QKNorm = qk_norm
         self.revive = revive
         self.calibration: Calibration = calibration
         self.clamp = clamp
@@ -356,6 +367,7 @@ class SHM(nn.Module):
             calibration=calibration,
             shortcut="shortcut.weight" in ours,
             feature_map="relu",
+            qk_norm="sum",
             revive=False,
             clamp=clamp,
             backend=backend,
@@ -370,8 +382,8 @@ class SHM(nn.Module):
         return (
             f"memory_size={self.memory_size}, num_theta={self.num_choices}, "
             f"calibration={self.calibration!r}, span={self.span}, forget={self.forget}, "
-            f"feature_map={self.feature_map!r}, revive={self.revive}, clamp={self.clamp}, "
-            f"backend={self.backend!r}"
+            f"feature_map={self.feature_map!r}, qk_norm={self.qk_norm!r}, revive={self.revive}, "
+            f"clamp={self.clamp}, backend={self.backend!r}"
         )
 
     def _draw(self, x: Tensor, theta_index: Tensor | None) -> Tensor | None:
@@ -405,7 +417,7 @@ class SHM(nn.Module):
         # which autocast computes in a lower precision than the norm and theta
         features, v, eta, *rest = projected.to(normed.dtype).split(sizes, -1)
         features = features.unflatten(-1, (2, -1))
-        k, q = column_weights(features, self.feature_map, self.revive).unbind(-2)
+        k, q = column_weights(features, self.feature_map, self.revive, self.qk_norm).unbind(-2)
         v = torch.sigmoid(eta) * v
         theta, vc = (
             rest.pop(0) if isinstance(source, nn.Linear) else _factor(source, v, theta_index)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey
 
-from torchrl_shm.modules._features import FeatureMap
+from torchrl_shm.modules._features import FeatureMap, QKNorm
 from torchrl_shm.modules._gru_arguments import refuse_gru_arguments
 from torchrl_shm.modules.lean import State
 from torchrl_shm.modules.memory_module import MemoryModule
@@ -36,6 +36,7 @@ class SHMModule(MemoryModule):
         span: see `SHM`.
         forget: see `SHM`.
         feature_map: see `SHM`.
+        qk_norm: see `SHM`.
         revive: see `SHM`.
         clamp: see `SHM`.
         backend: see `torchrl_shm.ops.shm_scan`.
@@ -89,6 +90,7 @@ class SHMModule(MemoryModule):
         span: int | None = None,
         forget: bool = False,
         feature_map: FeatureMap = "relu",
+        qk_norm: QKNorm = "sum",
         revive: bool = True,
         clamp: float | None = None,
         backend: Backend = "auto",
@@ -116,6 +118,7 @@ class SHMModule(MemoryModule):
             "span": span,
             "forget": forget,
             "feature_map": feature_map,
+            "qk_norm": qk_norm,
             "revive": revive,
             "clamp": clamp,
             "backend": backend,
