@@ -2,7 +2,7 @@
 
 PYTHONPATH=. python docs/pictures/silent.py
 
-reads the raw data of the suites `paper_popgym` and `ablation`, and writes `silent.png` beside this
+reads the raw data of the suite `ablation`, and writes `silent.png` beside this
 file. With the folder of a finished run of the ablation,
 
 PYTHONPATH=. python docs/pictures/silent.py runs/ablation/<run>
@@ -36,7 +36,7 @@ STEPS = RESULTS / "ablation" / "silent.csv"
 NAME = "popgym_repeat_previous_easy-shm"
 OTHER = "#5b7fb3"
 CURVES = {
-    "shm": (RESULTS / "paper_popgym", f"{NAME}-seed*.csv", Line(SHM, 2.2, 4, True)),
+    "shm": (RESULTS / "ablation", f"{NAME}-sum-seed*.csv", Line(SHM, 2.2, 4, True)),
     "revive=False": (
         RESULTS / "ablation", f"{NAME}-not_revived-seed*.csv", Line(OTHER, 1.4, 3, True),
     ),

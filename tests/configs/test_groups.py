@@ -72,11 +72,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "logger/tensorboard": {"kind": "tensorboard"},
     "logger/wandb": {"kind": "wandb"},
     "memory/fast_weights_additive": {"rule": "additive"},
-    "memory/shm": {"qk_norm": "l2"},
-    "memory/shm_popgym": {"qk_norm": "l2", "memory_size": 128},
-    "memory/shm_pomdp": {"qk_norm": "l2", "clamp": 100.0},
+    "memory/shm_popgym": {"memory_size": 128},
+    "memory/shm_pomdp": {"clamp": 100.0},
     **{
-        f"memory/shm_{kind}": {"qk_norm": "l2", "calibration": kind}
+        f"memory/shm_{kind}": {"calibration": kind}
         for kind in ("fixed", "neural", "none", "constant", "noise")
     },
 }  # fmt: skip
@@ -298,7 +297,7 @@ class TestMistakes:
 @pytest.mark.parametrize(
     ("env", "memory", "keys"),
     [
-        ("wind", "shm", ("relu", "l2")),
+        ("wind", "shm", ("relu", "sum")),
         ("popgym_repeat_previous_hard", "shm", ("relu", "l2")),
         ("popgym_autoencode_medium", "shm", ("identity", "l2")),
         ("popgym_autoencode_easy", "shm_none", ("identity", "l2")),

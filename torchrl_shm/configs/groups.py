@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -23,7 +24,7 @@ from torchrl_shm.configs.envs import ENVS
 from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.configs.presets import factory_config
 from torchrl_shm.configs.sizes import SIZES
-from torchrl_shm.configs.tuned import TUNED, WRITTEN_ONCE
+from torchrl_shm.configs.tuned import KEYS, TUNED
 from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector, make_logger
 
@@ -114,9 +115,8 @@ for _name in MEMORIES:
         # what it is told is to last as long as the sequences through which it learns
         _span = {"span": "${oc.select:algo.rollout_length,null}"}
         MEMBERS[f"spanned/{_name}"] = Member(partial(dict, _span), "memory")
-        for _env in ENVS:
-            if _env.startswith(WRITTEN_ONCE):
-                _keys = {"feature_map": "identity"}
+        for _env, (_task, _keys) in product(ENVS, KEYS.items()):
+            if _env.startswith(_task):
                 MEMBERS[f"keyed/{_name}_{_env}"] = Member(partial(dict, _keys), "memory")
 # how large: as its signature says, or comparable to the others by one measure
 for _size in ("own", *SIZES):

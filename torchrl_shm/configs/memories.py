@@ -64,9 +64,6 @@ def memory_config(cell: Callable[..., MemoryCell], **options: Any) -> Any:
     return factory_config(make_memory, cell=cell, zen_exclude=_RUNTIME, builds_bases=(signature,))
 
 
-# as released but for the keys, whose length is one: sharp ones are then learned much sooner
-_shm = partial(memory_config, SHM, qk_norm="l2")
-
 MEMORIES = Presets(
     {
         "mlp": partial(factory_config, make_mlp, zen_exclude=_RUNTIME),
@@ -85,14 +82,14 @@ MEMORIES = Presets(
         "ntm": partial(memory_config, NTM),
         "lru": partial(memory_config, LRU),
         # the proposed memory, its ablations, and the sizes of the authors' two code bases
-        "shm": _shm,
-        "shm_fixed": partial(_shm, calibration="fixed"),
-        "shm_neural": partial(_shm, calibration="neural"),
-        "shm_none": partial(_shm, calibration="none"),
-        "shm_constant": partial(_shm, calibration="constant"),
-        "shm_noise": partial(_shm, calibration="noise"),
-        "shm_popgym": partial(_shm, memory_size=128),
-        "shm_pomdp": partial(_shm, memory_size=24, clamp=100.0),
+        "shm": partial(memory_config, SHM),
+        "shm_fixed": partial(memory_config, SHM, calibration="fixed"),
+        "shm_neural": partial(memory_config, SHM, calibration="neural"),
+        "shm_none": partial(memory_config, SHM, calibration="none"),
+        "shm_constant": partial(memory_config, SHM, calibration="constant"),
+        "shm_noise": partial(memory_config, SHM, calibration="noise"),
+        "shm_popgym": partial(memory_config, SHM, memory_size=128),
+        "shm_pomdp": partial(memory_config, SHM, memory_size=24, clamp=100.0),
     }
 )
 """Configs by name."""

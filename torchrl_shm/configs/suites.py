@@ -105,14 +105,21 @@ def _ablation() -> list[SuiteRun]:
         SuiteRun("popgym_autoencode_easy", f"shm{kind}", seed, variant, options)
         for (variant, options), kind, seed in product(clocks, kinds, _OURS)
     ]
-    # beside the runs of `paper_popgym`: the gradient as released, and keys that are never silent
-    variants = (
-        ("not_revived", ("memory.revive=false",)),
-        ("softplus", ("memory.feature_map=softplus",)),
-    )
+    # keys and queries as released, beside the runs of `paper_popgym`
+    released = ("memory.feature_map=relu", "memory.qk_norm=sum")
+    levels = product(("repeat_previous", "autoencode"), ("easy", "medium", "hard"))
+    variants = [(f"popgym_{game}_{level}", "sum", released) for game, level in levels]
+    # and of these the gradient as released, and keys that are never silent
+    variants += [
+        ("popgym_repeat_previous_easy", variant, options)
+        for variant, options in (
+            ("not_revived", (*released, "memory.revive=false")),
+            ("softplus", ("memory.feature_map=softplus", "memory.qk_norm=sum")),
+        )
+    ]
     return made + [
-        SuiteRun("popgym_repeat_previous_easy", "shm", seed, variant, options)
-        for (variant, options), seed in product(variants, _OURS)
+        SuiteRun(env, "shm", seed, variant, options)
+        for (env, variant, options), seed in product(variants, _OURS)
     ]
 
 

@@ -52,9 +52,13 @@ _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previou
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
-# tasks that write everything once and read it once: columns need not be emptied for what comes
-# later, which takes keys that share none, and keys with signs are told apart sooner
-WRITTEN_ONCE = ("popgym_autoencode",)
+# keys and queries of SHM, by what the names of tasks begin with: where dozens of steps are to be
+# told apart they are learned much sooner if their length is one, and with signs sooner still, but
+# then nothing that is old makes room for what is new (docs/concepts/shm.md)
+KEYS: dict[str, dict[str, str]] = {
+    "popgym_repeat_previous": {"qk_norm": "l2"},
+    "popgym_autoencode": {"qk_norm": "l2", "feature_map": "identity"},
+}
 
 
 def _ppo(env: str) -> Values | None:
