@@ -183,7 +183,7 @@ def main(
             rate = schedule.get_last_lr()[0]
             schedule.step()
             rollouts.update_policy()
-            means = torch.stack(terms).mean(0).tolist()
+            means = torch.stack(terms, -1).mean(-1).tolist()
             logged = zip((*LOGGED, "grad_norm"), means, strict=True)
             run.log({"max_ratio": ratio, "learning_rate": rate} | dict(logged))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,10 +17,11 @@ from tensordict import TensorDict
 
 from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
-from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, SAC, TUNED, Reinforce
+from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, SAC, SUITES, TUNED, Reinforce
 from torchrl_shm.configs.groups import MEMBERS
+from torchrl_shm.configs.tuned import KEYS
 from torchrl_shm.envs import ask_env
-from torchrl_shm.modules import make_memory
+from torchrl_shm.modules import SHM, make_memory
 from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment, make_logger
 
@@ -304,9 +305,31 @@ class TestMistakes:
         ("popgym_autoencode_easy", "gru", (None, None)),
     ],
 )
-def test_keys_suit_the_task(env: str, memory: str, keys: tuple[str | None, str | None]) -> None:
-    config = compose_recipe(f"env={env}", f"memory={memory}")
+@pytest.mark.parametrize("algo", ["ppo", "sac", "reinforce", "grpo"])
+def test_keys_suit_the_task(
+    algo: str, env: str, memory: str, keys: tuple[str | None, str | None]
+) -> None:
+    config = compose_recipe(f"env={env}", f"memory={memory}", algo=algo)
     assert (config.memory.get("feature_map"), config.memory.get("qk_norm")) == keys
+
+
+def test_keys_of_tasks() -> None:
+    for task, keys in KEYS.items():
+        assert any(env.startswith(task) for env in ENVS), task
+        SHM(8, 8, **cast("Any", keys))
     # the command line has the last word
-    chosen = compose_recipe(f"env={env}", "memory=shm", "memory.feature_map=softplus")
-    assert chosen.memory.feature_map == "softplus"
+    autoencode = ("env=popgym_autoencode_easy", "memory=shm")
+    chosen = compose_recipe(*autoencode, "memory.feature_map=softplus", "memory.qk_norm=sum")
+    assert (chosen.memory.feature_map, chosen.memory.qk_norm) == ("softplus", "sum")
+    # not by accident, where names of a memory and a task have the same beginning
+    assert "keyed/shm/popgym_autoencode_easy" in MEMBERS
+    assert not any(path.startswith("keyed/gru") for path in MEMBERS)
+
+
+def test_runs_with_released_keys_have_them() -> None:
+    runs = [run for run in SUITES["ablation"] if run.variant == "sum"]
+    assert len(runs) == 30
+    for env in {run.env for run in runs}:
+        run = next(run for run in runs if run.env == env)
+        config = compose_recipe(*(x for x in run.overrides if not x.startswith("hydra")))
+        assert (config.memory.feature_map, config.memory.qk_norm) == ("relu", "sum")

@@ -96,6 +96,10 @@ VALUES = [
     ("experiment.resume=nowhere", "experiment.resume=<folder> keeps"),
     ("memory.memory_size=0", "memory_size must be at least 1, got 0"),
     ("memory.calibration=rnd", "calibration='rnd' is unknown"),
+    (
+        "env=popgym_autoencode_easy memory.qk_norm=sum",
+        "may be zero; pass qk_norm='l2', or feature_map='relu'",
+    ),
     ("memory.backend=numba2", "backend='numba2' is unknown"),
     ("memory.clamp=-1", "clamp=-1 must be positive"),
     (

@@ -22,7 +22,9 @@ HERE = (torch.__version__.partition("+")[0], torch.backends.cpu.get_cpu_capabili
 
 
 def arguments(env: str, folder: Path) -> list[str]:
-    return [f"env={env}", "experiment.total_frames=400_000", f"hydra.run.dir={folder}"]
+    options = ["experiment.total_frames=400_000", f"hydra.run.dir={folder}"]
+    # the keys with which they were made
+    return [f"env={env}", "memory.qk_norm=sum", *options]
 
 
 @pytest.mark.slow

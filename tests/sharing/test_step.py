@@ -179,6 +179,12 @@ def test_every_memory(memory: str, tmp_path: Path) -> None:
     check_onnx(step, tmp_path / "policy.onnx", check_program(step))
 
 
+@pytest.mark.parametrize("feature_map", ["relu", "identity"])
+def test_keys_of_length_one(feature_map: str, tmp_path: Path) -> None:
+    step = make(memory=instantiate(MEMORIES["shm"], feature_map=feature_map, qk_norm="l2"))
+    check_onnx(step, tmp_path / "policy.onnx", check_program(step))
+
+
 @pytest.mark.parametrize("kind", at_night(KINDS, unless=lambda kind: kind in FAST_KINDS))
 def test_every_kind_of_policy(kind: str) -> None:
     check_program(make(kind))

@@ -397,6 +397,21 @@ class TestState:
         second.load_state_dict(loaded)
         assert sum(1 for _ in second) == 2
 
+    def test_is_sent_where_it_is_a_copy_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        collector: Any = make_collector()
+        sent: list[None] = []
+        monkeypatch.setattr(
+            collector._collector, "update_policy_weights_", lambda: sent.append(None)
+        )
+        collector.update_policy()
+        assert collector._collector.policy is collector._policy
+        assert not sent
+        # as on another device
+        collector._shares_policy = False
+        collector.update_policy()
+        assert sent == [None]
+        collector.close()
+
     def test_acts_with_the_present_parameters(self) -> None:
         first, second = make_collector(), make_collector()
         next(iter(first))

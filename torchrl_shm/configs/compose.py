@@ -108,7 +108,7 @@ def register(name: str, *, algo: str, network: str = "actor_critic") -> None:
             # a start that suits the length of the sequences, where the memory has one
             {"optional spanned": "${memory}"},
             # keys that suit the task, where the memory has a choice
-            {"optional keyed": "${memory}_${env}"},
+            {"optional keyed": "${memory}/${env}"},
             {"network": network},
             # a memory of another kind for the actor
             *([{"network/actor_memory": None}] if network == "soft_actor_critic" else []),

@@ -115,9 +115,10 @@ for _name in MEMORIES:
         # what it is told is to last as long as the sequences through which it learns
         _span = {"span": "${oc.select:algo.rollout_length,null}"}
         MEMBERS[f"spanned/{_name}"] = Member(partial(dict, _span), "memory")
+        # keys that suit the task
         for _env, (_task, _keys) in product(ENVS, KEYS.items()):
             if _env.startswith(_task):
-                MEMBERS[f"keyed/{_name}_{_env}"] = Member(partial(dict, _keys), "memory")
+                MEMBERS[f"keyed/{_name}/{_env}"] = Member(partial(dict, _keys), "memory")
 # how large: as its signature says, or comparable to the others by one measure
 for _size in ("own", *SIZES):
     MEMBERS[f"size/{_size}"] = Member(dict, "_global_")

@@ -1,7 +1,7 @@
 """Values of experiment, algorithm and network that suit a task: `tuned/<algo>/<env>`.
 
 Choosing a task and an algorithm chooses them; the command line overrides them. An algorithm
-without values for a task runs with its defaults.
+without values for a task runs with its defaults. SHM also has keys that suit the task, `KEYS`.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previou
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
-# keys and queries of SHM, by what the names of tasks begin with: where dozens of steps are to be
-# told apart they are learned much sooner if their length is one, and with signs sooner still, but
-# then nothing that is old makes room for what is new (docs/concepts/shm.md)
+# keys and queries of SHM, by what the names of tasks begin with: where many steps are to be told
+# apart they are learned sooner if their length is one, and over the longer levels of Autoencode
+# with signs, with which nothing that is old makes room for what is new (docs/results/popgym.md)
 KEYS: dict[str, dict[str, str]] = {
     "popgym_repeat_previous": {"qk_norm": "l2"},
     "popgym_autoencode": {"qk_norm": "l2", "feature_map": "identity"},

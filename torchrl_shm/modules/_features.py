@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FeatureMap = Literal["relu", "softplus", "identity"]
-"""What becomes of features before they are keys and queries.
+"""The function that makes keys and queries of features.
 
 `"relu"`, as released, makes them positive, and `"softplus"`, a ReLU whose corner is round,
 `log(1 + exp(5 x)) / 5`, does so with a gradient for columns just below zero. `"identity"` leaves
@@ -20,7 +20,7 @@ QKNorm = Literal["sum", "l2"]
 """What keys and queries are divided by: their sum, as released, or their length.
 
 Divided by its sum, a key finds the less of what was written under it the more columns it is spread
-over; divided by its length it finds all of it, `k @ k = 1`.
+over; divided by its length it finds all of it, `k @ k = 1`. A length below 0.1 counts as 0.1.
 """
 
 # keeps the sum from zero, of a ReLU that silences every unit for example
@@ -97,9 +97,7 @@ class _PassOn(torch.autograd.Function):
         return grad, grad * (weights.sum(-1, keepdim=True) == 0)
 
 
-def column_weights(
-    x: Tensor, feature_map: FeatureMap, revive: bool, qk_norm: QKNorm = "sum"
-) -> Tensor:
+def column_weights(x: Tensor, feature_map: FeatureMap, qk_norm: QKNorm, revive: bool) -> Tensor:
     """Weights of columns: what a feature map makes of `x`, divided by its sum or its length.
 
     Where nothing is positive all weights of `"relu"` are zero, and so is their gradient with
@@ -108,21 +106,18 @@ def column_weights(
     Args:
         x: features of shape `[..., H]`.
         feature_map: see `FeatureMap`.
+        qk_norm: see `QKNorm`.
         revive: with `"relu"`, pass the gradient on where nothing is positive, as though the weights
             were the features themselves. The weights are the same.
-        qk_norm: see `QKNorm`.
 
     Returns:
         Weights of shape `[..., H]`, whose sum or length is one, or less where features are all but
         zero.
     """
     if feature_map == "relu":
-        features = torch.relu(x)
+        y = torch.relu(x)
     else:
-        features = x if feature_map == "identity" else F.softplus(x, beta=_SHARPNESS)
-    if qk_norm == "l2":
-        weights = F.normalize(features, dim=-1, eps=_SHORTEST)
-    else:
-        weights = sum_to_one(features)
+        y = x if feature_map == "identity" else F.softplus(x, beta=_SHARPNESS)
+    weights = F.normalize(y, dim=-1, eps=_SHORTEST) if qk_norm == "l2" else sum_to_one(y)
     learns = revive and feature_map == "relu" and torch.is_grad_enabled()
     return _PassOn.apply(weights, x) if learns else weights

@@ -32,8 +32,8 @@ _REFERENCE_NAMES = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
 class SHM(nn.Module):
     """A matrix memory that is calibrated and updated element by element.
 
-    With `x̂ = LayerNorm(x)`, keys and queries `k, q = relu(W x̂)` normalized to sum (or length) one,
-    and a memory that starts at zero:
+    With `x̂ = LayerNorm(x)`, keys and queries `k, q = relu(W x̂)` divided by their sum, or by their
+    length, and a memory that starts at zero:
 
         C_t = 1 + tanh(theta_t ⊗ vc_t)          calibration, in (0, 2)
         M_t = M_{t-1} ⊙ C_t + eta_t v_t ⊗ k_t   write
@@ -70,7 +70,7 @@ class SHM(nn.Module):
             the last few steps tell, such as a velocity, is hard to read from a memory that only
             adds, since all that came before is read with it. With "random" and "fixed", and a
             `span`; not inside an ensemble that draws its parameters anew, which mixes the rows.
-        feature_map: what becomes of features before they are keys and queries, see
+        feature_map: the function that makes keys and queries of features, see
             `torchrl_shm.modules.FeatureMap`; "identity" needs `qk_norm="l2"`, for a sum of numbers
             with signs may be zero.
         qk_norm: what keys and queries are divided by, see `torchrl_shm.modules.QKNorm`.
@@ -143,7 +143,7 @@ class SHM(nn.Module):
         if feature_map == "identity" and qk_norm == "sum":
             raise ValueError(
                 "feature_map='identity' with qk_norm='sum': a sum of numbers with signs may be "
-                "zero; pass qk_norm='l2'"
+                "zero; pass qk_norm='l2', or feature_map='relu'"
             )
         check_option("backend", backend, Backend)
         check_clamp(clamp)
@@ -417,7 +417,7 @@ class SHM(nn.Module):
         # which autocast computes in a lower precision than the norm and theta
         features, v, eta, *rest = projected.to(normed.dtype).split(sizes, -1)
         features = features.unflatten(-1, (2, -1))
-        k, q = column_weights(features, self.feature_map, self.revive, self.qk_norm).unbind(-2)
+        k, q = column_weights(features, self.feature_map, self.qk_norm, self.revive).unbind(-2)
         v = torch.sigmoid(eta) * v
         theta, vc = (
             rest.pop(0) if isinstance(source, nn.Linear) else _factor(source, v, theta_index)
