@@ -313,6 +313,24 @@ def test_keys_suit_the_task(
     assert (config.memory.get("feature_map"), config.memory.get("qk_norm")) == keys
 
 
+@pytest.mark.parametrize(
+    ("overrides", "span"),
+    [
+        (["env=wind"], 100),
+        (["env=visual_match_250", "memory=shm_none"], 275),
+        (["env=visual_match_250", "algo.rollout_length=50"], 50),
+        (["env=popgym_autoencode_easy"], 103),
+        (["env=popgym_autoencode_easy", "memory=shm_neural", "size=params"], 103),
+        (["env=popgym_autoencode_hard"], 311),
+        (["env=popgym_autoencode_easy", "memory.span=7"], 7),
+        (["env=wind", "memory.span=null"], None),
+    ],
+)
+def test_the_start_suits_the_sequences(overrides: list[str], span: int | None) -> None:
+    assert compose_recipe(*overrides).memory.span == span
+    assert "span" not in compose_recipe(*overrides[:1], "memory=gru").memory
+
+
 def test_keys_of_tasks() -> None:
     for task, keys in KEYS.items():
         assert any(env.startswith(task) for env in ENVS), task

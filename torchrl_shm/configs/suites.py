@@ -111,12 +111,10 @@ def _ablation() -> list[SuiteRun]:
     levels = product(("repeat_previous", "autoencode"), ("easy", "medium", "hard"))
     variants = [(f"popgym_{game}_{level}", "sum", released) for game, level in levels]
     # and of these the gradient as released, and keys that are never silent
+    easy = "popgym_repeat_previous_easy"
     variants += [
-        ("popgym_repeat_previous_easy", variant, options)
-        for variant, options in (
-            ("not_revived", (*released, "memory.revive=false")),
-            ("softplus", ("memory.feature_map=softplus", "memory.qk_norm=sum")),
-        )
+        (easy, "not_revived", (*released, "memory.revive=false")),
+        (easy, "softplus", ("memory.feature_map=softplus", "memory.qk_norm=sum")),
     ]
     return made + [
         SuiteRun(env, "shm", seed, variant, options)

@@ -53,8 +53,8 @@ _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previou
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
 # keys and queries of SHM, by what the names of tasks begin with: where many steps are to be told
-# apart they are learned sooner if their length is one, and over the longer levels of Autoencode
-# with signs, with which nothing that is old makes room for what is new (docs/results/popgym.md)
+# apart they are learned sooner if their length is one; with signs the medium Autoencode is, too,
+# but then nothing that is old makes room for what is new (docs/results/popgym_keys.md)
 KEYS: dict[str, dict[str, str]] = {
     "popgym_repeat_previous": {"qk_norm": "l2"},
     "popgym_autoencode": {"qk_norm": "l2", "feature_map": "identity"},
