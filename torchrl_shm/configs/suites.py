@@ -106,10 +106,11 @@ def _ablation() -> list[SuiteRun]:
         SuiteRun("popgym_autoencode_easy", f"shm{kind}", seed, variant, options)
         for (variant, options), kind, seed in product(clocks, kinds, _OURS)
     ]
-    # keys and queries as released, beside the runs of `paper_popgym`
+    # keys and queries as released, beside the runs of `paper_popgym` and `paper_meta`
     released = ("memory.feature_map=relu", "memory.qk_norm=sum")
     levels = product(("repeat_previous", "autoencode"), ("easy", "medium", "hard"))
     variants = [(f"popgym_{game}_{level}", "sum", released) for game, level in levels]
+    variants.append(("wind_hard", "sum", released))
     # and of these the gradient as released, and keys that are never silent
     easy = "popgym_repeat_previous_easy"
     variants += [
