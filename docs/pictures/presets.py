@@ -19,8 +19,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 SOURCES = {
     "paper_credit/summary.csv": "[Visual Match and Key-to-Door](credit.md)",
     "paper_popgym/summary.csv": "[POPGym](popgym_presets.md)",
-    "wind/summary.csv": "[Wind](wind.md)",
-    "paper_meta/summary.csv": "[Point Robot](point_robot.md)",
+    "paper_meta/summary.csv": "[Wind and Point Robot](meta_presets.md)",
     "memories/wind": "[All memories on Wind](memories.md), a quarter of the frames",
     "gym/pendulum.csv": "[Hidden velocities](gym.md)",
     "tasks/first_runs.csv": "[First runs](first_runs.md)",

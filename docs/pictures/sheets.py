@@ -20,7 +20,6 @@ from torchrl_shm.training import Experiment
 Run = dict[str, Any]
 # of runs whose raw data have no command
 COMMANDS = {
-    "wind/summary.csv": "python recipes/ppo_shm.py env=wind memory={memory} experiment.seed={seed}",
     # as the preset was then
     "memories/wind": "python recipes/ppo_shm.py env=wind network.encoder=auto "
     "algo.lmbda=0.95 experiment.num_envs=256 experiment.total_frames=800000 memory={memory} "

@@ -45,6 +45,19 @@ def test_parts_of_a_run_are_built_again(tmp_path: Path) -> None:
     assert load_config(tmp_path).algo.rollout_length == 60
 
 
+@pytest.mark.parametrize("part", ["env", "memory", "network"])
+@pytest.mark.parametrize("memory", ["shm", "mlp", "gru"])
+def test_an_option_of_another_version_is_named(part: str, memory: str, tmp_path: Path) -> None:
+    config = compose_recipe(f"memory={memory}")
+    write_run(config, tmp_path)
+    assert instantiate_saved(tmp_path)
+    config = OmegaConf.load(tmp_path / "config.yaml")
+    config[part].gone = 3
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=rf"config\.yaml: {part}\.gone is unknown; this run was "):
+        instantiate_saved(tmp_path)
+
+
 def test_every_member_survives_a_file() -> None:
     for path, member in MEMBERS.items():
         if path.startswith(("env/", "memory/", "network/")):

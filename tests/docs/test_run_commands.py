@@ -87,8 +87,6 @@ def shortened(line: str) -> str:
     line = re.sub(r"outputs/(\w+)/\.\.\.", rf"outputs/\1/{DATE}_shm_seed0", line)
     line = re.sub(r"multirun/(\w+)/\.\.\.", rf"multirun/\1/{DATE}", line)
     line = line.replace("<date>/<time>", DATE)
-    # short runs have no place beside the long ones of the page
-    line = re.sub(r"^(python docs/results/make_results.py (\S+) )", r"rm \2/*.csv && \1", line)
     # a run that goes on keeps its values
     if re.search(rf"--help|--cfg|--from|{RESUME.pattern}", line):
         return line

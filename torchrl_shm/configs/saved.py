@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,14 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder has no `config.yaml`.
-        ValueError: the file is not the configuration of a run, or was written by an older version.
+        ValueError: the file is not the configuration of a run, was written by an older version, or
+            names an option that does not exist.
     """
     config = load_config(run_dir)
-    return {name: instantiate(config[name]) for name in ("env", "memory", "network", "experiment")}
+    parts = {name: instantiate(config[name]) for name in ("env", "memory", "network", "experiment")}
+    for name in ("env", "memory", "network"):
+        _refuse_unknown(name, parts[name], Path(run_dir) / "config.yaml")
+    return parts
 
 
 def resumed_config(config: DictConfig) -> DictConfig:
@@ -128,6 +132,22 @@ def remove_empty(folder: Path) -> None:
             path.rmdir()
             if path.name in _ROOTS:
                 break
+
+
+def _refuse_unknown(name: str, part: Any, path: Path) -> None:
+    """Refuse options that a factory would refuse later, without a word about the file."""
+    known = _parameters(part.func)
+    if cell := part.keywords.get("cell"):
+        # what the factory of memories does not know is for the cell
+        del known["options"]
+        known |= _parameters(cell)
+    if any(x.kind is x.VAR_KEYWORD for x in known.values()):
+        return
+    for option in part.keywords.keys() - known.keys():
+        raise ValueError(
+            f"{path}: {name}.{option} is unknown; this run was made by another version of the "
+            "package, or the file was changed"
+        )
 
 
 def _refuse_other_values() -> None:
@@ -191,9 +211,13 @@ def _defaults(section: dict[str, Any]) -> dict[str, Any]:
     # `make_memory` hands its options to the class of the memory
     paths = [section.get("_target_"), cell.get("path") if isinstance(cell, dict) else None]
     made = [get_object(path) for path in paths if isinstance(path, str)]
-    # the metaclass of environments hides what their constructors take
-    calls = [x.__init__ if isinstance(x, type) else x for x in made]
-    parameters = [x for call in calls for x in signature(call).parameters.values()]
+    parameters = [x for call in made for x in _parameters(call).values()]
     return {
         x.name: list(x.default) if isinstance(x.default, tuple) else x.default for x in parameters
     }
+
+
+def _parameters(call: Any) -> dict[str, Parameter]:
+    """What a class or function takes."""
+    # the metaclass of environments hides what their constructors take
+    return dict(signature(call.__init__ if isinstance(call, type) else call).parameters)

@@ -106,17 +106,20 @@ def _ablation() -> list[SuiteRun]:
         SuiteRun("popgym_autoencode_easy", f"shm{kind}", seed, variant, options)
         for (variant, options), kind, seed in product(clocks, kinds, _OURS)
     ]
-    # keys and queries as released, beside the runs of `paper_popgym` and `paper_meta`
+    # keys and queries as released, beside the runs of `paper_popgym`
     released = ("memory.feature_map=relu", "memory.qk_norm=sum")
     levels = product(("repeat_previous", "autoencode"), ("easy", "medium", "hard"))
-    variants = [(f"popgym_{game}_{level}", "sum", released) for game, level in levels]
-    variants.append(("wind_hard", "sum", released))
+    variants: list[tuple[str, str, tuple[str, ...]]] = [
+        (f"popgym_{game}_{level}", "sum", released) for game, level in levels
+    ]
     # and of these the gradient as released, and keys that are never silent
     easy = "popgym_repeat_previous_easy"
     variants += [
         (easy, "not_revived", (*released, "memory.revive=false")),
         (easy, "softplus", ("memory.feature_map=softplus", "memory.qk_norm=sum")),
     ]
+    # keys of length one where they are not the preset's
+    variants.append(("wind_hard", "l2", ("memory.qk_norm=l2",)))
     return made + [
         SuiteRun(env, "shm", seed, variant, options)
         for (env, variant, options), seed in product(variants, _OURS)

@@ -54,12 +54,10 @@ _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
 # keys and queries of SHM, by what the names of tasks begin with: where many steps are to be told
 # apart they are learned sooner if their length is one; with signs the medium Autoencode is, too,
-# but then nothing that is old makes room for what is new (docs/results/popgym_keys.md). Of ten
-# winds agents with such keys learned more that holds in others (docs/results/wind.md)
+# but then nothing that is old makes room for what is new (docs/results/popgym_keys.md)
 KEYS: dict[str, dict[str, str]] = {
     "popgym_repeat_previous": {"qk_norm": "l2"},
     "popgym_autoencode": {"qk_norm": "l2", "feature_map": "identity"},
-    "wind_hard": {"qk_norm": "l2"},
 }
 
 
