@@ -40,7 +40,8 @@ def test_no_raw_data_of_runs_are_left_out() -> None:
         results / "tasks" / "wind_encoder.csv", results / "tasks" / "wind_lambda.csv",
         results / "tasks" / "wind_short.csv", results / "tasks" / "point_robot_search.csv",
         results / "tasks" / "popgym_sequences.csv", results / "tasks" / "popgym_search.csv",
-        results / "tasks" / "start.csv", results / "tasks" / "popgym_keys.csv",
+        results / "tasks" / "start.csv", results / "tasks" / "wind_hard_options.csv",
+        results / "tasks" / "point_robot_options.csv", results / "tasks" / "popgym_keys.csv",
         results / "tasks" / "forget.csv", results / "tasks" / "key_to_door_500_large_batches.csv",
         results / "tasks" / "key_to_door_500_one_lambda.csv", results / "ablation" / "summary.csv",
     }  # fmt: skip

@@ -147,7 +147,9 @@ def is_known(printed: re.Match[str], known: set[float]) -> bool:
 def unknown(page: str) -> list[str]:
     """Rows of the tables of a page with numbers that are not in the raw data that it names."""
     names = {path.rstrip("./") for path in RAW.findall(page)}
-    raw = [record for name in sorted(names) for record in records(ROOT / name)]
+    read = [record for name in sorted(names) for record in records(ROOT / name)]
+    # a page may name a file and its folder
+    raw = list({json.dumps(record, sort_keys=True): record for record in read}.values())
     missing: list[str] = []
     for table in TABLE.finditer(BLOCK.sub("", page)):
         if table["skip"]:
