@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from torchrl_shm.modules import make_memory
 from torchrl_shm.training import ranks
 from torchrl_shm.training.run_folder import is_running
 
@@ -67,7 +68,7 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the folder has no `config.yaml`.
         ValueError: the file is not the configuration of a run, was written by an older version, or
-            names an option that does not exist.
+            names an option of environment, memory or network that does not exist.
     """
     config = load_config(run_dir)
     parts = {name: instantiate(config[name]) for name in ("env", "memory", "network", "experiment")}
@@ -137,10 +138,10 @@ def remove_empty(folder: Path) -> None:
 def _refuse_unknown(name: str, part: Any, path: Path) -> None:
     """Refuse options that a factory would refuse later, without a word about the file."""
     known = _parameters(part.func)
-    if cell := part.keywords.get("cell"):
-        # what the factory of memories does not know is for the cell
+    if part.func is make_memory:
+        # what it does not know is for the cell
         del known["options"]
-        known |= _parameters(cell)
+        known |= _parameters(part.keywords["cell"])
     if any(x.kind is x.VAR_KEYWORD for x in known.values()):
         return
     for option in part.keywords.keys() - known.keys():
