@@ -29,6 +29,7 @@ from torchrl_shm import WindEnv
 from torchrl_shm.configs import ENVS, MEMORIES, add_memory, instantiate_saved
 from torchrl_shm.configs.groups import MEMBERS
 from torchrl_shm.modules import BaseCell
+from torchrl_shm.networks import make_actor_critic
 from torchrl_shm.sharing import PlainPolicy, export_policy, load_policy, load_task
 from torchrl_shm.sharing import folder as folder_module
 from torchrl_shm.sharing.policy_file import action_entry, action_spec
@@ -43,6 +44,11 @@ def base() -> Any:
     return OmegaConf.to_yaml(
         compose_recipe("network.embedding_size=16", "network.hidden_sizes=[16]"), resolve=True
     )
+
+
+def make_other_network(*args: Any, **options: Any) -> Any:
+    """A network of a user, that is built by other code."""
+    return make_actor_critic(*args, **options)
 
 
 def make_run(
@@ -347,7 +353,10 @@ class TestMistakes:
     def test_another_network(self, tmp_path: Path) -> None:
         run = make_run(tmp_path / "run")
         path = run / "config.yaml"
-        path.write_text(path.read_text().replace("actor_critic.make_actor_critic", "heads.Head"))
+        own = f"{make_other_network.__module__}.{make_other_network.__name__}"
+        text = path.read_text()
+        path.write_text(re.sub(r"torchrl_shm\.\S+\.make_actor_critic", own, text))
+        assert own in path.read_text()
         with pytest.raises(ValueError, match="only networks of make_actor_critic"):
             export_policy(run)
 
