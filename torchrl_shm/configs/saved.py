@@ -144,11 +144,12 @@ def _refuse_unknown(name: str, part: Any, path: Path) -> None:
         known |= _parameters(part.keywords["cell"])
     if any(x.kind is x.VAR_KEYWORD for x in known.values()):
         return
-    for option in part.keywords.keys() - known.keys():
-        raise ValueError(
-            f"{path}: {name}.{option} is unknown; this run was made by another version of the "
-            "package, or the file was changed"
-        )
+    for option in part.keywords:
+        if option not in known:
+            raise ValueError(
+                f"{path}: {name}.{option} is unknown; this run was made by another version of the "
+                "package, or the file was changed"
+            )
 
 
 def _refuse_other_values() -> None:

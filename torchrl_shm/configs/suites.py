@@ -117,9 +117,9 @@ def _ablation() -> list[SuiteRun]:
     variants += [
         (easy, "not_revived", (*released, "memory.revive=false")),
         (easy, "softplus", ("memory.feature_map=softplus", "memory.qk_norm=sum")),
+        # keys of length one where they are not the preset's
+        ("wind_hard", "l2", ("memory.qk_norm=l2",)),
     ]
-    # keys of length one where they are not the preset's
-    variants.append(("wind_hard", "l2", ("memory.qk_norm=l2",)))
     return made + [
         SuiteRun(env, "shm", seed, variant, options)
         for (env, variant, options), seed in product(variants, _OURS)
