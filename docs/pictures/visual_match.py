@@ -48,8 +48,7 @@ def play(policy_folder: str) -> tuple[list[Tensor], Tensor, Tensor]:
         while not bool(data["done"].all()):
             boards.append([torch.as_tensor(base.render(i)) for i in range(NUM_EPISODES)])
             data = policy(data)
-            theta, vc = cell.theta[data["theta_index"]], cell.vc(cell.norm(data["embedding"]))
-            calibrations.append(1 + torch.tanh(theta.unsqueeze(-1) * vc.unsqueeze(-2)))
+            calibrations.append(cell.calibrate(data["embedding"], data["theta_index"]))
             memories.append(data["next", "memory"])
             data = transformed.step(data)["next"]
     first = int(data["success"].squeeze(-1).long().argmax())

@@ -20,7 +20,7 @@ from torchrl_shm import KeyToDoorEnv, PointRobotEnv, SHMModule, TMazeEnv, WindEn
 from torchrl_shm.envs import make_gym_env, make_popgym_env
 from torchrl_shm.figures import Episode, record_episode
 from torchrl_shm.figures import save_animation as save
-from torchrl_shm.networks import make_actor_critic
+from torchrl_shm.networks import get_behavior, make_actor_critic
 from torchrl_shm.training import evaluate
 
 # sides of the matrix that each memory is drawn as
@@ -42,6 +42,7 @@ def test_an_episode_is_seen_from_reset_to_end(memory: str) -> None:
     assert episode.frames.shape == (env.max_steps + 1, 240, 360, 3)
     assert episode.frames.dtype == torch.uint8
     assert episode.rewards.shape == (env.max_steps,)
+    assert (episode.calibrations is None) == (memory != "shm")
     if memory == "mlp":
         assert episode.memories is None
         return
@@ -51,6 +52,29 @@ def test_an_episode_is_seen_from_reset_to_end(memory: str) -> None:
     values = episode.memories.nan_to_num(0)
     assert not values[0].any()
     assert (values[1:] != values[:-1]).flatten(1).any(1).all()
+
+
+def test_calibrations_are_those_that_acted() -> None:
+    env = TMazeEnv(3, length=6, seed=0)
+    episode = record_episode(make_policy(env), env, seed=1)
+    assert episode.memories is not None
+    assert episode.calibrations is not None
+    assert bool((episode.calibrations[0] == 1).all())
+    # what a step adds to the calibrated memory is the outer product of two vectors
+    added = episode.memories[1:] - episode.calibrations[1:] * episode.memories[:-1]
+    sizes = torch.linalg.svdvals(added.double())
+    assert bool((sizes[:, 1] < 1e-5 * sizes[:, 0]).all())
+    added = episode.memories[1:] - episode.calibrations[:-1] * episode.memories[:-1]
+    sizes = torch.linalg.svdvals(added.double())
+    assert bool((sizes[1:, 1] > 1e-3 * sizes[1:, 0]).all())
+
+
+def test_two_memories_have_no_single_calibration() -> None:
+    env = TMazeEnv(3, length=6, seed=0)
+    operator = make_actor_critic(env, SHMModule, shared_memory=False)
+    episode = record_episode(get_behavior(operator), env)
+    assert episode.calibrations is None
+    assert episode.memories is not None
 
 
 class TestWhatIsPlayed:
@@ -220,6 +244,28 @@ class TestAnimation:
         save(Episode(frames, None, rewards), path)
         with Image.open(path) as image:
             assert image.size == (480, 258)
+
+    def test_the_calibration_stands_right_of_the_memory(self, tmp_path: Path) -> None:
+        frames = torch.zeros(2, 6, 12, 3, dtype=torch.uint8)
+        matrices = torch.zeros(2, 4, 4)
+        gates = torch.tensor([1.0, 0.5]).view(2, 1, 1).expand(2, 4, 4)
+        path = tmp_path / "episode.webp"
+        save(Episode(frames, matrices, torch.zeros(1), gates), path)
+        with Image.open(path) as image:
+            assert image.n_frames == 2
+            assert image.size == (480 + 2 * (8 + 240), 18 + 240)
+            image.seek(0)
+            assert min(image.convert("RGB").getpixel((850, 100))) > 200
+            image.seek(1)
+            # it fades
+            red, _, blue = image.convert("RGB").getpixel((850, 100))
+            assert red > blue + 50
+
+    def test_other_files(self, tmp_path: Path) -> None:
+        episode = Episode(torch.zeros(2, 6, 12, 3, dtype=torch.uint8), None, torch.zeros(1))
+        with pytest.raises(ValueError, match=r"episode\.mp4': animations end in \.gif or \.webp"):
+            save(episode, tmp_path / "episode.mp4")
+        assert not list(tmp_path.iterdir())
 
     def test_memory_that_is_no_number_any_more(self, tmp_path: Path) -> None:
         frames = torch.zeros(2, 6, 12, 3, dtype=torch.uint8)

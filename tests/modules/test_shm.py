@@ -25,6 +25,8 @@ CALIBRATIONS = get_args(Calibration)
 # the authors' names of what is called otherwise here
 RENAMED = {"theta_matrix": "theta", "vc_net.weight": "vc.weight"}
 
+FADING: dict[str, Any] = {"forget": True, "span": 20}
+
 every_calibration = pytest.mark.parametrize("calibration", CALIBRATIONS)
 
 
@@ -235,6 +237,25 @@ def test_gates(calibration: Calibration) -> None:
         assert (gates - 1).abs().max() > 0.05
     if index is not None:
         assert not torch.allclose(gate(cell, x, (index + 1) % 7), gates, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "options"),
+    [*((x, {}) for x in CALIBRATIONS), *((x, FADING) for x in ("random", "fixed"))],
+)
+def test_calibrations_of_a_sequence_multiply_to_what_acts(
+    calibration: Calibration, options: dict[str, Any]
+) -> None:
+    cell = make(calibration, **options)
+    x = torch.randn(2, 9, 5, dtype=torch.float64)
+    index = torch.randint(7, (2, 9)) if cell.num_choices else None
+    made = cell.calibrate(x, index)
+    assert made.shape == (2, 9, 6, 6)
+    assert_close(made.prod(1), gate(cell, x, index), **EXACT)
+    assert_close(cell.calibrate(x[0, 0], None if index is None else index[0, 0]), made[0, 0])
+    if index is not None:
+        with pytest.raises(ValueError, match=re.escape("theta_index is torch.int64 of shape [2]")):
+            cell.calibrate(x, index[:, 0])
 
 
 # few features

@@ -1,4 +1,4 @@
-"""An episode as an animation, with the memory beside it."""
+"""An episode as an animation, with memory and calibration beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs import EnvBase, TensorDictPrimer, TransformedEnv
 from torchrl.modules.utils import get_env_transforms_from_module
 
@@ -32,11 +32,14 @@ class Episode:
         frames: pictures, uint8 of shape `[T + 1, H, W, 3]`.
         memories: what the agent remembers, as a matrix, `[T + 1, M, N]`; `None` without a memory.
         rewards: rewards of the steps, `[T]`.
+        calibrations: what the memory was multiplied with at the step before, 1 at the reset,
+            `[T + 1, M, N]`; `None` for other memories than SHM.
     """
 
     frames: Tensor
     memories: Tensor | None
     rewards: Tensor
+    calibrations: Tensor | None = None
 
     @property
     def total(self) -> float:
@@ -58,7 +61,8 @@ def record_episode(
     its largest absolute value in the episode.
 
     A memory `[M, N]`, as that of `SHMModule`, is kept as it is. States of other shapes, and
-    matrices more than four times as long as wide, are arranged in a square.
+    matrices more than four times as long as wide, are arranged in a square. Where the policy has
+    one memory whose cell has a method `calibrate`, as `SHM` has, its calibrations are kept, too.
 
     Args:
         policy: the policy; its memory's transforms are added to the environment.
@@ -78,6 +82,8 @@ def record_episode(
         >>> episode = record_episode(policy, env)
         >>> episode.frames.shape, episode.memories.shape
         (torch.Size([6, 240, 240, 3]), torch.Size([6, 24, 24]))
+        >>> episode.calibrations.shape
+        torch.Size([6, 24, 24])
     """
     transforms = get_env_transforms_from_module(policy)
     state_keys = _state_keys(transforms)
@@ -87,6 +93,8 @@ def record_episode(
     pictures: list[Tensor] = []
     seen: list[dict[Any, Tensor]] = []
     states: list[list[Tensor]] = []
+    memory: Any = _calibrated(policy)
+    calibrations: list[Tensor] = []
     actions: list[Tensor] = []
     rewards: list[Tensor] = []
     with play_test(transformed, seed, deterministic):
@@ -103,7 +111,11 @@ def record_episode(
             if not bool(going.all()):
                 # environments that have ended wait, as in `evaluate`, so all can be stepped
                 data["_step"] = going
-            step = transformed.step(policy(data))
+            data = policy(data)
+            if memory is not None:
+                choice = data[memory.choice_key] if memory.cell.num_choices else None
+                calibrations.append(memory.cell.calibrate(data[memory.in_key], choice)[0].cpu())
+            step = transformed.step(data)
             data = step["next"]
             going = going & ~data["done"]
             actions.append(step["action"][0].cpu())
@@ -119,19 +131,28 @@ def record_episode(
         entries = {str(key): _numbers([x[key] for x in seen]) for key in policy_keys}
         frames = draw_series({**entries, **before})
     memories = [torch.stack(state) for state in zip(*states, strict=True)]
-    return Episode(frames, as_matrix(memories) if memories else None, torch.cat(rewards))
+    return Episode(
+        frames,
+        as_matrix(memories) if memories else None,
+        torch.cat(rewards),
+        torch.stack([torch.ones_like(calibrations[0]), *calibrations]) if calibrations else None,
+    )
 
 
 def save_animation(episode: Episode, path: str | Path, *, milliseconds: int = 120) -> None:
-    """Write an episode as an animated GIF, with the memory beside each picture.
+    """Write an episode as moving pictures, with memory and calibration beside each.
 
-    The memory is drawn with blue for positive and red for negative elements; the colors are
-    saturated at the 99th percentile of the episode's absolute values.
+    The memory is drawn with blue for positive and red for negative elements, the calibration with
+    blue where it is above 1 and red where it is below; the colors are saturated at the 99th
+    percentile of the episode's absolute values, and of those of C - 1.
 
     Args:
         episode: what `record_episode` returned.
-        path: file to write, ending in `.gif`.
+        path: file to write, ending in `.gif`, or in `.webp`, which makes a fifth of the bytes.
         milliseconds: time per picture.
+
+    Raises:
+        ValueError: `path` ends in something else.
 
     Examples:
         >>> import torch
@@ -141,17 +162,23 @@ def save_animation(episode: Episode, path: str | Path, *, milliseconds: int = 12
         >>> episode = Episode(frames, torch.randn(3, 8, 8), torch.ones(2))
         >>> save_animation(episode, mkdtemp() + "/episode.gif")
     """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".gif", ".webp"):
+        raise ValueError(f"{str(path)!r}: animations end in .gif or .webp")
     panels = [[_resize(frame)] for frame in episode.frames]
-    if episode.memories is not None:
-        for both, matrix in zip(panels, draw_matrices(episode.memories), strict=True):
-            both.append(_resize(matrix))
+    gates = None if episode.calibrations is None else episode.calibrations - 1
+    for matrices in (episode.memories, gates):
+        if matrices is not None:
+            for row, matrix in zip(panels, draw_matrices(matrices), strict=True):
+                row.append(_resize(matrix))
     returns = [0.0, *episode.rewards.double().cumsum(0).tolist()]
     pages = [
-        _page(both, f"step {step}:  return {total:.4g}")
-        for step, (both, total) in enumerate(zip(panels, returns, strict=True))
+        _page(row, f"step {step}:  return {total:.4g}")
+        for step, (row, total) in enumerate(zip(panels, returns, strict=True))
     ]
     first, *others = pages
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    how: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, **how)
 
 
 def _state_keys(transforms: Any) -> list[Any]:
@@ -189,11 +216,17 @@ def _resize(pixels: Tensor) -> Image.Image:
     return image.resize((width, HEIGHT), Image.Resampling.NEAREST)
 
 
+def _calibrated(policy: nn.Module) -> nn.Module | None:
+    """The memory of a policy that multiplies what it remembers, if there is exactly one."""
+    found = [x for x in policy.modules() if hasattr(getattr(x, "cell", None), "calibrate")]
+    return found[0] if len(found) == 1 else None
+
+
 def _page(panels: list[Image.Image], title: str) -> Image.Image:
-    """Put a picture, and the memory beside it if there is one, below a line of text."""
+    """Put a picture, and what there is of memory and calibration, side by side below a title."""
     from PIL import Image, ImageDraw
 
-    titles = [title, "memory"][: len(panels)]
+    titles = [title, "memory", "calibration"][: len(panels)]
     width = sum(panel.width for panel in panels) + _GAP * (len(panels) - 1)
     page = Image.new("RGB", (width, HEIGHT + _HEADER), "white")
     draw, left = ImageDraw.Draw(page), 0

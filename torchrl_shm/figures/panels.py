@@ -16,6 +16,8 @@ _EPISODE_COLORS = ("#1f77b4", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#7f7f
 _GOAL, _DRIFT, _GRID = "#ff7f0e", "#2ca02c", "#dddddd"
 # steps that stand beside each other, pixels of each, and the height of a line of text
 _HISTORY, _STEP, _LABEL = 40, 9, 14
+# colors of a matrix from 0 to its largest value
+_SHADES = 16
 # from -1 to 1, ColorBrewer's RdBu
 _RED_WHITE_BLUE = (
     (103, 0, 31), (178, 24, 43), (214, 96, 77), (244, 165, 130), (253, 219, 199), (247, 247, 247),
@@ -162,7 +164,8 @@ def draw_matrices(matrices: Tensor) -> Tensor:
     # the largest values of a memory are far beyond all others
     flat = matrices[matrices.isfinite()].abs().double()
     limit = float(flat.kthvalue(max(1, int(0.99 * len(flat)))).values) if len(flat) else 1.0
-    return _color((matrices / (limit or 1.0)).clamp(-1, 1))
+    # of so many shades an eye sees no step, and a file of them is a fraction of the size
+    return _color((matrices / (limit or 1.0)).clamp(-1, 1).mul(_SHADES).round() / _SHADES)
 
 
 def _color(values: Tensor) -> Tensor:

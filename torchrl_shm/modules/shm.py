@@ -303,6 +303,31 @@ class SHM(nn.Module):
         y, memory = shm_step(*gates, memory, clamp=self.clamp, fast_gate=self.fast_gate)
         return self._read_out(y, shortcut), memory, theta_index
 
+    def calibrate(self, x: Tensor, theta_index: Tensor | None = None) -> Tensor:
+        """Compute the calibration C of steps, which a sequence and a step never make in full.
+
+        Args:
+            x: inputs of shape `[..., D]`.
+            theta_index: int64 rows of theta of shape `[...]`, those that acted; `None` draws them.
+
+        Returns:
+            C of shape `[..., H, H]`, in (0, 2): above 1 where a step strengthens what is in the
+            memory, below 1 where it fades.
+
+        Raises:
+            ValueError: a shape does not fit, or `theta_index` is not int64.
+
+        Examples:
+            >>> import torch
+            >>> from torchrl_shm import SHM
+            >>> cell, x = SHM(5, 3, memory_size=8), torch.randn(2, 10, 5)
+            >>> y, memory, theta_index = cell(x)
+            >>> cell.calibrate(x, theta_index).shape
+            torch.Size([2, 10, 8, 8])
+        """
+        theta, vc = self._project(x, self._draw(x, theta_index))[1][:2]
+        return 1 + torch.tanh(theta.unsqueeze(-1) * vc.unsqueeze(-2))
+
     @classmethod
     def from_reference(
         cls,
