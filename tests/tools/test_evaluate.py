@@ -172,6 +172,19 @@ def test_number_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert tool("evaluate", tmp_path / "run", "--num-episodes", 0).code == 2
 
 
+@pytest.mark.parametrize("name", ["evaluate", "export"])
+def test_weights_of_another_network(run: Path, name: str) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["memory"]["memory_size"] = 5
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    result = tool(name, run)
+    assert result.code == 2
+    assert result.stderr.count("\n") == 1
+    assert f"{run} does not fit" in result.stderr
+    assert "expected torch.float32 [5, " in result.stderr
+    assert not (run / "export").exists()
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     result = tool("evaluate", tmp_path)
     assert result.code == 2

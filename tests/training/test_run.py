@@ -219,6 +219,24 @@ class TestResume:
         assert run.summary == {"frames": 40}
         assert capsys.readouterr().out == '{"frames": 40}\n'
 
+    def test_weights_of_another_network(self, tmp_path: Path) -> None:
+        """Such as after a change of the package; nothing of what goes on is half loaded."""
+        experiment = Experiment(run_dir=str(tmp_path), checkpoint_interval=1)
+        with TrainingRun.open("test", experiment, WindEnv, SHMModule) as run:
+            collector: Any = Batches((1.0,))
+            run.track(operator=torch.nn.Linear(2, 3), collector=collector)
+            for _ in run.batches(collector):
+                run.log({})
+        module = torch.nn.Linear(2, 4)
+        before = module.weight.clone()
+        experiment = Experiment(resume=str(tmp_path))
+        with TrainingRun.open("test", experiment, WindEnv, SHMModule) as run:
+            collector = Batches((1.0,))
+            run.track(operator=module, collector=collector)
+            with pytest.raises(ValueError, match=r"the operator in .* does not fit: bias is"):
+                next(run.batches(collector))
+        assert torch.equal(module.weight, before)
+
     def test_parts_of_another_recipe(self, tmp_path: Path) -> None:
         train(tmp_path)
         experiment = Experiment(resume=str(tmp_path))

@@ -36,6 +36,7 @@ from torchrl_shm.sharing.step import PolicyStep
 from torchrl_shm.sharing.targets import check_targets
 from torchrl_shm.training import RunFolder, Which
 from torchrl_shm.training.files import write_atomically
+from torchrl_shm.training.weights import load_weights
 
 _WEIGHTS, _CARD = "model.safetensors", "README.md"
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -98,7 +99,7 @@ def export_policy(
     if not env.is_closed:
         env.close()
     operator = parts["network"].func(specs, parts["memory"], **network)
-    operator.load_state_dict(state["operator"])
+    load_weights(operator, state["operator"], run)
     policy = PlainPolicy(operator.get_policy_operator(), specs)
 
     experiment = parts["experiment"]
@@ -229,19 +230,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged, copy it again: {error}") from error
-    expected = module.state_dict()
-    for name in sorted(expected.keys() | found.keys()):
-        here, there = (_describe(tensors.get(name)) for tensors in (expected, found))
-        if here != there:
-            raise ValueError(
-                f"{path} does not fit {CONFIG_FILE}: {name} is {there}, expected {here}; the files "
-                "come from two policies, or from two versions of torchrl_shm"
-            )
-    module.load_state_dict(found)
-
-
-def _describe(tensor: torch.Tensor | None) -> str:
-    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+    load_weights(module, found, path)
 
 
 def _check_free(folder: Path) -> None:

@@ -20,6 +20,7 @@ from torchrl_shm.sharing import load_policy, load_task
 from torchrl_shm.sharing.policy_file import CONFIG_FILE, read_policy_file
 from torchrl_shm.tools._parser import Parser, count
 from torchrl_shm.training import Experiment, RunFolder, evaluate, make_test_env
+from torchrl_shm.training.weights import load_weights
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _load_run(options: argparse.Namespace) -> _Loaded:
     operator = parts["network"](env, parts["memory"], device=options.device)
     checkpoints = RunFolder(options.folder).checkpoints
     state = checkpoints.load(options.checkpoint or "latest", map_location=options.device)
-    operator.load_state_dict(state["operator"])
+    load_weights(operator, state["operator"], options.folder)
     facts = {**experiment.names, "seed": experiment.seed, "frames": state["frames"]}
     return _Loaded(operator.get_policy_operator(), env, facts, options.folder)
 

@@ -12,6 +12,7 @@ from torchrl.checkpoint import GlobalRNGState
 
 from torchrl_shm.training import ranks
 from torchrl_shm.training.run_folder import RunFolder
+from torchrl_shm.training.weights import load_weights
 
 
 class Stateful(Protocol):
@@ -87,6 +88,7 @@ class RunState:
         Raises:
             RuntimeError: every checkpoint is damaged, or they are of another recipe or number of
                 processes.
+            ValueError: weights do not fit the networks of the config.
         """
         state = ranks.from_first(ranks.on_first(self._load))
         if state is None:
@@ -101,7 +103,10 @@ class RunState:
                 "of another version, and the run cannot go on"
             )
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            if isinstance(part, nn.Module):
+                load_weights(part, state[name], f"the {name} in {self.folder.path}")
+            else:
+                part.load_state_dict(state[name])
         self.updates = self._saved = int(state["updates"])
         self.frames = int(state["frames"])
         self.last_return = state["return"]
