@@ -74,6 +74,7 @@ def main(
             temperature=algo.temperature,
             initial_temperature=algo.initial_temperature,
             target_entropy=algo.target_entropy,
+            divergence=algo.actor_divergence,
         )
         slow = SlowCritic(operator, loss, tau=algo.tau)
         rollouts = collector(

@@ -9,11 +9,13 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
+from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_shm import SHMModule, TMazeEnv, WindEnv, unroll
 from torchrl_shm.modules import GRU, make_memory, make_mlp
-from torchrl_shm.networks import Policy, get_behavior, make_soft_actor_critic
+from torchrl_shm.networks import EnvSpecs, Policy, get_behavior, make_soft_actor_critic
+from torchrl_shm.networks.heads import Head
 from torchrl_shm.training import (
     RolloutCollector,
     SequenceReplay,
@@ -30,6 +32,7 @@ ENVS: dict[str, Any] = {
 }
 MEMORIES: dict[str, Any] = {"shm": SHMModule, "gru": partial(make_memory, cell=GRU)}
 both_forms = pytest.mark.parametrize("form", ENVS)
+TEMPERATURE = 0.3
 
 
 class Case:
@@ -38,10 +41,13 @@ class Case:
     def __init__(self, form: str, memory: str, **options: Any) -> None:
         torch.manual_seed(0)
         make_env = ENVS[form]
+        divergence = options.pop("divergence", "reverse")
         options = {"embedding_size": 6, "hidden_sizes": (7,), "time_size": 4} | options
         self.operator = make_soft_actor_critic(make_env(2), MEMORIES[memory], **options)
         # an entropy with which every target is different
-        self.loss: Any = make_sac_loss(self.operator, gamma=GAMMA, initial_temperature=0.3)
+        self.loss: Any = make_sac_loss(
+            self.operator, gamma=GAMMA, initial_temperature=TEMPERATURE, divergence=divergence
+        )
         self.slow = SlowCritic(self.operator, self.loss, tau=0.5)
         self.behavior = get_behavior(self.operator)
         collector = RolloutCollector(
@@ -159,9 +165,12 @@ def test_every_target_is_that_of_single_steps(form: str, memory: str) -> None:
     torch.testing.assert_close(data["td_error"], error, rtol=1e-5, atol=1e-5)
 
 
-@both_forms
-def test_each_loss_trains_its_own(form: str) -> None:
-    case = Case(form, "shm")
+@pytest.mark.parametrize(
+    ("form", "divergence"),
+    [("continuous", "reverse"), ("discrete", "reverse"), ("discrete", "forward")],
+)
+def test_each_loss_trains_its_own(form: str, divergence: str) -> None:
+    case = Case(form, "shm", divergence=divergence)
     operator, loss = case.operator, case.loss
     memories = TensorDictSequential(operator.actor, operator.critic)
     sample = case.batches[1]
@@ -177,6 +186,80 @@ def test_each_loss_trains_its_own(form: str) -> None:
             mine = any(parameter is x for x in own)
             assert (gradient is not None and bool(gradient.any())) == mine, name
     assert not any(x.requires_grad for x in case.slow.critic.parameters())
+
+
+@pytest.mark.parametrize("divergence", ["reverse", "forward"])
+def test_divergence_of_the_actor(divergence: str) -> None:
+    """From the softmax of the lower action values over the temperature, and in which direction."""
+    case = Case("discrete", "gru", divergence=divergence)
+    loss, sample = case.loss, case.batches[1]
+    memories = TensorDictSequential(case.operator.actor, case.operator.critic)
+    data = case.slow.unroll_next(sample, unroll(memories, sample))
+    with torch.no_grad():
+        values = []
+        for i in range(2):
+            with loss.qvalue_network_params[i].to_module(loss.qvalue_network):
+                entries = data["critic_features"], data["critic_embedding"]
+                values.append(loss.qvalue_network.module(*entries))
+        goal = torch.distributions.Categorical(logits=torch.stack(values).amin(0) / TEMPERATURE)
+        policy = torch.distributions.Categorical(logits=loss.actor_network.get_dist(data).logits)
+        entropy = policy.entropy().mean()
+        both = (policy, goal) if divergence == "reverse" else (goal, policy)
+        expected = torch.distributions.kl_divergence(*both).mean()
+        if divergence == "reverse":
+            # SAC leaves out what does not depend on the policy, and multiplies by the temperature
+            norm = (torch.stack(values).amin(0) / TEMPERATURE).logsumexp(-1).mean()
+            expected = TEMPERATURE * (expected - norm)
+    terms = loss(data)
+    torch.testing.assert_close(terms["loss_actor"], expected)
+    torch.testing.assert_close(terms["entropy"], entropy)
+
+
+def test_who_is_sure_learns_by_the_forward_divergence() -> None:
+    def gradient(divergence: str) -> float:
+        case = Case("discrete", "gru", divergence=divergence)
+        (head,) = (x for x in case.operator.head.modules() if isinstance(x, Head))
+        last: Any = head.layers[-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor([40.0, 0.0, 0.0, 0.0]))
+        sample = case.batches[1]
+        memories = TensorDictSequential(case.operator.actor, case.operator.critic)
+        terms = case.loss(case.slow.unroll_next(sample, unroll(memories, sample)))
+        terms["loss_actor"].backward()
+        return float(last.bias.grad.norm())
+
+    assert gradient("reverse") < 1e-6
+    assert gradient("forward") > 0.1
+
+
+def test_what_is_forbidden_is_not_learned() -> None:
+    """An action mask holds in the softmax, too, whatever the critic expects of such an action."""
+    torch.manual_seed(0)
+    observation = Composite(
+        observation=Unbounded(2), action_mask=Binary(shape=(4,), dtype=torch.bool)
+    )
+    specs = EnvSpecs(observation, Categorical(4), ["observation", "action_mask"])
+    operator = make_soft_actor_critic(specs, make_mlp, embedding_size=6, hidden_sizes=(7,))
+    loss = make_sac_loss(operator, gamma=GAMMA, temperature=0.1, divergence="forward")
+    mask = torch.tensor([True, True, False, True]).expand(3, 5, 4)
+    data = TensorDict({"observation": torch.randn(3, 5, 2), "action_mask": mask}, [3, 5])
+    TensorDictSequential(*operator.actor, *operator.critic)(data)
+    value, _ = loss.actor_loss(data)
+    assert 0 < value.item() < 10
+    value.backward()
+    gradients = [x.grad for x in operator.head.parameters()]
+    assert all(x is not None and bool(x.isfinite().all()) for x in gradients)
+    # the bias of what is forbidden everywhere is left alone
+    assert (gradients[-1] != 0).tolist() == [True, True, False, True]
+
+
+def test_a_continuous_action_has_no_softmax() -> None:
+    operator = make_soft_actor_critic(WindEnv(2), SHMModule)
+    with pytest.raises(ValueError, match="actor_divergence=forward is for actions that are an"):
+        make_sac_loss(operator, gamma=GAMMA, divergence="forward")
+    with pytest.raises(ValueError, match=r"algo\.actor_divergence='sideways'"):
+        make_sac_loss(operator, gamma=GAMMA, divergence="sideways")  # type: ignore[arg-type]
 
 
 @both_forms

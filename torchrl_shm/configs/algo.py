@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Strict
 
 from torchrl_shm.checks import check_count, check_option
-from torchrl_shm.training import ReplayStorage
+from torchrl_shm.training import ActorDivergence, ReplayStorage
 
 Number = Annotated[float, Strict()]
 """A float. `Number | None` is checked on the command line, `float | None` is not."""
@@ -121,6 +121,8 @@ class SAC:
         temperature_learning_rate: that of a learned one.
         target_entropy: entropy at which a learned temperature aims, in nats, where `None` is minus
             the number of parts of a continuous action, and 0.3 of the largest one of an index.
+        actor_divergence: how the actor learns from the values of actions that are an index, see
+            `torchrl_shm.training.ActorDivergence`.
         max_grad_norm: bound on the norm of the gradient, of the actor and of the critic each;
             infinity for none.
         shaping: weight of the environment's `shaping` entry in the training reward, where it has
@@ -151,6 +153,7 @@ class SAC:
     initial_temperature: float = 0.1
     temperature_learning_rate: float = 3e-3
     target_entropy: Number | None = None
+    actor_divergence: ActorDivergence = "reverse"
     max_grad_norm: float = 10.0
     shaping: float = 1.0
 
@@ -167,6 +170,7 @@ class SAC:
         check_count("algo.random_frames", self.random_frames, 0)
         check_count("algo.burn_in", self.burn_in, 0)
         check_option("algo.storage", self.storage, ReplayStorage)
+        check_option("algo.actor_divergence", self.actor_divergence, ActorDivergence)
         if self.temperature is not None and self.target_entropy is not None:
             raise ValueError(
                 f"algo.target_entropy={self.target_entropy} is for a temperature that is learned, "

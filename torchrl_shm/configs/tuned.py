@@ -214,9 +214,10 @@ def _sac(env: str) -> Values | None:
         network |= _TIME
     elif env == "t_maze_passive":
         # a step that does not lead on costs 0.02: more than entropy may be worth, and too little
-        # for networks whose outputs are about 1
+        # for networks whose outputs are about 1. Before its memory tells which turn is right the
+        # actor would get sure of one of them, and keep to it (docs/recipes/sac_shm.md)
         algo |= {"rollout_length": 51, "reward_scale": 20.0, "temperature": 0.1}
-        algo |= {"updates_per_step": 0.03}
+        algo |= {"updates_per_step": 0.03, "actor_divergence": "forward"}
         experiment |= {"num_envs": 32, "total_frames": 300_000}
         network |= _TIME
     elif env.startswith(("visual_match", "key_to_door")):

@@ -23,6 +23,7 @@ from torchrl_shm.training.run import TrainingRun
 from torchrl_shm.training.run_folder import RunFolder
 from torchrl_shm.training.run_state import Stateful
 from torchrl_shm.training.sac_loss import (
+    ActorDivergence,
     SlowCritic,
     UnrolledDiscreteSACLoss,
     UnrolledSACLoss,
@@ -31,6 +32,7 @@ from torchrl_shm.training.sac_loss import (
 )
 
 __all__ = [
+    "ActorDivergence",
     "Checkpoints",
     "CollectorBackend",
     "Compile",

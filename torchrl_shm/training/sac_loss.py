@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -12,8 +12,14 @@ from tensordict.nn import TensorDictSequential as Sequential
 from torch import Tensor
 from torchrl.objectives import DiscreteSACLoss, SACLoss, SoftUpdate
 
+from torchrl_shm.checks import check_option
 from torchrl_shm.modules import unroll
 from torchrl_shm.networks import SoftOperator
+
+ActorDivergence = Literal["reverse", "forward"]
+"""How a policy over an index is led to the softmax of action values: by `"reverse"`, the divergence
+KL(policy || softmax), as in SAC, or by `"forward"`, KL(softmax || policy); see
+`UnrolledDiscreteSACLoss`."""
 
 
 def unroll_features(backbone: Any, sample: TensorDictBase) -> TensorDictBase:
@@ -71,11 +77,50 @@ class UnrolledSACLoss(SACLoss):
 
 
 class UnrolledDiscreteSACLoss(DiscreteSACLoss):
-    """`torchrl.objectives.DiscreteSACLoss` on features of memories; see `UnrolledSACLoss`."""
+    """`torchrl.objectives.DiscreteSACLoss` on features of memories; see `UnrolledSACLoss`.
+
+    With `divergence="forward"` the actor learns by cross entropy with the softmax of action values
+    over the temperature ([Chan et al., 2022](https://arxiv.org/abs/2107.08285)). TorchRL's loss,
+    the reverse form, has no gradient left where the policy has become sure. A policy whose memory
+    does not yet tell two situations apart, in which opposite actions are right, is drawn to and fro
+    by it until it is sure of one of them, and stays. By cross entropy it takes the mean of what is
+    right, and learns as soon as the memory does.
+
+    Args:
+        divergence: see `ActorDivergence`.
+        *args: those of TorchRL's loss.
+        **kwargs: those of TorchRL's loss.
+    """
+
+    def __init__(self, *args: Any, divergence: ActorDivergence = "reverse", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.divergence = divergence
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of the actor; see TorchRL's loss."""
-        return super().actor_loss(_hold_features(self, tensordict))
+        held = _hold_features(self, tensordict)
+        if self.divergence == "reverse":
+            return super().actor_loss(held)
+        with self.actor_network_params.to_module(self.actor_network):
+            policy = self.actor_network.get_dist(held.copy())
+        log_prob = policy.logits
+        with torch.no_grad():
+            goal = self._least_action_values(held) / self.log_alpha.exp()
+            # what may not be chosen has a chance of zero, and what is finite times that is zero
+            goal = goal.masked_fill(policy.probs == 0, -math.inf).log_softmax(-1)
+            share = goal.exp()
+            entropy = -(share * goal.clamp(min=-1e9)).sum(-1)
+        loss = -(share * log_prob).sum(-1) - entropy
+        return loss.mean(), {"log_prob": (policy.probs * log_prob).sum(-1).detach()}
+
+    def _least_action_values(self, tensordict: TensorDictBase) -> Tensor:
+        """The lower one of what the heads expect of each action, `[B, T, A]`."""
+        entries = tensordict.select(*self.qvalue_network.in_keys)
+        values: list[Tensor] = []
+        for head in self.qvalue_network_params.data.unbind(0):
+            with head.to_module(self.qvalue_network):
+                values.append(self.qvalue_network(entries.copy())[self.tensor_keys.action_value])
+        return torch.stack(values).amin(0)
 
 
 def _hold_features(loss: Any, tensordict: TensorDictBase) -> TensorDictBase:
@@ -92,6 +137,7 @@ def make_sac_loss(
     temperature: float | None = None,
     initial_temperature: float = 0.1,
     target_entropy: float | None = None,
+    divergence: ActorDivergence = "reverse",
 ) -> Any:
     """Build the loss that suits the action: continuous, or an index.
 
@@ -102,10 +148,14 @@ def make_sac_loss(
         initial_temperature: where a learned one starts.
         target_entropy: entropy at which a learned temperature aims, in nats; `None` is minus the
             number of parts of a continuous action, and 0.3 of the largest one of an index.
+        divergence: how the actor learns from action values, see `ActorDivergence`.
 
     Returns:
         The loss, `UnrolledSACLoss` or `UnrolledDiscreteSACLoss`, which reads sequences `[B, T]`
         with what `unroll_features` writes, and gives `loss_actor`, `loss_qvalue`, `loss_alpha`.
+
+    Raises:
+        ValueError: `divergence` is unknown, or "forward" and the action is continuous.
 
     Examples:
         >>> from torchrl_shm import SHMModule, WindEnv
@@ -120,11 +170,18 @@ def make_sac_loss(
         "alpha_init": initial_temperature if temperature is None else temperature,
         "fixed_alpha": temperature is not None,
     }
+    check_option("algo.actor_divergence", divergence, ActorDivergence)
+    if divergence == "forward" and not operator.discrete:
+        raise ValueError(
+            "algo.actor_divergence=forward is for actions that are an index: of a continuous one "
+            "the softmax of action values has no closed form; use reverse"
+        )
     heads: Any = operator.make_q_heads()
     if operator.discrete:
         largest = math.log(operator.action_size)
         options["target_entropy"] = 0.3 * largest if target_entropy is None else target_entropy
-        loss = UnrolledDiscreteSACLoss(operator.head, heads, action_space="categorical", **options)
+        options |= {"action_space": "categorical", "divergence": divergence}
+        loss = UnrolledDiscreteSACLoss(operator.head, heads, **options)
     else:
         target = -float(operator.action_size) if target_entropy is None else target_entropy
         loss = UnrolledSACLoss(operator.head, heads, target_entropy=target, **options)
