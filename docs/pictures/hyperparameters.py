@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from torchrl_shm.configs import ENVS, GRPO, PPO, SAC, TUNED, Reinforce
-from torchrl_shm.configs.tuned import KEYS
+from torchrl_shm.configs.tuned import SHM_VALUES
 from torchrl_shm.envs.popgym import Level
 from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment
@@ -105,12 +105,12 @@ def list_presets(algo: str, rows: list[tuple[str, Any, str]]) -> list[str]:
     return [*lines, ""]
 
 
-def list_keys() -> list[str]:
-    """Table of the keys of SHM that differ from those of its class."""
+def list_shm() -> list[str]:
+    """Table of the options of SHM that differ from those of its class."""
     lines = [
         f"| {', '.join(merge_levels([env for env in ENVS if env.startswith(task)]))} | "
         f"{', '.join(f'`memory.{name}={value}`' for name, value in keys.items())} |"
-        for task, keys in KEYS.items()
+        for task, keys in SHM_VALUES.items()
     ]
     return ["", "| preset | with `memory=shm` and its ablations |", "|---|---|", *lines, ""]
 
@@ -125,8 +125,11 @@ def make_tables() -> str:
             f"## {title}", *list_values(rows), f"What presets change with {title}:",
             *list_presets(algo, [*rows, *run, *defaults("network", network)]),
         ]  # fmt: skip
-    why = "[Why](../concepts/shm.md#the-length-of-a-key) they differ, with every algorithm:"
-    sections["keys"] = ["## Keys of SHM", "", why, *list_keys()]
+    why = (
+        "With every algorithm: [keys](../concepts/shm.md#the-length-of-a-key), and "
+        "[rows that forget](../concepts/spans.md#rows-that-forget)."
+    )
+    sections["shm"] = ["## SHM", "", why, *list_shm()]
     sections["run"] = ["## Run", *list_values(run)]
     for network in (make_actor_critic, make_soft_actor_critic):
         users = ", ".join(title for title, _, used in ALGOS.values() if used is network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
 from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, SAC, SUITES, TUNED, Reinforce
 from torchrl_shm.configs.groups import MEMBERS
-from torchrl_shm.configs.tuned import KEYS
+from torchrl_shm.configs.tuned import SHM_VALUES
 from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import SHM, make_memory
 from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
@@ -116,7 +116,7 @@ def test_members() -> None:
     assert set(FACTORIES) == CHOICES.keys() | {f"memory/{name}" for name in MEMORIES}
     own = {path.removeprefix(ACTOR_MEMORY) for path in MEMBERS if path.startswith(ACTOR_MEMORY)}
     assert own == set(MEMORIES)
-    others = {"algo", "experiment", "size", "sized", "spanned", "keyed", "tuned"}
+    others = {"algo", "experiment", "size", "sized", "spanned", "suited", "tuned"}
     assert {path.partition("/")[0] for path in MEMBERS} == RUNTIME.keys() | others
 
 
@@ -331,17 +331,26 @@ def test_the_start_suits_the_sequences(overrides: list[str], span: int | None) -
     assert "span" not in compose_recipe(*overrides[:1], "memory=gru").memory
 
 
-def test_keys_of_tasks() -> None:
-    for task, keys in KEYS.items():
+def test_values_of_shm() -> None:
+    for task, values in SHM_VALUES.items():
         assert any(env.startswith(task) for env in ENVS), task
-        SHM(8, 8, **cast("Any", keys))
+        SHM(8, 8, span=10, **values)
     # the command line has the last word
     autoencode = ("env=popgym_autoencode_easy", "memory=shm")
     chosen = compose_recipe(*autoencode, "memory.feature_map=softplus", "memory.qk_norm=sum")
     assert (chosen.memory.feature_map, chosen.memory.qk_norm) == ("softplus", "sum")
     # not by accident, where names of a memory and a task have the same beginning
-    assert "keyed/shm/popgym_autoencode_easy" in MEMBERS
-    assert not any(path.startswith("keyed/gru") for path in MEMBERS)
+    assert "suited/shm/popgym_autoencode_easy" in MEMBERS
+    assert not any(path.startswith("suited/gru") for path in MEMBERS)
+
+
+@pytest.mark.parametrize("memory", [name for name in MEMORIES if name.startswith("shm")])
+def test_only_calibrations_that_can_forget_do(memory: str) -> None:
+    config = compose_recipe("env=point_robot", f"memory={memory}")
+    forgets = config.memory.calibration in ("random", "fixed")
+    assert config.memory.forget == forgets
+    # and it can be built
+    instantiate(config.memory)(input_size=8, output_size=8, in_key="x", out_key="y")
 
 
 def test_runs_with_released_keys_have_them() -> None:

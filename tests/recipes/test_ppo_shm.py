@@ -210,7 +210,7 @@ def test_help_and_configuration() -> None:
         assert line in result.stdout
     # follow from other groups, so nobody chooses them
     assert "tuned" not in result.stdout
-    assert "keyed" not in result.stdout
+    assert "suited" not in result.stdout
     result = command("ppo_shm.py", "--cfg", "job", "memory=gru", "algo.epochs=7")
     assert result.code == 0
     assert "num_layers: 1" in result.stdout

@@ -107,8 +107,8 @@ def register(name: str, *, algo: str, network: str = "actor_critic") -> None:
             {"optional sized": "${size}_${memory}"},
             # a start that suits the length of the sequences, where the memory has one
             {"optional spanned": "${memory}"},
-            # keys that suit the task, where the memory has a choice
-            {"optional keyed": "${memory}/${env}"},
+            # options of the memory that suit the task, where there are some
+            {"optional suited": "${memory}/${env}"},
             {"network": network},
             # a memory of another kind for the actor
             *([{"network/actor_memory": None}] if network == "soft_actor_critic" else []),
@@ -136,7 +136,7 @@ def register(name: str, *, algo: str, network: str = "actor_critic") -> None:
         # members of these follow from the choices in other groups
         help=HelpConf(
             app_name=name,
-            template=help_template(MEMBERS, hidden=["tuned", "sized", "spanned", "keyed"]),
+            template=help_template(MEMBERS, hidden=["tuned", "sized", "spanned", "suited"]),
         ),
     )
     store = ConfigStore.instance()

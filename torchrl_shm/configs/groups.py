@@ -24,7 +24,7 @@ from torchrl_shm.configs.envs import ENVS
 from torchrl_shm.configs.memories import MEMORIES
 from torchrl_shm.configs.presets import factory_config
 from torchrl_shm.configs.sizes import SIZES
-from torchrl_shm.configs.tuned import KEYS, TUNED
+from torchrl_shm.configs.tuned import FORGETFUL, SHM_VALUES, TUNED
 from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
 from torchrl_shm.training import Experiment, RolloutCollector, make_logger
 
@@ -115,10 +115,10 @@ for _name in MEMORIES:
         # what it is told is to last as long as the sequences through which it learns
         _span = {"span": "${oc.select:algo.rollout_length,null}"}
         MEMBERS[f"spanned/{_name}"] = Member(partial(dict, _span), "memory")
-        # keys that suit the task
-        for _env, (_task, _keys) in product(ENVS, KEYS.items()):
-            if _env.startswith(_task):
-                MEMBERS[f"keyed/{_name}/{_env}"] = Member(partial(dict, _keys), "memory")
+        # options that suit the task
+        for _env, (_task, _suited) in product(ENVS, SHM_VALUES.items()):
+            if _env.startswith(_task) and (_name in FORGETFUL or "forget" not in _suited):
+                MEMBERS[f"suited/{_name}/{_env}"] = Member(partial(dict, _suited), "memory")
 # how large: as its signature says, or comparable to the others by one measure
 for _size in ("own", *SIZES):
     MEMBERS[f"size/{_size}"] = Member(dict, "_global_")

@@ -1,7 +1,8 @@
 """Values of experiment, algorithm and network that suit a task: `tuned/<algo>/<env>`.
 
 Choosing a task and an algorithm chooses them; the command line overrides them. An algorithm
-without values for a task runs with its defaults. SHM also has keys that suit the task, `KEYS`.
+without values for a task runs with its defaults. SHM has values of its own for some tasks,
+`SHM_VALUES`.
 """
 
 from __future__ import annotations
@@ -52,13 +53,19 @@ _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previou
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
-# keys and queries of SHM, by what the names of tasks begin with: where many steps are to be told
-# apart they are learned sooner if their length is one; with signs the medium Autoencode is, too,
-# but then nothing that is old makes room for what is new (docs/results/popgym_keys.md)
-KEYS: dict[str, dict[str, str]] = {
+# options of SHM, by what the names of tasks begin with, whatever the algorithm
+SHM_VALUES: dict[str, dict[str, Any]] = {
+    # keys and queries: where many steps are to be told apart they are learned sooner if their
+    # length is one; with signs the medium Autoencode is, too, but then nothing that is old makes
+    # room for what is new (docs/results/popgym_keys.md)
     "popgym_repeat_previous": {"qk_norm": "l2"},
     "popgym_autoencode": {"qk_norm": "l2", "feature_map": "identity"},
+    # where the agent has just been decides where it searches next, and that is hard to read from a
+    # memory that only adds; without the bound one run became infinite (docs/results/point_robot.md)
+    "point_robot": {"forget": True, "clamp": 100.0},
 }
+# calibrations that can forget
+FORGETFUL = ("shm", "shm_fixed", "shm_popgym", "shm_pomdp")
 
 
 def _ppo(env: str) -> Values | None:
