@@ -2,7 +2,7 @@
 
 python recipes/sac_shm.py env=wind
 python recipes/sac_shm.py env=wind memory=shm network/actor_memory=gru
-python recipes/sac_shm.py env=t_maze_passive algo.temperature=0.02 experiment.seed=1
+python recipes/sac_shm.py env=t_maze_passive experiment.seed=1
 python recipes/sac_shm.py experiment.resume=outputs/sac_shm/<date>/<time>_shm_seed0
 python recipes/sac_shm.py --help
 """

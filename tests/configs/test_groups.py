@@ -349,8 +349,16 @@ def test_only_calibrations_that_can_forget_do(memory: str) -> None:
     config = compose_recipe("env=point_robot", f"memory={memory}")
     forgets = config.memory.calibration in ("random", "fixed")
     assert config.memory.forget == forgets
+    assert config.memory.clamp == 100.0
     # and it can be built
     instantiate(config.memory)(input_size=8, output_size=8, in_key="x", out_key="y")
+
+
+@pytest.mark.parametrize("given", ["memory.span=null", "memory.calibration=neural"])
+def test_rows_that_forget_need_a_span_and_a_table(given: str) -> None:
+    config = compose_recipe("env=point_robot", given)
+    with pytest.raises(Exception, match="or leave it out, forget=False"):
+        instantiate(config.memory)(input_size=8, output_size=8, in_key="x", out_key="y")
 
 
 def test_runs_with_released_keys_have_them() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 from torchrl import set_auto_unwrap_transformed_env
 from torchrl.data import Bounded
@@ -67,6 +68,27 @@ def test_calibrations_are_those_that_acted() -> None:
     added = episode.memories[1:] - episode.calibrations[:-1] * episode.memories[:-1]
     sizes = torch.linalg.svdvals(added.double())
     assert bool((sizes[1:, 1] > 1e-3 * sizes[1:, 0]).all())
+
+
+@pytest.mark.parametrize("case", ["overwritten", "left out"])
+def test_entries_of_the_policy_do_not_matter(case: str) -> None:
+    env = TMazeEnv(1, length=6, seed=0)
+    torch.manual_seed(0)
+    place = "embedding" if case == "overwritten" else "features"
+    memory = SHMModule(16, 16, in_key="embedding", out_key=place)
+    embed = TensorDictModule(torch.nn.Linear(2, 16), ["observation"], ["embedding"])
+    act = TensorDictModule(lambda x: x[..., :4].argmax(-1), [place], ["action"])
+    policy: Any = TensorDictSequential(embed, memory, act)
+    if case == "left out":
+        policy.select_out_keys("action", *memory.out_keys)
+    episode = record_episode(policy, env)
+    assert episode.memories is not None
+    assert episode.calibrations is not None
+    added = episode.memories[1:] - episode.calibrations[1:] * episode.memories[:-1]
+    sizes = torch.linalg.svdvals(added.double())
+    assert bool((sizes[:, 1] < 1e-5 * sizes[:, 0]).all())
+    # and the cell is left as it was
+    assert "step" not in vars(memory.cell)
 
 
 def test_two_memories_have_no_single_calibration() -> None:

@@ -20,6 +20,7 @@ from torchrl_shm.training import (
     RolloutCollector,
     SequenceReplay,
     SlowCritic,
+    UnrolledDiscreteSACLoss,
     make_sac_loss,
     unroll_features,
 )
@@ -215,14 +216,16 @@ def test_divergence_of_the_actor(divergence: str) -> None:
     torch.testing.assert_close(terms["entropy"], entropy)
 
 
-def test_who_is_sure_learns_by_the_forward_divergence() -> None:
+# from the second on the probability of other actions is zero in float32
+@pytest.mark.parametrize("logit", [40.0, 120.0, 500.0])
+def test_who_is_sure_learns_by_the_forward_divergence(logit: float) -> None:
     def gradient(divergence: str) -> float:
         case = Case("discrete", "gru", divergence=divergence)
         (head,) = (x for x in case.operator.head.modules() if isinstance(x, Head))
         last: Any = head.layers[-1]
         with torch.no_grad():
             last.weight.zero_()
-            last.bias.copy_(torch.tensor([40.0, 0.0, 0.0, 0.0]))
+            last.bias.copy_(torch.tensor([logit, 0.0, 0.0, 0.0]))
         sample = case.batches[1]
         memories = TensorDictSequential(case.operator.actor, case.operator.critic)
         terms = case.loss(case.slow.unroll_next(sample, unroll(memories, sample)))
@@ -260,6 +263,21 @@ def test_a_continuous_action_has_no_softmax() -> None:
         make_sac_loss(operator, gamma=GAMMA, divergence="forward")
     with pytest.raises(ValueError, match=r"algo\.actor_divergence='sideways'"):
         make_sac_loss(operator, gamma=GAMMA, divergence="sideways")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divergence": "sideways"}, "divergence='sideways'"),
+        ({"divergence": "forward", "reduction": "sum"}, "needs reduction='mean', not 'sum'"),
+    ],
+)
+def test_options_of_the_loss_itself(options: dict[str, Any], message: str) -> None:
+    operator = make_soft_actor_critic(TMazeEnv(2), SHMModule)
+    heads: Any = operator.make_q_heads()
+    options = {"action_space": "categorical", "target_entropy": 0.4} | options
+    with pytest.raises(ValueError, match=message):
+        UnrolledDiscreteSACLoss(operator.head, heads, **options)
 
 
 @both_forms

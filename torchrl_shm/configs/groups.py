@@ -116,8 +116,9 @@ for _name in MEMORIES:
         _span = {"span": "${oc.select:algo.rollout_length,null}"}
         MEMBERS[f"spanned/{_name}"] = Member(partial(dict, _span), "memory")
         # options that suit the task
-        for _env, (_task, _suited) in product(ENVS, SHM_VALUES.items()):
-            if _env.startswith(_task) and (_name in FORGETFUL or "forget" not in _suited):
+        for _env, (_task, _values) in product(ENVS, SHM_VALUES.items()):
+            if _env.startswith(_task):
+                _suited = {k: x for k, x in _values.items() if k != "forget" or _name in FORGETFUL}
                 MEMBERS[f"suited/{_name}/{_env}"] = Member(partial(dict, _suited), "memory")
 # how large: as its signature says, or comparable to the others by one measure
 for _size in ("own", *SIZES):

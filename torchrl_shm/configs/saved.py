@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import suppress
 from inspect import Parameter, signature
@@ -75,6 +76,24 @@ def instantiate_saved(run_dir: str | Path) -> dict[str, Any]:
     for name in ("env", "memory", "network"):
         _refuse_unknown(name, parts[name], Path(run_dir) / "config.yaml")
     return parts
+
+
+def shared_command(command: str) -> str:
+    """Leave out of the command of a run where it was written to, which means nothing elsewhere.
+
+    Args:
+        command: that of a `config.yaml`.
+
+    Returns:
+        The command that makes the run again.
+
+    Examples:
+        >>> from torchrl_shm.configs.saved import shared_command
+        >>> shared_command("python recipes/ppo_shm.py env=wind experiment.run_dir=/home/me/run")
+        'python recipes/ppo_shm.py env=wind'
+    """
+    places = (*_PLACES, "experiment.run_dir=", "experiment.resume=")
+    return shlex.join(part for part in shlex.split(command) if not part.startswith(places))
 
 
 def resumed_config(config: DictConfig) -> DictConfig:

@@ -1,8 +1,8 @@
 """Sets of runs that belong together: the tasks of the paper, every memory, the ablation.
 
 A suite is a list of commands. All memories of a suite have about as many parameters, and all
-settings in which two of its runs differ are in their names, but for the start and the keys of SHM,
-which suit the task.
+settings in which two of its runs differ are in their names, but for the start and some options of
+SHM, which suit the task.
 """
 
 from __future__ import annotations

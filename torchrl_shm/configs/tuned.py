@@ -59,14 +59,15 @@ SHM_VALUES: dict[str, dict[str, Any]] = {
     # length is one; with signs the medium Autoencode is, too, but then nothing that is old makes
     # room for what is new (docs/results/popgym_keys.md)
     "popgym_repeat_previous": {"qk_norm": "l2"},
-    # with SAC the critic learns within 300,000 frames which turn is right, or not
+    # with SAC, and keys as released, the critic had not learned which turn is right after 300,000
+    # frames
     "t_maze": {"qk_norm": "l2"},
     "popgym_autoencode": {"qk_norm": "l2", "feature_map": "identity"},
     # where the agent has just been decides where it searches next, and that is hard to read from a
     # memory that only adds; without the bound one run became infinite (docs/results/point_robot.md)
     "point_robot": {"forget": True, "clamp": 100.0},
 }
-# calibrations that can forget
+# memories of which rows can forget
 FORGETFUL = ("shm", "shm_fixed", "shm_popgym", "shm_pomdp")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -32,7 +33,7 @@ class Episode:
         frames: pictures, uint8 of shape `[T + 1, H, W, 3]`.
         memories: what the agent remembers, as a matrix, `[T + 1, M, N]`; `None` without a memory.
         rewards: rewards of the steps, `[T]`.
-        calibrations: what the memory was multiplied with at the step before, 1 at the reset,
+        calibrations: the matrix C of the step that led to each memory, 1 at the reset,
             `[T + 1, M, N]`; `None` for other memories than SHM.
     """
 
@@ -93,11 +94,10 @@ def record_episode(
     pictures: list[Tensor] = []
     seen: list[dict[Any, Tensor]] = []
     states: list[list[Tensor]] = []
-    memory: Any = _calibrated(policy)
     calibrations: list[Tensor] = []
     actions: list[Tensor] = []
     rewards: list[Tensor] = []
-    with play_test(transformed, seed, deterministic):
+    with play_test(transformed, seed, deterministic), _watch(policy, calibrations):
         data = transformed.reset()
         task = plane()
         going = torch.ones_like(data["done"])
@@ -111,11 +111,7 @@ def record_episode(
             if not bool(going.all()):
                 # environments that have ended wait, as in `evaluate`, so all can be stepped
                 data["_step"] = going
-            data = policy(data)
-            if memory is not None:
-                choice = data[memory.choice_key] if memory.cell.num_choices else None
-                calibrations.append(memory.cell.calibrate(data[memory.in_key], choice)[0].cpu())
-            step = transformed.step(data)
+            step = transformed.step(policy(data))
             data = step["next"]
             going = going & ~data["done"]
             actions.append(step["action"][0].cpu())
@@ -216,10 +212,29 @@ def _resize(pixels: Tensor) -> Image.Image:
     return image.resize((width, HEIGHT), Image.Resampling.NEAREST)
 
 
-def _calibrated(policy: nn.Module) -> nn.Module | None:
-    """The memory of a policy that multiplies what it remembers, if there is exactly one."""
-    found = [x for x in policy.modules() if hasattr(getattr(x, "cell", None), "calibrate")]
-    return found[0] if len(found) == 1 else None
+@contextmanager
+def _watch(policy: nn.Module, calibrations: list[Tensor]) -> Iterator[None]:
+    """Keep the calibration of the first agent at every step, if exactly one cell has some.
+
+    The cell itself is asked, for entries of the policy may be overwritten or left out.
+    """
+    cells: list[Any] = [x for x in policy.modules() if hasattr(x, "calibrate")]
+    if len(cells) != 1:
+        yield
+        return
+    (cell,) = cells
+    take_step = cell.step
+
+    def step(x: Tensor, *others: Any) -> Any:
+        y, memory, choice = take_step(x, *others)
+        calibrations.append(cell.calibrate(x, choice).flatten(0, -3)[0].cpu())
+        return y, memory, choice
+
+    cell.step = step
+    try:
+        yield
+    finally:
+        del cell.step
 
 
 def _page(panels: list[Image.Image], title: str) -> Image.Image:

@@ -130,6 +130,9 @@ def label_curves(
         axes.annotate(
             name, (1.02 if at is None else at, place), xycoords=(beside, "axes fraction"),
             va="center", fontsize=SMALL, color=lines[name].color, annotation_clip=False,
+            # where another curve goes on behind it
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            zorder=10,
         )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,9 @@ def plot_suite(suite: SuiteScores, path: str | Path) -> None:
 def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     """Draw the final scores over the number of steps that have to be bridged.
 
-    Lines are means; each dot is a run. At every length memories, and the runs of one, stand side by
-    side, so that none hides another.
+    Lines are means, and do not cross a length of which a memory has no run; each dot is a run. At
+    every length memories, and the runs of one, stand side by side, so that none hides another. The
+    kind of task with the most runs comes first.
 
     Args:
         suite: the results; tasks that end in a number, such as `visual_match_250`.
@@ -206,6 +208,7 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     if max(map(len, compared.values())) > 1:
         # a kind of which one memory was run so far compares nothing
         kinds = {kind: lengths for kind, lengths in kinds.items() if len(compared[kind]) > 1}
+    kinds = dict(sorted(kinds.items(), key=lambda item: -_num_runs(compared[item[0]])))
     figure = new_figure(2.7 * len(kinds) + 0.2)
     grid = figure.subplots(len(kinds), 1, squeeze=False).ravel()
     for axes, (kind, lengths) in zip(grid, kinds.items(), strict=True):
@@ -217,22 +220,24 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
         ends: dict[int, dict[str, float]] = {}
         for memory, by_length in found.items():
             line = lines[memory]
-            means = [float(scores.mean()) for scores in by_length.values()]
-            places = [
-                n + column * _side(beside[n].index(memory), len(beside[n])) for n in by_length
-            ]
+            means = {n: float(scores.mean()) for n, scores in by_length.items()}
+            places = {
+                n: n + column * _side(beside[n].index(memory), len(beside[n])) for n in by_length
+            }
             axes.plot(
-                places, means, "_-", color=line.color, linewidth=line.width, alpha=0.7,
+                [places.get(n, n) for n in lengths], [means.get(n, math.nan) for n in lengths],
+                "_-", color=line.color, linewidth=line.width, alpha=0.7,
                 markersize=14, markeredgewidth=line.width, zorder=line.zorder,
             )  # fmt: skip
-            for place, scores in zip(places, by_length.values(), strict=True):
+            for place, scores in zip(places.values(), by_length.values(), strict=True):
                 count = len(scores)
                 runs = place + 0.8 * column * _side(np.arange(count), count) / count
                 axes.plot(
                     runs, scores, "o", color=line.color, markersize=4.5, markeredgecolor="white",
                     markeredgewidth=0.5, zorder=5, clip_on=False,
                 )  # fmt: skip
-            ends.setdefault(list(by_length)[-1], {})[memory] = means[-1]
+            last = list(by_length)[-1]
+            ends.setdefault(last, {})[memory] = means[last]
         axes.set(title=kind, ylabel="success", ylim=(-0.03, 1.05))
         axes.set_xticks(lengths)
         dress(axes)
@@ -244,6 +249,10 @@ def plot_gaps(suite: SuiteScores, path: str | Path) -> bool:
     dress(grid[-1])
     save(figure, path)
     return True
+
+
+def _num_runs(compared: Mapping[str, Mapping[int, np.ndarray]]) -> int:
+    return sum(len(scores) for by_length in compared.values() for scores in by_length.values())
 
 
 def _scores_by_length(

@@ -136,7 +136,7 @@ class SHM(nn.Module):
         if forget and (span is None or calibration not in ("random", "fixed")):
             raise ValueError(
                 f"forget=True with span={span} and calibration={calibration!r}: it needs a span, "
-                f"of steps, and the calibration 'random' or 'fixed'"
+                f"of steps, and the calibration 'random' or 'fixed'; or leave it out, forget=False"
             )
         check_option("feature_map", feature_map, FeatureMap)
         check_option("qk_norm", qk_norm, QKNorm)
@@ -304,15 +304,16 @@ class SHM(nn.Module):
         return self._read_out(y, shortcut), memory, theta_index
 
     def calibrate(self, x: Tensor, theta_index: Tensor | None = None) -> Tensor:
-        """Compute the calibration C of steps, which a sequence and a step never make in full.
+        """Compute the calibration matrices C of given steps, to look at; training builds none.
 
         Args:
             x: inputs of shape `[..., D]`.
-            theta_index: int64 rows of theta of shape `[...]`, those that acted; `None` draws them.
+            theta_index: int64 rows of theta of shape `[...]`, as `forward` and `step` return them.
+                `None` draws new ones, so that C is one that might have acted.
 
         Returns:
             C of shape `[..., H, H]`, in (0, 2): above 1 where a step strengthens what is in the
-            memory, below 1 where it fades.
+            memory, below 1 where that fades; 1 with the calibration "none".
 
         Raises:
             ValueError: a shape does not fit, or `theta_index` is not int64.

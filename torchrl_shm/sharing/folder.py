@@ -20,6 +20,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_shm.checks import check_option
 from torchrl_shm.configs import instantiate_saved, load_config
+from torchrl_shm.configs.saved import shared_command
 from torchrl_shm.networks import EnvSpecs, make_actor_critic, make_soft_actor_critic
 from torchrl_shm.sharing.card import model_card
 from torchrl_shm.sharing.onnx_file import ONNX_FILE, check_onnx, make_onnx
@@ -122,7 +123,7 @@ def export_policy(
         memory_floats=sum(x.numel() for x in policy.initial_memory(1).values()),
         random_memory=_draws(policy),
         versions={name: version(name) for name in ("torchrl_shm", "torch", "torchrl")},
-        command=plain.get("command"),
+        command=shared_command(plain["command"]) if "command" in plain else None,
         training={group: plain[group] for group in ("env", "algo", "collector")},
         onnx=onnx,
     )

@@ -17,7 +17,6 @@ import argparse
 import csv
 import io
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from torchrl_shm.configs import SUITES, SuiteRun, load_config
+from torchrl_shm.configs.saved import shared_command
 from torchrl_shm.tools._parser import Parser, count
 from torchrl_shm.tools._runs import describe, last_row, progress, read_summary
 from torchrl_shm.training.files import write_atomically
@@ -213,10 +213,9 @@ def _finished(runs: list[SuiteRun], folder: Path, results: Path) -> dict[str, di
             continue
         config = OmegaConf.to_container(load_config(here))
         assert isinstance(config, dict)
-        given = [x for x in shlex.split(config["command"]) if not x.startswith("hydra.run.dir=")]
         found[run.name] = {
             "run": run.name, "variant": run.variant, "seconds": last["seconds"],
-            "commit": _commit_of(here), "command": shlex.join(given),
+            "commit": _commit_of(here), "command": shared_command(config["command"]),
             **{key: x for key, x in summary.items() if key in _COLUMNS and key != "seconds"},
         }  # fmt: skip
     return found

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictSequential as Sequential
 from torch import Tensor
 from torchrl.objectives import DiscreteSACLoss, SACLoss, SoftUpdate
 
-from torchrl_shm.checks import check_option
+from torchrl_shm.checks import ACTION_MASK, check_option
 from torchrl_shm.modules import unroll
 from torchrl_shm.networks import SoftOperator
 
@@ -79,25 +79,51 @@ class UnrolledSACLoss(SACLoss):
 class UnrolledDiscreteSACLoss(DiscreteSACLoss):
     """`torchrl.objectives.DiscreteSACLoss` on features of memories; see `UnrolledSACLoss`.
 
-    With `divergence="forward"` the actor learns by cross entropy with the softmax of action values
-    over the temperature ([Chan et al., 2022](https://arxiv.org/abs/2107.08285)). TorchRL's loss,
-    the reverse form, has no gradient left where the policy has become sure. A policy whose memory
-    does not yet tell two situations apart, in which opposite actions are right, is drawn to and fro
-    by it until it is sure of one of them, and stays. By cross entropy it takes the mean of what is
+    With `divergence="forward"` the loss of the actor is KL(softmax(Q / temperature) || policy), the
+    mean over all steps; Q is the lower one of both heads. TorchRL's loss, the reverse form, is
+    KL(policy || softmax(Q / temperature)) times the temperature, but for what does not depend on
+    the policy. It has no gradient left where the policy has become sure. A policy whose memory does
+    not yet tell two situations apart, in which opposite actions are right, is drawn to and fro by
+    it until it is sure of one of them, and stays. In the forward form it takes the mean of what is
     right, and learns as soon as the memory does.
+
+    Source of the forward form: [Chan et al., 2022](https://arxiv.org/abs/2107.08285).
 
     Args:
         divergence: see `ActorDivergence`.
         *args: those of TorchRL's loss.
         **kwargs: those of TorchRL's loss.
+
+    Raises:
+        ValueError: `divergence` is unknown; or it is "forward" and the `reduction` is not "mean".
+
+    Examples:
+        >>> from torchrl_shm import SHMModule, TMazeEnv
+        >>> from torchrl_shm.networks import make_soft_actor_critic
+        >>> from torchrl_shm.training import UnrolledDiscreteSACLoss
+        >>> operator = make_soft_actor_critic(TMazeEnv(4), SHMModule)
+        >>> loss = UnrolledDiscreteSACLoss(
+        ...     operator.head, operator.make_q_heads(), action_space="categorical",
+        ...     target_entropy=0.4, divergence="forward",
+        ... )
     """
 
     def __init__(self, *args: Any, divergence: ActorDivergence = "reverse", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_option("divergence", divergence, ActorDivergence)
+        if divergence == "forward" and self.reduction != "mean":
+            raise ValueError(f"divergence='forward' needs reduction='mean', not {self.reduction!r}")
         self.divergence = divergence
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of the actor; see TorchRL's loss."""
+        """Compute the loss of the actor.
+
+        Args:
+            tensordict: sequences `[B, T]` with what `unroll_features` writes.
+
+        Returns:
+            The loss, a scalar, and minus the entropy of the policy as `log_prob`, `[B, T]`.
+        """
         held = _hold_features(self, tensordict)
         if self.divergence == "reverse":
             return super().actor_loss(held)
@@ -105,13 +131,15 @@ class UnrolledDiscreteSACLoss(DiscreteSACLoss):
             policy = self.actor_network.get_dist(held.copy())
         log_prob = policy.logits
         with torch.no_grad():
-            goal = self._least_action_values(held) / self.log_alpha.exp()
-            # what may not be chosen has a chance of zero, and what is finite times that is zero
-            goal = goal.masked_fill(policy.probs == 0, -math.inf).log_softmax(-1)
-            share = goal.exp()
-            entropy = -(share * goal.clamp(min=-1e9)).sum(-1)
-        loss = -(share * log_prob).sum(-1) - entropy
-        return loss.mean(), {"log_prob": (policy.probs * log_prob).sum(-1).detach()}
+            target = self._least_action_values(held) / self.log_alpha.exp()
+            if ACTION_MASK in self.actor_network.in_keys:
+                target = target.masked_fill(~held[ACTION_MASK].flatten(2), -math.inf)
+            target_log_prob = target.log_softmax(-1)
+            target_prob = target_log_prob.exp()
+            # of what may not be chosen zero times infinity, which is zero
+            entropy = -(target_prob * target_log_prob.clamp(min=-1e9)).sum(-1)
+        divergence = -(target_prob * log_prob).sum(-1) - entropy
+        return divergence.mean(), {"log_prob": (policy.probs * log_prob).sum(-1).detach()}
 
     def _least_action_values(self, tensordict: TensorDictBase) -> Tensor:
         """The lower one of what the heads expect of each action, `[B, T, A]`."""
