@@ -119,6 +119,8 @@ def _ablation() -> list[SuiteRun]:
         (easy, "softplus", ("memory.feature_map=softplus", "memory.qk_norm=sum")),
         # keys of length one where they are not the preset's
         ("wind_hard", "l2", ("memory.qk_norm=l2",)),
+        # rows that do not fade where they are the preset's
+        ("point_robot", "keeps", ("memory.forget=false", "memory.clamp=null")),
     ]
     return made + [
         SuiteRun(env, "shm", seed, variant, options)
