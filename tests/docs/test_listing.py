@@ -37,6 +37,7 @@ def test_no_raw_data_of_runs_are_left_out() -> None:
     assert runs - listed == {
         results / "memories" / "wind_long", results / "sac" / "wind.csv",
         results / "sac" / "summary.csv", results / "policy_gradients" / "summary.csv",
+        results / "no_time" / "summary.csv",
         results / "tasks" / "wind_encoder.csv", results / "tasks" / "wind_lambda.csv",
         results / "tasks" / "wind_short.csv", results / "tasks" / "point_robot_search.csv",
         results / "tasks" / "popgym_sequences.csv", results / "tasks" / "popgym_search.csv",

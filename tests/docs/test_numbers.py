@@ -72,6 +72,7 @@ MADE: dict[str, Callable[[], str]] = {
     "memories/sizes_state.md": lambda: sizes_table("state"),
     "memories/latency.md": lambda: latency.report(read_json("memories/latency.json")),
     "paper_credit/table.md": lambda: suite_table(load_suite(RESULTS / "paper_credit")),
+    "no_time/table.md": lambda: suite_table(load_suite(RESULTS / "no_time")),
     "paper_meta/table.md": lambda: suite_table(load_suite(RESULTS / "paper_meta")),
     "paper_popgym/table.md": lambda: suite_table(load_suite(RESULTS / "paper_popgym")),
     "policy_gradients/table.md": lambda: suite_table(load_suite(RESULTS / "policy_gradients")),
