@@ -17,7 +17,7 @@ from torchrl_shm.configs import ENVS, TUNED
 RESULTS = Path(__file__).parents[1] / "results"
 # raw data, and the page about them as a link of the page of all results
 SOURCES = {
-    "paper_credit/summary.csv": "[Visual Match and Key-to-Door](credit.md)",
+    "paper_credit/summary.csv": "[Visual Match and Key-to-Door](credit_presets.md)",
     "paper_popgym/summary.csv": "[POPGym](popgym_presets.md)",
     "paper_meta/summary.csv": "[Wind and Point Robot](meta_presets.md)",
     "memories/wind": "[All memories on Wind](memories.md), a quarter of the frames",
