@@ -43,6 +43,7 @@ def test_memory_pays(
 OTHERS = [
     ("reinforce_shm", "memory_length", "eval_success", (0.98, 1.0), (0.4, 0.6)),
     ("grpo_shm", "t_maze_passive", "eval_success", (0.98, 1.0), (0.0, 0.6)),
+    ("sac_shm", "t_maze_passive", "eval_success", (0.95, 1.0), (0.0, 0.6)),
     ("grpo_shm", "wind", "eval_success", (0.8, 1.0), (0.0, 0.9)),
     ("grpo_shm", "wind", "eval_return", (60.0, 81.7), (0.0, 55.0)),
 ]
