@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -213,7 +213,7 @@ def _resize(pixels: Tensor) -> Image.Image:
 
 
 @contextmanager
-def _watch(policy: nn.Module, calibrations: list[Tensor]) -> Iterator[None]:
+def _watch(policy: nn.Module, calibrations: list[Tensor]) -> Generator[None, None, None]:
     """Keep the calibration of the first agent at every step, if exactly one cell has some.
 
     The cell itself is asked, for entries of the policy may be overwritten or left out.

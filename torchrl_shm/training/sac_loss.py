@@ -131,9 +131,11 @@ class UnrolledDiscreteSACLoss(DiscreteSACLoss):
             policy = self.actor_network.get_dist(held.copy())
         log_prob = policy.logits
         with torch.no_grad():
-            target = self._least_action_values(held) / self.log_alpha.exp()
+            log_alpha: Any = self.log_alpha
+            target = self._least_action_values(held) / log_alpha.exp()
             if ACTION_MASK in self.actor_network.in_keys:
-                target = target.masked_fill(~held[ACTION_MASK].flatten(2), -math.inf)
+                mask: Tensor = held.get(ACTION_MASK)
+                target = target.masked_fill(~mask.flatten(2), -math.inf)
             target_log_prob = target.log_softmax(-1)
             target_prob = target_log_prob.exp()
             # of what may not be chosen zero times infinity, which is zero
