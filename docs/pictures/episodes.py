@@ -23,7 +23,7 @@ def main(names: list[str]) -> None:
     folder = HERE / "episodes"
     folder.mkdir(exist_ok=True)
     for name in names:
-        env = make_test_env(load_task(str(POLICIES / name)), num_episodes=1)
+        env = make_test_env(load_task(POLICIES / name), num_episodes=1)
         episode = record_episode(load_policy(POLICIES / name).module, env)
         save_animation(episode, folder / f"{name}.webp")
         print(f"{name}: a return of {episode.total:g}")

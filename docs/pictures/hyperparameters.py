@@ -109,8 +109,8 @@ def list_shm() -> list[str]:
     """Table of the options of SHM that differ from those of its class."""
     lines = [
         f"| {', '.join(merge_levels([env for env in ENVS if env.startswith(task)]))} | "
-        f"{', '.join(f'`memory.{name}={value}`' for name, value in keys.items())} |"
-        for task, keys in SHM_VALUES.items()
+        f"{', '.join(f'`memory.{name}={value}`' for name, value in values.items())} |"
+        for task, values in SHM_VALUES.items()
     ]
     return ["", "| preset | with `memory=shm` and its ablations |", "|---|---|", *lines, ""]
 
@@ -127,7 +127,8 @@ def make_tables() -> str:
         ]  # fmt: skip
     why = (
         "With every algorithm: [keys](../concepts/shm.md#the-length-of-a-key), and "
-        "[rows that forget](../concepts/spans.md#rows-that-forget)."
+        "[rows that forget](../concepts/spans.md#rows-that-forget), where theta is a table that is "
+        "learned."
     )
     sections["shm"] = ["## SHM", "", why, *list_shm()]
     sections["run"] = ["## Run", *list_values(run)]

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
-from torchrl.modules.utils import get_env_transforms_from_module
 
-from torchrl_shm import SHM
+from torchrl_shm.figures import record_episode
 from torchrl_shm.figures.style import SHM as STRONG
 from torchrl_shm.figures.style import SMALL, TEXT, dress, new_figure, save
 from torchrl_shm.sharing import load_policy, load_task
@@ -28,37 +24,15 @@ MOMENTS = {5: "step 5: sees the color", 65: "step 65: eats apples", 116: "step 1
 NUM_EPISODES = 64
 
 
-@torch.no_grad()
-def play(policy_folder: str) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Play test episodes, and look at the first one that ends at the right field.
-
-    Returns:
-        Its boards, uint8 `[H, W, 3]` for each of T steps, its memories `[T, H, H]` after each step,
-        and the calibrations `[T, H, H]` that acted.
-    """
-    env = make_test_env(load_task(policy_folder), num_episodes=NUM_EPISODES)
-    policy = load_policy(policy_folder).module
-    (cell,) = (module for module in policy.modules() if isinstance(module, SHM))
-    transformed = TransformedEnv(env, get_env_transforms_from_module(policy))
-    boards, memories, calibrations = [], [], []
-    base: Any = env
-    torch.manual_seed(0)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        data = transformed.reset()
-        while not bool(data["done"].all()):
-            boards.append([torch.as_tensor(base.render(i)) for i in range(NUM_EPISODES)])
-            data = policy(data)
-            calibrations.append(cell.calibrate(data["embedding"], data["theta_index"]))
-            memories.append(data["next", "memory"])
-            data = transformed.step(data)["next"]
-    first = int(data["success"].squeeze(-1).long().argmax())
-    seen = [board[first] for board in boards]
-    return seen, torch.stack(memories)[:, first], torch.stack(calibrations)[:, first]
-
-
 def main(policy_folder: str) -> None:
     """Draw three moments of the episode, and the product of C since the color was seen."""
-    boards, memories, calibrations = play(policy_folder)
+    env = make_test_env(load_task(policy_folder), num_episodes=NUM_EPISODES)
+    episode = record_episode(load_policy(policy_folder).module, env)
+    assert episode.memories is not None
+    assert episode.calibrations is not None
+    # what a step sees, and what it makes of the memory
+    boards, memories = episode.frames[:-1], episode.memories[1:]
+    calibrations = episode.calibrations[1:]
     figure = new_figure(7.8)
     rows = figure.subfigures(2, 1, height_ratios=(3, 1.3))
     grid = rows[0].subplots(3, len(MOMENTS), height_ratios=(1.3, 2, 2))

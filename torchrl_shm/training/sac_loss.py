@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential as Sequential
 from torch import Tensor
+from torch.nn import functional as F
 from torchrl.objectives import DiscreteSACLoss, SACLoss, SoftUpdate
 
 from torchrl_shm.checks import ACTION_MASK, check_option
@@ -136,11 +137,7 @@ class UnrolledDiscreteSACLoss(DiscreteSACLoss):
             if ACTION_MASK in self.actor_network.in_keys:
                 mask: Tensor = held.get(ACTION_MASK)
                 target = target.masked_fill(~mask.flatten(2), -math.inf)
-            target_log_prob = target.log_softmax(-1)
-            target_prob = target_log_prob.exp()
-            # of what may not be chosen zero times infinity, which is zero
-            entropy = -(target_prob * target_log_prob.clamp(min=-1e9)).sum(-1)
-        divergence = -(target_prob * log_prob).sum(-1) - entropy
+        divergence = F.kl_div(log_prob, target.softmax(-1), reduction="none").sum(-1)
         return divergence.mean(), {"log_prob": (policy.probs * log_prob).sum(-1).detach()}
 
     def _least_action_values(self, tensordict: TensorDictBase) -> Tensor:
