@@ -102,9 +102,11 @@ def _memories() -> list[SuiteRun]:
 def _ablation() -> list[SuiteRun]:
     kinds = ["", "_fixed", "_neural", "_none", "_constant", "_noise"]
     clocks = (("", ()), ("no_time", ("network.time_size=0",)))
+    # `shm` itself, with a clock, is in `paper_popgym`
     made = [
         SuiteRun("popgym_autoencode_easy", f"shm{kind}", seed, variant, options)
         for (variant, options), kind, seed in product(clocks, kinds, _OURS)
+        if kind or variant
     ]
     # keys and queries as released, beside the runs of `paper_popgym`
     released = ("memory.feature_map=relu", "memory.qk_norm=sum")
@@ -122,6 +124,9 @@ def _ablation() -> list[SuiteRun]:
         # rows that do not fade where they are the preset's
         ("point_robot", "keeps", ("memory.forget=false", "memory.clamp=null")),
     ]
+    # the start as released where the others are far behind
+    far = ("visual_match_250", "popgym_autoencode_easy", "popgym_repeat_previous_hard")
+    variants += [(env, "released_start", ("memory.span=null",)) for env in far]
     return made + [
         SuiteRun(env, "shm", seed, variant, options)
         for (env, variant, options), seed in product(variants, _OURS)
