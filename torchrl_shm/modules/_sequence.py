@@ -9,6 +9,7 @@ import torch
 from tensordict import NestedKey
 from torch import Tensor
 
+from torchrl_shm.modules._lean_start import came_next_in, rebuild_start, start_as_collected
 from torchrl_shm.modules._passes import (
     concrete,
     refuse,
@@ -18,7 +19,7 @@ from torchrl_shm.modules._passes import (
 )
 from torchrl_shm.modules._resets import cut_at_resets, reset
 from torchrl_shm.modules.base_cell import MemoryCell
-from torchrl_shm.modules.lean import State, came_next_in, rebuild_start, start_as_collected
+from torchrl_shm.modules.lean import State
 from torchrl_shm.ops.shm.dispatch import is_transformed
 from torchrl_shm.torchrl_private import find_pass
 

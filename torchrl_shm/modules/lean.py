@@ -10,9 +10,9 @@ spreads the memory at the start of each sequence over its `T` steps:
 | `<memory>_lean` | `[B, T, ceil(H * H / T)]` | share `t` of the memory that entered step 0 |
 | `<memory>_lean_index` | `[B, T, 4]`, int64 | clock, offset, episode start, floats of memory |
 
-Both are stored with the sequence, so buffers may shuffle sequences; `rebuild_start` puts the memory
-together again and refuses data from which that is impossible. Agents whose keys lie in a branch of
-shape `[B, T, A]` have one memory each, in entries `[B, T, A, ...]`.
+Both are stored with the sequence, so buffers may shuffle sequences; `_lean_start.py` puts the
+memory together again and refuses data from which that is impossible. Agents whose keys lie in a
+branch of shape `[B, T, A]` have one memory each, in entries `[B, T, A, ...]`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torchrl.envs import Compose, TransformedEnv
 
 from torchrl_shm.modules._branch_primer import BranchPrimer
 from torchrl_shm.modules._branches import branch_of, expand_flags
-from torchrl_shm.modules._passes import refuse, roles_of
-from torchrl_shm.modules._resets import is_cheap, reset
+from torchrl_shm.modules._lean_start import IS_INIT, SIZE
+from torchrl_shm.modules._passes import roles_of
 from torchrl_shm.torchrl_private import get_carrier, is_random, preallocates, put
 
 State = Literal["lean", "stored", "zero"]
@@ -41,8 +41,6 @@ LEAN, LEAN_INDEX, ROLE = "_lean", "_lean_index", "_role"
 
 # a lane is one environment of a batch; its clock counts steps, starting well apart from others'
 _LANE = 1 << 40
-# columns of the index; the number of floats is negative where nobody ran the memory
-_CLOCK, _OFFSET, _IS_INIT, _SIZE = range(4)
 
 
 def suffixed(key: NestedKey, suffix: str) -> NestedKey:
@@ -261,10 +259,10 @@ class MemoryPrimer(BranchPrimer):
         assert self._sequence is not None
         share, index = (entry.select(-2, offset) for entry in self._sequence)
         agents = index.shape[len(root) : -1]
-        index[..., _IS_INIT] = expand_flags(is_init, root, agents)
+        index[..., IS_INIT] = expand_flags(is_init, root, agents)
         if unwritten and not is_random(collector):
             # the policy lacks the module, so what looks like an empty memory is none
-            index[..., _SIZE].neg_()
+            index[..., SIZE].neg_()
         put(stacked, {self._lean_key: share, self._index_key: index})
         # what came next is marked as such, and has all entries, so that the two can be stacked; the
         # collector takes it from the environment
@@ -285,7 +283,7 @@ class MemoryPrimer(BranchPrimer):
         """
         self._meet(collector)
         shares, indices = self._start_sequence(memory, batch.shape[-1])
-        indices[..., _IS_INIT] = batch.get(self.is_init_key).reshape(batch.shape)
+        indices[..., IS_INIT] = batch.get(self.is_init_key).reshape(batch.shape)
         put(batch, {self._lean_key: shares, self._index_key: indices})
         put(batch.get("next"), {self._lean_key: shares, self._index_key: -indices})
         self._steps += batch.shape[-1]
@@ -337,122 +335,3 @@ class MemoryPrimer(BranchPrimer):
                 "TransformedEnv(ParallelEnv(...), primer), or pass state='stored' to the memory "
                 "module"
             )
-
-
-def came_next_in(lean_index: Tensor) -> Tensor:
-    """Which steps are observations that came next.
-
-    Args:
-        lean_index: entry `<memory>_lean_index` of shape `[..., 4]`.
-
-    Returns:
-        bool of shape `[...]`.
-    """
-    return lean_index[..., _CLOCK] < 0
-
-
-def start_as_collected(
-    shares: Tensor, lean_index: Tensor, is_init: Tensor, memory_shape: tuple[int, ...]
-) -> Tensor | None:
-    """The memory that entered the first step of sequences that are just as they were collected.
-
-    Args:
-        shares: entry `<memory>_lean` of shape `[B, T, W]`.
-        lean_index: entry `<memory>_lean_index` of shape `[B, T, 4]`.
-        is_init: bool of shape `[B, T]`, the flags as the data gives them now.
-        memory_shape: shape of one agent's memory.
-
-    Returns:
-        The memory `[B, *memory_shape]`; zero for sequences that start with a reset. `None` where
-        the data are something else, or cannot be looked at, as while compiling.
-    """
-    if not (is_cheap(lean_index) and is_cheap(is_init)):
-        return None
-    batch, length, width = shares.shape
-    size, clock = math.prod(memory_shape), lean_index[..., _CLOCK]
-    # steps in their order from the first of a rollout on hold its shares in their order
-    if not (
-        length * width >= size
-        and torch.equal(clock - torch.arange(length), clock[:, :1].expand(batch, length))
-        and bool((lean_index[..., _IS_INIT] == is_init).all())
-        and all(
-            clock > 0 and offset == 0 and floats == size
-            for clock, offset, _, floats in lean_index[:, 0].tolist()
-        )
-    ):
-        return None
-    memory = shares.reshape(batch, length * width)[:, :size].reshape(batch, *memory_shape)
-    return reset(memory, is_init[:, 0])
-
-
-def rebuild_start(
-    shares: Tensor, lean_index: Tensor, is_init: Tensor, memory_shape: tuple[int, ...]
-) -> Tensor:
-    """Put together the memory that entered the first step of each sequence.
-
-    Args:
-        shares: entry `<memory>_lean` of shape `[B, T, W]`.
-        lean_index: entry `<memory>_lean_index` of shape `[B, T, 4]`.
-        is_init: bool of shape `[B, T]`, the flags as the data gives them now.
-        memory_shape: shape of one agent's memory.
-
-    Returns:
-        The memory `[B, *memory_shape]`; zero for sequences that start with a reset.
-
-    Raises:
-        ValueError: the data are parts of sequences, or shuffled or joined ones, or are of
-            another memory, so that the memory cannot be known.
-    """
-    clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
-    # what value estimators pad has clock 0, what they insert a negative one
-    real = clock > 0
-    size = math.prod(memory_shape)
-    num_shares = math.ceil(size / shares.shape[-1])
-    start = clock - offset
-    useful = real & (start == start[:, :1]) & (offset < num_shares)
-    slot = torch.where(useful, offset, num_shares)
-    index = slot.unsqueeze(-1).expand_as(shares)
-    flat = shares.new_zeros(shares.shape[0], num_shares + 1, shares.shape[-1])
-    flat = flat.scatter(1, index, shares)[:, :num_shares].flatten(1)[:, :size]
-    memory = flat.reshape(-1, *memory_shape)
-    _refuse_unknown_starts(lean_index, is_init, real, slot, num_shares, size)
-    return reset(memory, is_init[:, 0])
-
-
-def _refuse_unknown_starts(
-    lean_index: Tensor, is_init: Tensor, real: Tensor, slot: Tensor, num_shares: int, size: int
-) -> None:
-    """Raise if not all sequences hold the memory at their start."""
-    clock, offset = lean_index[..., _CLOCK], lean_index[..., _OFFSET]
-    episode_start = lean_index[..., _IS_INIT].bool()
-    ours = ((lean_index[..., _SIZE].abs() == size) | ~real).all(1)
-    absent = (lean_index[:, 0, _SIZE] < 0) & real[:, 0] & ~is_init[:, 0]
-    step = clock[:, 1:] - clock[:, :-1]
-    follows = (step == 1) | ~real[:, 1:] | episode_start[:, 1:]
-    unbroken = follows.all(1) & ~(is_init & ~episode_start & real).any(1)
-    seen = torch.zeros_like(slot[:, :1]).expand(-1, num_shares + 1)
-    seen = seen.scatter(1, slot, torch.ones_like(slot))[:, :num_shares].bool().all(1)
-    whole = is_init[:, 0] | ((offset[:, 0] == 0) & seen)
-    advice = (
-        "state='lean' needs whole sequences as the collector made them, in any order. For parts "
-        "of them (SliceSampler) build the memory with state='stored' (exact, keeps every step's "
-        "memory) or state='zero' (starts empty, see burn_in)"
-    )
-    refuse(
-        ~ours,
-        f"{{bad}} of {{all}} sequences carry a memory of another size than this module's {size} "
-        "floats: they were collected with another memory_size",
-    )
-    refuse(
-        absent,
-        "{bad} of {all} sequences start in mid-episode, but the policy that collected them did not "
-        "run this memory: collect with TensorDictSequential(critic_memory, actor), or build this "
-        "one with state='zero'",
-    )
-    refuse(~unbroken, f"the data are parts of sequences, or joined ones: {advice}")
-    refuse(
-        ~whole,
-        "{bad} of {all} sequences start in mid-episode, but their first steps or their ends were "
-        f"cut off, and the memory at their start with them (shifted=True takes shifted_budget=1 + "
-        f"the truncations of a sequence): {advice}",
-    )
