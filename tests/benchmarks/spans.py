@@ -1,7 +1,7 @@
 """Over how many steps can each memory learn to remember, and what does a clock add?
 
-python -m tests.benchmarks.spans --csv docs/results/spans/spans.csv
-python -m tests.benchmarks.spans --csv docs/results/spans/spans.csv --seeds ""  # table alone
+python -m tests.benchmarks.spans --csv spans.csv
+python -m tests.benchmarks.spans --csv docs/results/spans/spans.csv --updates 600 --seeds ""
 python -m tests.benchmarks.spans --tasks recall --lengths 100 --memories shm,lru --seeds 0
 
 Supervised, with the networks of the recipes around the memory: `recall`, one of four symbols is
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--slowest", type=float, default=0.12, help="lowest frequency of the clock")
     parser.add_argument("--start", choices=["released", *STARTS], default="span")
     parser.add_argument("--updates", type=int, default=1_500)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="rows to go on from; the table is put beside it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = read_rows(arguments.csv, 7)
@@ -183,7 +183,10 @@ def main() -> None:
         print(*rows[key].values(), sep="\t", file=sys.stderr, flush=True)
         # after each run, so that one that is stopped goes on
         write_rows(arguments.csv, list(rows.values()))
-    print(summarize(list(rows.values()), arguments.updates))
+    text = summarize(list(rows.values()), arguments.updates)
+    print(text)
+    if arguments.csv is not None:
+        arguments.csv.with_suffix(".md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import envs, gym, latency, memories, ranks, scan, workers
+from tests.benchmarks import envs, gym, latency, memories, ranks, scan, spans, workers
 from tests.docs.test_code_blocks import BLOCK, ROOT
 from torchrl_shm.figures import comparison_table, load_runs, load_suite, suite_table
 from torchrl_shm.tools import memories as sizes
@@ -80,6 +80,7 @@ MADE: dict[str, Callable[[], str]] = {
     "scaling/ranks.md": lambda: ranks.report(read_json("scaling/ranks.json")),
     "scaling/workers.md": lambda: workers.report(read_json("scaling/workers.json")),
     "scan/cpu.md": scan_table,
+    "spans/spans.md": lambda: spans.summarize(list(records(RESULTS / "spans/spans.csv")), 600),
     "tasks/gym_speed.md": lambda: gym.report(read_json("tasks/gym_speed.json")),
     "tasks/speed.md": lambda: envs.report(read_json("tasks/speed.json")),
 }
