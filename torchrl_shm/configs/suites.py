@@ -108,6 +108,11 @@ def _ablation() -> list[SuiteRun]:
         for (variant, options), kind, seed in product(clocks, kinds, _OURS)
         if kind or variant
     ]
+    # as large as `shm`, where a single row of theta leaves parameters for more columns
+    made += [
+        SuiteRun("popgym_autoencode_easy", "shm_fixed", seed, "48", ("memory.memory_size=48",))
+        for seed in _OURS
+    ]
     # keys and queries as released, beside the runs of `paper_popgym`
     released = ("memory.feature_map=relu", "memory.qk_norm=sum")
     levels = product(("repeat_previous", "autoencode"), ("easy", "medium", "hard"))

@@ -68,11 +68,7 @@ def rebuild_start(
 ) -> Tensor:
     """Put together the memory that entered the first step of each sequence.
 
-    Args:
-        shares: entry `<memory>_lean` of shape `[B, T, W]`.
-        lean_index: entry `<memory>_lean_index` of shape `[B, T, 4]`.
-        is_init: bool of shape `[B, T]`, the flags as the data gives them now.
-        memory_shape: shape of one agent's memory.
+    It takes what `start_as_collected` takes, of sequences in any order.
 
     Returns:
         The memory `[B, *memory_shape]`; zero for sequences that start with a reset.
