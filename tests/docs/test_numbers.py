@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from docs.pictures import popgym_mean
 from tests.benchmarks import envs, gym, latency, memories, ranks, scan, spans, workers
 from tests.docs.test_code_blocks import BLOCK, ROOT
 from torchrl_shm.figures import comparison_table, load_runs, load_suite, suite_table
@@ -75,6 +76,7 @@ MADE: dict[str, Callable[[], str]] = {
     "no_time/table.md": lambda: suite_table(load_suite(RESULTS / "no_time")),
     "paper_meta/table.md": lambda: suite_table(load_suite(RESULTS / "paper_meta")),
     "paper_popgym/table.md": lambda: suite_table(load_suite(RESULTS / "paper_popgym")),
+    "paper_popgym/sampled.md": popgym_mean.make_table,
     "policy_gradients/table.md": lambda: suite_table(load_suite(RESULTS / "policy_gradients")),
     "sac/table.md": lambda: suite_table(load_suite(RESULTS / "sac")),
     "scaling/ranks.md": lambda: ranks.report(read_json("scaling/ranks.json")),
