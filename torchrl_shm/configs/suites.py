@@ -113,6 +113,12 @@ def _ablation() -> list[SuiteRun]:
         SuiteRun("popgym_autoencode_easy", "shm_fixed", seed, "48", ("memory.memory_size=48",))
         for seed in _OURS
     ]
+    # of these, a theta for all steps and no calibration on other tasks where SHM is far ahead
+    made += [
+        SuiteRun(env, memory, seed)
+        for env in ("visual_match_250", "popgym_repeat_previous_hard")
+        for memory, seed in product(("shm_fixed", "shm_none"), _OURS)
+    ]
     # keys and queries as released, beside the runs of `paper_popgym`
     released = ("memory.feature_map=relu", "memory.qk_norm=sum")
     levels = product(("repeat_previous", "autoencode"), ("easy", "medium", "hard"))
