@@ -107,11 +107,12 @@ def list_presets(algo: str, rows: list[tuple[str, Any, str]]) -> list[str]:
 
 def list_shm() -> list[str]:
     """Table of the options of SHM that differ from those of its class."""
-    lines = [
-        f"| {', '.join(merge_levels([env for env in ENVS if env.startswith(task)]))} | "
-        f"{', '.join(f'`memory.{name}={value}`' for name, value in values.items())} |"
-        for task, values in SHM_VALUES.items()
-    ]
+    lines: list[str] = []
+    for key, values in SHM_VALUES.items():
+        algo, _, task = key.rpartition("/")
+        envs = ", ".join(merge_levels([env for env in ENVS if env.startswith(task)]))
+        options = ", ".join(f"`memory.{name}={value}`" for name, value in values.items())
+        lines.append(f"| {envs}{f', with {ALGOS[algo][0]} alone' if algo else ''} | {options} |")
     return ["", "| preset | with `memory=shm` and its ablations |", "|---|---|", *lines, ""]
 
 

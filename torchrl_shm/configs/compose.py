@@ -108,7 +108,7 @@ def register(name: str, *, algo: str, network: str = "actor_critic") -> None:
             # a start that suits the length of the sequences, where the memory has one
             {"optional spanned": "${memory}"},
             # options of the memory that suit the task, where there are some
-            {"optional suited": "${memory}/${env}"},
+            {f"optional suited/{algo}": "${memory}/${env}"},
             {"network": network},
             # a memory of another kind for the actor
             *([{"network/actor_memory": None}] if network == "soft_actor_critic" else []),

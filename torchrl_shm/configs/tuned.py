@@ -53,7 +53,8 @@ _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previou
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
-# options of SHM, by what the names of tasks begin with, whatever the algorithm
+# options of SHM, by what the names of tasks begin with, whatever the algorithm; or, behind its name,
+# with one algorithm
 SHM_VALUES: dict[str, dict[str, Any]] = {
     # keys and queries: where many steps are to be told apart they are learned sooner if their
     # length is one; with signs the medium Autoencode is, too, but then nothing that is old makes
@@ -63,6 +64,8 @@ SHM_VALUES: dict[str, dict[str, Any]] = {
     # frames
     "t_maze": {"qk_norm": "l2"},
     "popgym_autoencode": {"qk_norm": "l2", "feature_map": "identity"},
+    # as in T-Maze; with PPO all three levels are solved with keys as released
+    "sac/visual_match": {"qk_norm": "l2"},
     # where the agent has just been decides where it searches next, and that is hard to read from a
     # memory that only adds; without the bound one run became infinite (docs/results/point_robot.md)
     "point_robot": {"forget": True, "clamp": 100.0},
@@ -234,6 +237,10 @@ def _sac(env: str) -> Values | None:
     elif env.startswith(("visual_match", "key_to_door")):
         steps = length + 25 if env.startswith("visual_match") else length + 13 if length else 85
         algo |= {"rollout_length": steps, "temperature": 0.1}
+        if env.startswith("visual_match"):
+            # as with PPO what is far away is noise of the apples, and as in T-Maze an actor would
+            # get sure of one field before its memory tells the colors apart
+            algo |= {"gamma": 0.9, "temperature": 0.03, "actor_divergence": "forward"}
         experiment["total_frames"] = 1_000_000
         network |= _TIME
     else:
