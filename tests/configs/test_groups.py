@@ -19,7 +19,7 @@ from tests.configs._helpers import compose_recipe
 from torchrl_shm import MemoryModule
 from torchrl_shm.configs import ENVS, GRPO, MEMORIES, PPO, SAC, SUITES, TUNED, Reinforce
 from torchrl_shm.configs.groups import MEMBERS
-from torchrl_shm.configs.tuned import SHM_VALUES, TUNED
+from torchrl_shm.configs.tuned import SHM_VALUES
 from torchrl_shm.envs import ask_env
 from torchrl_shm.modules import SHM, make_memory
 from torchrl_shm.networks import make_actor_critic, make_soft_actor_critic
@@ -342,11 +342,11 @@ def test_values_of_shm() -> None:
     chosen = compose_recipe(*autoencode, "memory.feature_map=softplus", "memory.qk_norm=sum")
     assert (chosen.memory.feature_map, chosen.memory.qk_norm) == ("softplus", "sum")
     # not by accident, where names of a memory and a task have the same beginning
-    assert "suited/ppo/shm/popgym_autoencode_easy" in MEMBERS
+    assert "suited/shm/popgym_autoencode_easy" in MEMBERS
     assert not any(path.startswith("suited/") and "/gru/" in path for path in MEMBERS)
     # with one algorithm
     assert "suited/sac/shm/visual_match_100" in MEMBERS
-    assert "suited/ppo/shm/visual_match_100" not in MEMBERS
+    assert "suited/shm/visual_match_100" not in MEMBERS
 
 
 @pytest.mark.parametrize("memory", [name for name in MEMORIES if name.startswith("shm")])

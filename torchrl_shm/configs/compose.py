@@ -107,7 +107,9 @@ def register(name: str, *, algo: str, network: str = "actor_critic") -> None:
             {"optional sized": "${size}_${memory}"},
             # a start that suits the length of the sequences, where the memory has one
             {"optional spanned": "${memory}"},
-            # options of the memory that suit the task, where there are some
+            # options of the memory that suit the task, with any algorithm and with this one, where
+            # there are some
+            {"optional suited": "${memory}/${env}"},
             {f"optional suited/{algo}": "${memory}/${env}"},
             {"network": network},
             # a memory of another kind for the actor

@@ -116,10 +116,11 @@ for _name in MEMORIES:
         _span = {"span": "${oc.select:algo.rollout_length,null}"}
         MEMBERS[f"spanned/{_name}"] = Member(partial(dict, _span), "memory")
         # options that suit the task
-        for _algo, _env, (_task, _values) in product(TUNED, ENVS, SHM_VALUES.items()):
-            if _env.startswith(_task) or f"{_algo}/{_env}".startswith(_task):
+        for _env, (_key, _values) in product(ENVS, SHM_VALUES.items()):
+            _algo, _, _task = _key.rpartition("/")
+            if _env.startswith(_task):
                 _suited = {k: x for k, x in _values.items() if k != "forget" or _name in FORGETFUL}
-                _path = f"suited/{_algo}/{_name}/{_env}"
+                _path = "/".join(filter(None, ("suited", _algo, _name, _env)))
                 MEMBERS[_path] = Member(partial(dict, _suited), "memory")
 # how large: as its signature says, or comparable to the others by one measure
 for _size in ("own", *SIZES):
