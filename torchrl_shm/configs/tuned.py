@@ -53,8 +53,8 @@ _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previou
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
 
-# options of SHM, by what the names of tasks begin with: whatever the algorithm, or with the one that
-# stands before them
+# options of SHM, by what the names of tasks begin with: whatever the algorithm, or with the one
+# that stands before them
 SHM_VALUES: dict[str, dict[str, Any]] = {
     # keys and queries: where many steps are to be told apart they are learned sooner if their
     # length is one; with signs the medium Autoencode is, too, but then nothing that is old makes
