@@ -48,7 +48,7 @@ def test_each_explains_its_options(name: str) -> None:
             ["zzz"],
             "there is no tool 'zzz'; choose one of evaluate, compare, export, suite, sweep",
         ),
-        (["evaluate", "typo"], "typo/config.yaml does not exist; this must be the folder of a run"),
+        (["evaluate", "typo"], "typo holds neither config.yaml nor config.json; this must be"),
         (["export", "typo"], "typo/config.yaml does not exist; this must be the folder of a run"),
         (["compare", "typo"], "typo"),
     ],

@@ -105,6 +105,11 @@ class _Loaded(NamedTuple):
 
 
 def _load_run(options: argparse.Namespace) -> _Loaded:
+    if not (options.folder / "config.yaml").exists():
+        raise FileNotFoundError(
+            f"{options.folder} holds neither config.yaml nor {CONFIG_FILE}; this must be the "
+            "folder of a run, or one that torchrl-shm export has written"
+        )
     parts = instantiate_saved(options.folder)
     experiment = parts["experiment"]
     episodes = options.num_episodes or experiment.num_test_episodes
