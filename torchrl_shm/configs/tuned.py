@@ -48,7 +48,7 @@ _LENGTHS = {
        for level, steps in zip(get_args(Level), lengths, strict=True)},
 }  # fmt: skip
 # those of which PPO's sequences are whole episodes: answers lie far back, and with the 100 steps of
-# the others the two that were tried got less far (docs/concepts/spans.md)
+# the others the two that were tried got less far (docs/results/long_spans.md)
 _FAR_BACK = ("popgym_autoencode", "popgym_concentration", "popgym_repeat_previous_hard")
 # tasks whose rewards come at once and whose actions change nothing but the reward
 _ANSWERS = ("popgym_autoencode", "popgym_count_recall", "popgym_repeat")
