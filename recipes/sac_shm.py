@@ -73,6 +73,7 @@ def main(
             gamma=algo.gamma,
             temperature=algo.temperature,
             initial_temperature=algo.initial_temperature,
+            max_temperature=algo.max_temperature,
             target_entropy=algo.target_entropy,
             divergence=algo.actor_divergence,
         )

@@ -83,6 +83,8 @@ def test_groups_fill_a_batch() -> None:
         ({"updates_per_step": 0.0}, r"algo\.updates_per_step=0\.0 must be positive"),
         ({"temperature": 0.0}, r"algo\.temperature=0\.0 must be positive"),
         ({"temperature": 1.0, "target_entropy": 0.1}, r"algo\.temperature=1\.0 is fixed; drop one"),
+        ({"temperature": 1.0, "max_temperature": 0.1}, r"algo\.max_temperature=0\.1 is for a temp"),
+        ({"max_temperature": 0.0}, r"algo\.max_temperature=0\.0 must be positive"),
         ({"tau": 1.1}, r"algo\.tau=1\.1 must be between 0 and 1"),
         ({"temperature": True}, r"algo\.temperature=True must be a number"),
         ({"target_entropy": False}, r"algo\.target_entropy=False must be a number"),

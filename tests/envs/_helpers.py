@@ -23,10 +23,10 @@ _rooms: dict[str, Any] = {"frames": (2, 5, 3)}
 # episodes are of more than six steps
 MAKERS: dict[str, Callable[..., BatchedEnv]] = {
     "Wind": partial(envs.WindEnv, max_steps=8, goal_radius=0.95),
-    "WindMirrored": partial(envs.WindEnv, max_steps=8, mirror=True, **_radii),
+    "WindMirrored": partial(envs.WindEnv, max_steps=8, mirror=True, repeat_failed=0.5, **_radii),
     "PointRobot": partial(envs.PointRobotEnv, max_steps=4, goal_radius=0.7),
     "PointRobotShaped": partial(
-        envs.PointRobotEnv, max_steps=8, num_episodes=1, mirror=True, **_radii
+        envs.PointRobotEnv, max_steps=8, num_episodes=1, mirror=True, repeat_failed=0.5, **_radii
     ),
     "TMaze": partial(envs.TMazeEnv, length=6),
     "TMazeActive": partial(envs.TMazeEnv, length=6, passive=False),

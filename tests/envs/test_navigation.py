@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import check_env_specs
 
@@ -100,6 +101,30 @@ class TestSplits:
         assert mirrored.any(0).all()
         assert torch.equal(tasks, make().train_tasks)
 
+    @pytest.mark.parametrize("part", [False, True])
+    def test_failed_tasks_are_played_again(self, make: Any, part: bool) -> None:
+        env = make(8000, num_train_tasks=10, mirror=True, repeat_failed=0.8, seed=0)
+        env.reset()
+        before = {name: x.clone() for name, x in env.get_extra_state().items()}
+        # half of the rows have found the goal, and where only a part starts every second one does
+        found, starts = torch.arange(8000) < 4000, torch.arange(8000) % 2 == 0
+        env.set_extra_state({**before, "success": found.unsqueeze(-1)})
+        mask = TensorDict({"_reset": (starts if part else starts | True).unsqueeze(-1)}, [8000])
+        env.reset(mask)
+        task = "wind" if make is WindEnv else "goal"
+        same = (played(env) == before[task]).all(-1)
+        assert same[~starts].all() == part
+        # one of twenty tasks is drawn again by chance: 0.05 and 0.8 + 0.2 * 0.05
+        assert 0.03 < same[starts & found].double().mean() < 0.07
+        assert 0.79 < same[starts & ~found].double().mean() < 0.83
+        if task == "goal":
+            # from other starts
+            assert not (env.start == before["start"]).all(-1).any(-1)[starts].any()
+        tests = make(split="test", repeat_failed=0.8)
+        tests.reset()
+        tests.reset()
+        assert torch.equal(played(tests), tests.test_tasks)
+
     def test_training_draws_every_task_and_no_other(self, make: Any) -> None:
         env = make(5_000, seed=0)
         tasks = env.train_tasks.clone()
@@ -123,6 +148,8 @@ class TestSplits:
         ({"goal_radius": 0.0}, "goal_radius must be finite and positive, got 0.0"),
         ({"num_train_tasks": 51}, r"51 \+ 150 is more than num_tasks = 200.*raise num_tasks"),
         ({"split": "test", "num_envs": 64}, "150 test tasks.*num_envs=64; leave num_envs out"),
+        ({"repeat_failed": 1.0}, r"repeat_failed must be at least 0 and below 1, got 1\.0; at 1"),
+        ({"repeat_failed": -0.1}, r"repeat_failed must be at least 0 and below 1, got -0\.1"),
         ({"shaping_radii": (1.0, 0.1)}, r"positive smallest.*got \(1.0, 0.1\); None emits no"),
         ({"shaping_radii": (0.0, 1.0)}, r"positive smallest.*got \(0.0, 1.0\)"),
     ],

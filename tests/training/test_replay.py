@@ -100,6 +100,23 @@ def test_files(tmp_path: Path) -> None:
     assert replay.state_dict()["count"] == 30
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_half_a_file_of_a_killed_run(tmp_path: Path, saved: bool) -> None:
+    replay = make(tmp_path)
+    if saved:
+        replay.extend(rows(0))
+    state = replay.state_dict()
+    half = tmp_path / f"rows-{3:012d}-{6:012d}-{16 * '0'}.pt.part"
+    half.write_bytes(b"x")
+    other = make(tmp_path)
+    if saved:
+        other.load_state_dict(state)
+    else:
+        other.extend(rows(0))
+    assert len(other) == 3
+    assert not half.exists()
+
+
 def test_empty(tmp_path: Path) -> None:
     replay = make(tmp_path / "none")
     state = replay.state_dict()

@@ -359,3 +359,22 @@ def test_temperature() -> None:
     assert float(make_sac_loss(discrete, gamma=0.9, target_entropy=0.1).target_entropy) == (
         pytest.approx(0.1)
     )
+
+
+@both_forms
+def test_bound_on_the_temperature(form: str) -> None:
+    """It holds at once, and a temperature below it still learns."""
+    case = Case(form, "gru")
+    sample = case.batches[1]
+    memories = TensorDictSequential(case.operator.actor, case.operator.critic)
+    data = case.slow.unroll_next(sample, unroll(memories, sample))
+    options: Any = {"initial_temperature": 0.1, "target_entropy": 50.0}
+    for bound, expected in ((0.05, 0.05), (0.2, 0.1), (None, 0.1)):
+        loss = make_sac_loss(case.operator, gamma=GAMMA, max_temperature=bound, **options)
+        SlowCritic(case.operator, loss, tau=0.5)
+        terms = loss(data)
+        assert float(terms["alpha"]) == pytest.approx(expected)
+        assert float(loss.log_alpha.detach().exp()) == pytest.approx(expected)
+        terms["loss_alpha"].backward()
+        # an entropy as high as that is not reached, so it rises
+        assert float(loss.log_alpha.grad) < 0

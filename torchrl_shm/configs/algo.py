@@ -118,6 +118,8 @@ class SAC:
             are small beside 1 are lost in the noise of the updates.
         temperature: weight of the entropy, in units of that reward, where `None` learns it.
         initial_temperature: where a learned one starts.
+        max_temperature: bound on a learned one, where `None` is none. Above some price of entropy
+            what is far away does not pay any more (docs/results/sac.md).
         temperature_learning_rate: that of a learned one.
         target_entropy: entropy at which a learned temperature aims, in nats, where `None` is minus
             the number of parts of a continuous action, and 0.3 of the largest one of an index.
@@ -151,6 +153,7 @@ class SAC:
     reward_scale: float = 1.0
     temperature: Number | None = None
     initial_temperature: float = 0.1
+    max_temperature: Number | None = None
     temperature_learning_rate: float = 3e-3
     target_entropy: Number | None = None
     actor_divergence: ActorDivergence = "reverse"
@@ -163,7 +166,7 @@ class SAC:
             counts=("rollout_length", "buffer_size", "batch_size"),
             positive=(
                 "updates_per_step", "learning_rate", "reward_scale", "initial_temperature",
-                "temperature_learning_rate", "max_grad_norm", "temperature",
+                "temperature_learning_rate", "max_grad_norm", "temperature", "max_temperature",
             ),
             shares=("gamma", "tau"),
         )  # fmt: skip
@@ -171,11 +174,13 @@ class SAC:
         check_count("algo.burn_in", self.burn_in, 0)
         check_option("algo.storage", self.storage, ReplayStorage)
         check_option("algo.actor_divergence", self.actor_divergence, ActorDivergence)
-        if self.temperature is not None and self.target_entropy is not None:
-            raise ValueError(
-                f"algo.target_entropy={self.target_entropy} is for a temperature that is learned, "
-                f"but algo.temperature={self.temperature} is fixed; drop one of them"
-            )
+        for name in ("target_entropy", "max_temperature"):
+            value = getattr(self, name)
+            if self.temperature is not None and value is not None:
+                raise ValueError(
+                    f"algo.{name}={value} is for a temperature that is learned, but "
+                    f"algo.temperature={self.temperature} is fixed; drop one of them"
+                )
         if self.burn_in >= self.rollout_length:
             raise ValueError(
                 f"algo.burn_in={self.burn_in} leaves nothing of sequences of "

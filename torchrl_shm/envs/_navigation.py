@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class NavigationEnv(BatchedEnv):
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
         mirror: give the task of every training episode the opposite x with a probability of one
             half.
+        repeat_failed: probability with which a training episode without success is followed by one
+            of the same task instead of a new one.
         seed: seed of the environment's generator.
         device: device of all tensors.
         observation: bounds of further observation entries, float32 of shape `[B, 1]`, by name.
@@ -51,6 +53,9 @@ class NavigationEnv(BatchedEnv):
     """
 
     _tensors = ("train_ids", "train_tasks", "test_ids", "test_tasks", "_one", "_step_size")
+
+    _task: ClassVar[str]
+    """Entry of layouts and states that holds the task."""
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class NavigationEnv(BatchedEnv):
         max_steps: int,
         shaping_radii: tuple[float, float] | None,
         mirror: bool,
+        repeat_failed: float,
         seed: int | None,
         device: torch.device | str | int,
         observation: Mapping[str, tuple[float, float]] | None = None,
@@ -100,6 +106,12 @@ class NavigationEnv(BatchedEnv):
                 f"got {tuple(shaping_radii)}; None emits no shaping"
             )
 
+        if not 0 <= repeat_failed < 1:
+            raise ValueError(
+                f"repeat_failed must be at least 0 and below 1, got {repeat_failed}; at 1 a task "
+                "that cannot be solved would never end"
+            )
+
         super().__init__(num_envs, device)
         self.split = split
         self.num_tasks = num_tasks
@@ -110,6 +122,7 @@ class NavigationEnv(BatchedEnv):
         # tests are scored by the reward of the task alone
         self.shaping_radii = shaping_radii if split == "train" else None
         self.mirror = mirror and split == "train"
+        self.repeat_failed = repeat_failed if split == "train" else 0.0
 
         random = np.random.RandomState(_TASK_SEED)
         tasks = torch.from_numpy(draw_tasks(random))
@@ -147,6 +160,17 @@ class NavigationEnv(BatchedEnv):
         if self.mirror:
             tasks[:, 0] *= 1 - 2 * torch.randint(2, (count,), **options)
         return tasks
+
+    def _draw_rows(self, rows: Tensor | None) -> State:
+        layout = super()._draw_rows(rows)
+        if self.repeat_failed and self._state is not None:
+            task, success = self._state[self._task], self._state["success"]
+            if rows is not None:
+                task, success = task[rows], success[rows]
+            share = torch.rand(success.shape, generator=self._generator, device=self.device)
+            again = ~success & (share < self.repeat_failed)
+            layout[self._task] = torch.where(again, task, layout[self._task])
+        return layout
 
     def _move(self, action: Tensor) -> Tensor:
         """Displacement by a clipped action, in the dtype of the action."""

@@ -274,7 +274,7 @@ class BatchedEnv(EnvBase):
 
     def _draw_layouts(self, rows: Tensor | None = None) -> State:
         """Draw the layouts of rows `[R]` in ascending order; of all rows if they are not given."""
-        layout = self._draw(self.num_envs if rows is None else rows.shape[0])
+        layout = self._draw_rows(rows)
         if self._group_size == 1:
             return layout
         rows = torch.arange(self.num_envs, device=self.device) if rows is None else rows
@@ -282,6 +282,10 @@ class BatchedEnv(EnvBase):
         # of each group that of its first row: less would be drawn only if a value were read
         first = torch.searchsorted(group, group)
         return {name: entry[first] for name, entry in layout.items()}
+
+    def _draw_rows(self, rows: Tensor | None) -> State:
+        """Draw one layout for each of the rows `[R]`, or of all."""
+        return self._draw(self.num_envs if rows is None else rows.shape[0])
 
     def _restart(self, rows: Tensor, going_on: Tensor) -> State:
         """Draw and start episodes in some environments only.

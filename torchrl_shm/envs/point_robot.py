@@ -76,7 +76,8 @@ class PointRobotEnv(NavigationEnv):
 
     The half circle and the rectangle of the starts are the same in a mirror. With `mirror`, half of
     the training episodes have a goal with the opposite x: twice as many goals to learn from, which
-    leave fewer gaps between them. Tests are never mirrored.
+    leave fewer gaps between them. Tests are never mirrored. With `repeat_failed` goals that are
+    not found come more often: an environment plays the same goal again with that probability.
 
     The tasks are points (cos a, sin a) with a drawn uniformly from [0, pi] with NumPy's seed 1337,
     whatever the seed of the environment, and shuffled from the same stream: the first
@@ -99,6 +100,8 @@ class PointRobotEnv(NavigationEnv):
         num_episodes: how many episodes a task is played for.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
         mirror: mirror the goal of every training episode with a probability of one half.
+        repeat_failed: probability with which a training episode in which the goal was not found is
+            followed by one with the same goal.
         seed: seed of the environment's own generator, which draws training tasks and starts;
             `None` draws one from torch's default generator.
         device: device of all tensors, state and generator included.
@@ -144,6 +147,7 @@ class PointRobotEnv(NavigationEnv):
     policy_keys = ("observation", "inner_done", "previous_action", "previous_reward")
 
     _tensors = (*NavigationEnv._tensors, "_corner", "_extent")
+    _task = "goal"
 
     def __init__(
         self,
@@ -158,6 +162,7 @@ class PointRobotEnv(NavigationEnv):
         num_episodes: int = 2,
         shaping_radii: tuple[float, float] | None = None,
         mirror: bool = False,
+        repeat_failed: float = 0.0,
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
@@ -173,6 +178,7 @@ class PointRobotEnv(NavigationEnv):
             max_steps=max_steps,
             shaping_radii=shaping_radii,
             mirror=mirror,
+            repeat_failed=repeat_failed,
             seed=seed,
             device=device,
             observation={"inner_done": (0, 1), "previous_reward": (0, 1)},

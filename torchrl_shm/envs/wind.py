@@ -64,7 +64,9 @@ class WindEnv(NavigationEnv):
 
     Start and goal lie on the axis x = 0, so a task seen in a mirror is a task of the same kind.
     With `mirror`, half of the training episodes are seen so: their wind has the opposite x. It
-    doubles what can be learned from the training tasks; tests are never mirrored.
+    doubles what can be learned from the training tasks; tests are never mirrored. With
+    `repeat_failed` winds in which the goal was missed come more often: an environment plays the
+    same wind again with that probability.
 
     ## Episode End
 
@@ -82,6 +84,8 @@ class WindEnv(NavigationEnv):
         max_steps: length of an episode.
         shaping_radii: smallest and largest disc that `shaping` counts; `None` emits no `shaping`.
         mirror: mirror every training episode with a probability of one half.
+        repeat_failed: probability with which a training episode without success is followed by one
+            with the same wind.
         seed: seed of the environment's own generator, which draws the training tasks; `None`
             draws one from torch's default generator.
         device: device of all tensors, state and generator included.
@@ -124,6 +128,7 @@ class WindEnv(NavigationEnv):
     """
 
     _tensors = (*NavigationEnv._tensors, "goal")
+    _task = "wind"
 
     def __init__(
         self,
@@ -138,6 +143,7 @@ class WindEnv(NavigationEnv):
         max_steps: int = 100,
         shaping_radii: tuple[float, float] | None = None,
         mirror: bool = False,
+        repeat_failed: float = 0.0,
         seed: int | None = None,
         device: torch.device | str | int = "cpu",
     ) -> None:
@@ -153,6 +159,7 @@ class WindEnv(NavigationEnv):
             max_steps=max_steps,
             shaping_radii=shaping_radii,
             mirror=mirror,
+            repeat_failed=repeat_failed,
             seed=seed,
             device=device,
         )

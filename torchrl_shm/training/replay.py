@@ -107,6 +107,7 @@ class SequenceReplay:
         rows = TensorDict(chosen.detach().cpu().clone().to_dict(), chosen.batch_size)
         if not self.count:
             # of a run that ended in this folder before it saved anything
+            self._remove_parts()
             for stale, _, _ in self._files():
                 stale.unlink(missing_ok=True)
         self.count += len(batch)
@@ -154,6 +155,7 @@ class SequenceReplay:
         self.count = int(state_dict["count"])
         self._counts = [int(count) for count in state_dict["counts"]]
         self._buffer = self._make_buffer()
+        self._remove_parts()
         at = max(self.count - self.num_sequences, 0)
         parts: list[TensorDictBase] = []
         last = 0
@@ -194,6 +196,11 @@ class SequenceReplay:
         name = f"rows-{self.count - len(rows):012d}-{self.count:012d}-{_digest(content)}.pt"
         write_atomically(self.folder / name, content)
         return self.folder / name
+
+    def _remove_parts(self) -> None:
+        """Remove files that a killed run had begun to write."""
+        for part in self.folder.glob("rows-*.pt.part"):
+            part.unlink(missing_ok=True)
 
     def _files(self) -> list[tuple[Path, int, int]]:
         """Files with the numbers of their first sequence and of the one after their last."""

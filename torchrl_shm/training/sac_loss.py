@@ -132,8 +132,7 @@ class UnrolledDiscreteSACLoss(DiscreteSACLoss):
             policy = self.actor_network.get_dist(held.copy())
         log_prob = policy.logits
         with torch.no_grad():
-            log_alpha: Any = self.log_alpha
-            target = self._least_action_values(held) / log_alpha.exp()
+            target = self._least_action_values(held) / self._alpha
             if ACTION_MASK in self.actor_network.in_keys:
                 mask: Tensor = held.get(ACTION_MASK)
                 target = target.masked_fill(~mask.flatten(2), -math.inf)
@@ -163,6 +162,7 @@ def make_sac_loss(
     gamma: float,
     temperature: float | None = None,
     initial_temperature: float = 0.1,
+    max_temperature: float | None = None,
     target_entropy: float | None = None,
     divergence: ActorDivergence = "reverse",
 ) -> Any:
@@ -173,6 +173,7 @@ def make_sac_loss(
         gamma: discount factor.
         temperature: weight of the entropy; `None` learns it.
         initial_temperature: where a learned one starts.
+        max_temperature: bound on a learned one; `None` is none.
         target_entropy: entropy at which a learned temperature aims, in nats; `None` is minus the
             number of parts of a continuous action, and 0.3 of the largest one of an index.
         divergence: how the actor learns from action values, see `ActorDivergence`.
@@ -196,6 +197,7 @@ def make_sac_loss(
         "loss_function": "l2",
         "alpha_init": initial_temperature if temperature is None else temperature,
         "fixed_alpha": temperature is not None,
+        "max_alpha": max_temperature,
     }
     check_option("algo.actor_divergence", divergence, ActorDivergence)
     if divergence == "forward" and not operator.discrete:
