@@ -44,6 +44,7 @@ def test_no_raw_data_of_runs_are_left_out() -> None:
         results / "tasks" / "start.csv", results / "tasks" / "corridors.csv",
         results / "tasks" / "wind_hard_options.csv",
         results / "tasks" / "point_robot_options.csv", results / "tasks" / "popgym_keys.csv",
+        results / "tasks" / "point_robot_repeat.csv",
         results / "tasks" / "forget.csv", results / "tasks" / "key_to_door_500_large_batches.csv",
         results / "tasks" / "key_to_door_500_one_lambda.csv", results / "ablation" / "summary.csv",
     }  # fmt: skip
